@@ -1,0 +1,157 @@
+"""From a config to the parts of a run: stores, loaders, views, trainable unit, engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastlg.config import Config
+from fastlg.data.loaders import make_loader
+from fastlg.data.prepare import Store, find_or_prepare, open_store
+from fastlg.data.views import ViewMaker
+from fastlg.engine.plain import PlainEngine, build_optimizer, pick_device, pick_dtype
+from fastlg.errors import UserError
+from fastlg.models import build_model
+from fastlg.models.param_groups import param_groups
+from fastlg.objective import GuidedStudent
+from fastlg.report import say
+from fastlg.teacher.online import OnlineTeacher
+
+
+def default_cache() -> Path:
+    """Where stores made on the way are kept: $FASTLG_CACHE, else ~/.cache/fastlg."""
+    return Path(os.environ.get("FASTLG_CACHE", Path.home() / ".cache" / "fastlg"))
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The decoded images of a run, memory-mapped; train and test hold the same classes."""
+
+    train: Store
+    test: Store
+    path: Path
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.train.class_names
+
+
+def open_stores(config: Config) -> Stores:
+    """Finds or makes the store of ``data.source``. Raises UserError on bad images, classes or paths."""
+    data = config.data
+    path = find_or_prepare(
+        data.source,
+        data.store or default_cache() / "stores",
+        on_bad=data.on_bad,
+        holdout=data.holdout,
+        label_column=data.label_column,
+        download=data.download,
+        workers=max(1, data.workers),
+    )
+    return Stores(open_store(path, "train"), open_store(path, "test"), path)
+
+
+@dataclass
+class Parts:
+    """Everything the training loop touches, on one device."""
+
+    config: Config
+    stores: Stores
+    engine: PlainEngine
+    unit: GuidedStudent
+    teacher: OnlineTeacher | None
+    train_loader: object
+    test_loader: object
+    views: ViewMaker
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+
+def assemble(config: Config, stores: Stores, teacher_model: nn.Module | None, teacher_size: int | None) -> Parts:
+    """Builds the parts of one run. ``teacher_model`` None trains unguided. Seeds torch first: same seed, same init."""
+    device = pick_device(config.engine)
+    dtype = pick_dtype(config.engine, device)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, num_classes=len(stores.class_names), guided=teacher_model is not None)
+    teacher = None
+    if teacher_model is not None:
+        settings = config.teacher
+        teacher = OnlineTeacher(teacher_model.to(device), stages=settings.stages, norm_stats=settings.norm_stats)
+        if len(model.blocks) != len(settings.stages):
+            raise UserError(
+                f"model.blocks {model.blocks} and teacher.stages {settings.stages} differ in length; "
+                "each guided block needs one stage"
+            )
+    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance).to(device)
+    optimizer = build_optimizer(param_groups(unit, config.optim.weight_decay), config.optim)
+    return Parts(
+        config=config,
+        stores=stores,
+        engine=PlainEngine(unit, optimizer, device, dtype),
+        unit=unit,
+        teacher=teacher,
+        train_loader=_loader(config, stores.train, device, train=True),
+        test_loader=_loader(config, stores.test, device, train=False),
+        views=make_views(config, teacher_size),
+    )
+
+
+def make_views(config: Config, teacher_size: int | None) -> ViewMaker:
+    augment = config.augment
+    return ViewMaker(
+        teacher_size=teacher_size,
+        rand_augment=augment.rand_augment,
+        erase=augment.erase,
+        mean=augment.mean,
+        std=augment.std,
+        seed=config.run.seed,
+    )
+
+
+def _loader(config: Config, store: Store, device: torch.device, *, train: bool):
+    augment, optim = config.augment, config.optim
+    return make_loader(
+        config.data.loader,
+        store,
+        size=config.model.image_size,
+        batch_size=optim.global_batch_size if train else config.log.eval_batch_size,
+        train=train,
+        seed=config.run.seed,
+        scale=augment.crop_scale,
+        ratio=augment.crop_ratio,
+        flip_probability=augment.flip,
+        interpolation=augment.interpolation,
+        device=device,
+        workers=config.data.workers,
+        drop_last=optim.drop_last,
+    )
+
+
+def test_loader(config: Config, stores: Stores, device: torch.device):
+    """Loader of the test split alone, for evaluation without training."""
+    return _loader(config, stores.test, device, train=False)
+
+
+def say_plan(parts: Parts) -> None:
+    """The facts of a run before it starts, one line each."""
+    config, stores, engine = parts.config, parts.stores, parts.engine
+    size = config.model.image_size
+    parameters = sum(p.numel() for p in parts.unit.student.parameters())
+    precision = str(engine.dtype).removeprefix("torch.")
+    say(f"run      {config.run_dir}  seed {config.run.seed}")
+    say(f"data     {config.data.source}: {len(stores.train):,} train, {len(stores.test):,} test, "
+        f"{len(stores.class_names)} classes; store {stores.path}")
+    say(f"model    {config.model.name}, {parameters:,} parameters, {size} px, on {engine.device} in {precision}")
+    if parts.teacher is not None:
+        pairs = ", ".join(f"block {block} ~ stage {stage}" for block, stage in
+                          zip(parts.unit.student.blocks, parts.teacher.stages, strict=True))
+        say(f"guidance {pairs}; weight {config.guidance.weight}, {config.teacher.norm_stats} statistics")
+    optim = config.optim
+    say(f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}, "
+        f"{type(parts.train_loader).__name__}")

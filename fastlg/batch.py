@@ -1,0 +1,56 @@
+"""The three values that flow through a training step. All tensors live on the training device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What every loader yields: one decode per image, cropped, not yet augmented.
+
+    images      uint8 [N, S, S, 3]: each sample's random resized crop (whole image when evaluating)
+    labels      int64 [N]
+    sample_ids  int64 [N]: row of the sample in its store, the key of all its randomness
+    crop        float32 [N, 4]: y, x, h, w of the crop as fractions of the stored image
+    flip        bool [N]: the sample is to be mirrored (data/views.py does it)
+    """
+
+    images: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+    crop: Tensor
+    flip: Tensor
+
+
+class Views(NamedTuple):
+    """What the two networks see, cut from the same augmented pixels.
+
+    student  float [N, 3, S, S], normalised
+    teacher  float [N, 3, T, T], normalised
+    crop     float32 [N, 4] and flip bool [N]: as in Batch, for cached teacher features
+    """
+
+    student: Tensor
+    teacher: Tensor
+    crop: Tensor
+    flip: Tensor
+
+
+class StepOutput(NamedTuple):
+    """Sums and means of one step, 0-d tensors on the device, detached except ``loss``.
+
+    loss           the value that is differentiated
+    loss_cls       classification part (mean over the batch)
+    loss_guidance  guidance part before its weight (0 when there is no teacher)
+    correct        int64: top-1 hits
+    count          int64: samples in the batch
+    """
+
+    loss: Tensor
+    loss_cls: Tensor
+    loss_guidance: Tensor
+    correct: Tensor
+    count: Tensor

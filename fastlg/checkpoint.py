@@ -1,0 +1,103 @@
+"""Checkpoints that are whole or absent: written beside, flushed, renamed. Loaded with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastlg.errors import RunError, UserError
+
+FORMAT = 1  # raised when the meaning of a saved field changes
+LAST, BEST = "last.pt", "best.pt"
+
+
+def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
+    """Writes ``state`` to ``folder/last.pt`` atomically; ``best`` makes best.pt the same file.
+
+    Raises RunError when the disk is full or the folder cannot be written; the previous checkpoint survives.
+    """
+    buffer = io.BytesIO()  # serialised in memory, so that a full disk is a plain OSError of one write
+    torch.save({"format": FORMAT, **state}, buffer)
+    target = folder / LAST
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_atomically(target, buffer.getbuffer())
+        if best:
+            _link_atomically(target, folder / BEST)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
+        kept = "the last good one is kept" if target.exists() else "there is no earlier one"
+        raise RunError(f"cannot save the checkpoint {target}: {reason}; {kept}. Mend that and run again") from None
+    return target
+
+
+def load_checkpoint(path: Path) -> dict:
+    """The state in ``path``, tensors on the CPU. Raises UserError when it is missing, truncated or of another format."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged file; each means the same here
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(
+            f"checkpoint {path} cannot be read (truncated or altered: {reason}); resume from another one with "
+            "--resume PATH, or start anew with --resume never and another run.name"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"checkpoint {path} has format {found}; this fastlg reads format {FORMAT}")
+    return state
+
+
+def random_state() -> dict:
+    """State of every generator a step may draw from, in types that ``weights_only`` loading accepts."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _write_atomically(target: Path, data) -> None:
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _link_atomically(source: Path, target: Path) -> None:
+    """Hard link where the file system has it, else a copy; ``source`` is later replaced, never rewritten."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

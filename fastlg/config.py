@@ -1,0 +1,282 @@
+"""Everything a run can be told, typed; one YAML file plus ``section.key=value`` overrides.
+
+Each part of fastlg receives its own section. Only cli.py, assemble.py, train.py and compare.py see the whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastlg.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(Section):
+    """Where the run lives: ``root/name``. An empty name is the config file's own."""
+
+    name: str = ""
+    root: Path = Path("runs")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class DataConfig(Section):
+    """Which images, and how they are read. See data/sources.py for the forms of ``source``."""
+
+    source: str = Field(min_length=1)
+    label_column: str | None = None  # parquet and hf:// only
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a source without a test split that is held out
+    download: bool = True  # torchvision: and hf:// sources may be fetched
+    store: Path | None = None  # where the decoded store is kept; None: the cache folder
+    on_bad: Literal["fail", "skip"] = "fail"
+    loader: Literal["auto", "resident", "torch"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2  # decode and loader processes
+
+
+class AugmentConfig(Section):
+    """timm's train transform, by its parts; the defaults are the paper's."""
+
+    crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    flip: Fraction = 0.5
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    erase: Fraction = 0.25
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is [{low}, {high}]; the smaller number comes first")
+        return self
+
+
+class ModelConfig(Section):
+    """The network that is trained: a student of models/student.py or a resnet20/56/110."""
+
+    name: str
+    image_size: Annotated[int, Field(ge=8)] = 224  # px
+    blocks: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = "auto"  # guided blocks, 0-based; auto: Eq. 8
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # R of Eq. 8, used by blocks: auto
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    init: Literal["reference", "timm"] = "reference"
+    args: dict[str, Any] = {}  # handed to timm.create_model
+
+
+class TeacherConfig(Section):
+    """The frozen CNN that guides. ``recipe`` is the config that trains it on the run's own data."""
+
+    recipe: str = Field(min_length=1)
+    weights: Path | None = None  # a teacher's run folder, or a checkpoint of the reference code; None: find or train
+    overrides: dict[str, Any] = {}  # dotted keys of the recipe, as in teacher.overrides.optim.epochs=100
+    stages: list[Annotated[int, Field(ge=0, le=2)]] = [0, 1, 2]
+    norm_stats: Literal["batch", "running"] = "batch"
+
+
+class GuidanceConfig(Section):
+    """The losses that the teacher adds. beta = 2.5 belongs to ``reduction: mean``."""
+
+    weight: Annotated[float, Field(ge=0)] = 2.5
+    reduction: Literal["mean", "sum_channels"] = "mean"
+    transform: Literal["linear", "attention", "similarity"] = "linear"
+    impl: Literal["auto", "triton", "torch"] = "auto"
+    logits: Literal["none", "soft", "hard"] = "none"
+    logits_weight: Fraction = 0.5
+    temperature: Positive = 1.0
+
+
+class OptimConfig(Section):
+    """Optimizer and timm's per-epoch cosine schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 5e-4
+    min_lr: Annotated[float, Field(ge=0)] = 5e-6
+    warmup_epochs: Annotated[int, Field(ge=0)] = 20
+    warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
+    epochs: Count = 300
+    global_batch_size: Count = 128
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # adamw
+    momentum: Fraction = 0.9  # sgd, Nesterov
+    drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
+
+
+class EngineConfig(Section):
+    """Where and in which precision. ``auto``: CUDA with bf16 autocast where there is one, else CPU in fp32."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class LogConfig(Section):
+    every_steps: Count = 50  # the only host syncs of the loop are these reports
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # extra checkpoints inside an epoch; 0: at epoch ends only
+    eval_epochs: Count = 1  # evaluate every so many epochs, and always at the end
+    eval_batch_size: Count = 200
+    tensorboard: bool = True
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig
+    teacher: TeacherConfig | None = None
+    guidance: GuidanceConfig = GuidanceConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _pairs(self):
+        if self.teacher is not None and isinstance(self.model.blocks, list):
+            blocks, stages = self.model.blocks, self.teacher.stages
+            if len(blocks) != len(stages):
+                raise ValueError(
+                    f"model.blocks {blocks} and teacher.stages {stages} differ in length; each guided block needs one stage"
+                )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.root / self.run.name
+
+    def replace(self, overrides: dict[str, Any]) -> Config:
+        """A copy with dotted keys replaced, validated again. Raises UserError."""
+        tree = self.model_dump(mode="json")
+        for key, value in overrides.items():
+            _assign(tree, key, value)
+        return _validate(tree, "overrides")
+
+
+def config_folders() -> list[Path]:
+    """Where configs are looked for by name: inside an installed wheel, or beside the sources."""
+    here = Path(__file__).resolve().parent
+    return [folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()]
+
+
+def find_config(name: str) -> Path:
+    """The file a user means by ``name``: a path, or a shipped config with or without ``configs/`` and ``.yaml``."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    stem = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    known = []
+    for folder in config_folders():
+        for candidate in (folder / stem, folder / f"{stem}.yaml"):
+            if candidate.is_file():
+                return candidate
+        known += [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
+    near = difflib.get_close_matches(str(stem.with_suffix("")), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"shipped configs: {', '.join(known) or 'none'}"
+    raise UserError(f"config '{name}' is neither a file nor a shipped config; {hint}")
+
+
+def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a YAML config, applies ``section.key=value`` overrides, validates. Raises UserError, one line."""
+    path = find_config(name)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds a {type(tree).__name__}; a config is a mapping of sections")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override '{override}' is not of the form section.key=value")
+        try:
+            _assign(tree, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise UserError(f"override '{override}': the value is not valid YAML; quote it") from None
+    config = _validate(tree, str(path))
+    if not config.run.name:
+        config = config.replace({"run.name": path.stem})
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def _assign(tree: dict, key: str, value: Any) -> None:
+    """Sets a dotted key; behind ``teacher.overrides.`` and ``model.args.`` the rest is one literal key."""
+    for literal in ("teacher.overrides.", "model.args."):
+        if key.startswith(literal):
+            parts = [*literal.rstrip(".").split("."), key.removeprefix(literal)]
+            break
+    else:
+        parts = key.split(".")
+    node = tree
+    for part in parts[:-1]:
+        if not isinstance(node.setdefault(part, {}), dict):
+            node[part] = {}
+        node = node[part]
+    node[parts[-1]] = value
+
+
+def _validate(tree: dict, where: str) -> Config:
+    _refuse_unknown(tree, Config, where)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_one_line(error)}") from None
+
+
+def _refuse_unknown(tree: Any, model: type[BaseModel], where: str, prefix: str = "") -> None:
+    """Unknown keys are named with the nearest real one, before pydantic sees them."""
+    if not isinstance(tree, dict):
+        return
+    for key, value in tree.items():
+        if key not in model.model_fields:
+            names = _dotted_names(Config)
+            near = difflib.get_close_matches(f"{prefix}{key}", names, n=1, cutoff=0.5) or [
+                name for name in names if name.rsplit(".", 1)[-1] == key
+            ]
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(model.model_fields)}"
+            raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
+        child = _section_type(model.model_fields[key].annotation)
+        if child is not None:
+            _refuse_unknown(value, child, where, f"{prefix}{key}.")
+
+
+def _section_type(annotation: Any) -> type[Section] | None:
+    options = (annotation, *getattr(annotation, "__args__", ()))
+    return next((kind for kind in options if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _dotted_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for key, field in model.model_fields.items():
+        child = _section_type(field.annotation)
+        names += [f"{prefix}{key}"] if child is None else [f"{prefix}{key}", *_dotted_names(child, f"{prefix}{key}.")]
+    return names
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem: key, offending value, what is allowed."""
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int)]
+    key = ".".join(names)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{key} is missing; give it in the file or as {key}=VALUE"
+    if first["type"] == "value_error":
+        return message
+    return f"{key} is {first['input']!r}: {message[0].lower()}{message[1:]}"

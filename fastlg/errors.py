@@ -1,0 +1,9 @@
+"""The two ways a command fails on purpose; cli.py turns them into one line and an exit status."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one line that says what, where and the fix. Exit status 2."""
+
+
+class RunError(Exception):
+    """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""

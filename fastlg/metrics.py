@@ -1,0 +1,101 @@
+"""Sums of the training step stay on the device; reading them is the loop's only host sync."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlg.batch import StepOutput
+from fastlg.errors import RunError
+
+
+class Means(NamedTuple):
+    """Means over ``count`` samples; ``top1`` in percent."""
+
+    loss: float
+    loss_cls: float
+    loss_guidance: float
+    top1: float
+    count: int
+
+
+class Meter:
+    """Accumulates StepOutputs in fp64 on the device.
+
+    ``update`` never syncs. ``read`` syncs once and raises RunError when any loss since the last ``reset`` was not
+    finite, so that no checkpoint or report follows a broken update.
+    """
+
+    FIELDS = 5  # loss, loss_cls, loss_guidance, correct, count
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(self.FIELDS, dtype=torch.float64, device=device)
+        self.first_bad = torch.full((4,), -1.0, dtype=torch.float64, device=device)  # step, loss, cls, guidance
+        self.last_read = [0.0] * self.FIELDS
+
+    def update(self, out: StepOutput, step: int) -> None:
+        losses = torch.stack([out.loss, out.loss_cls, out.loss_guidance]).double()
+        count = out.count.double()
+        self.sums += torch.cat([losses * count, torch.stack([out.correct.double(), count])])
+        newly_bad = ~torch.isfinite(losses).all() & (self.first_bad[0] < 0)
+        self.first_bad = torch.where(newly_bad, torch.cat([losses.new_full((1,), step), losses]), self.first_bad)
+
+    def read(self) -> tuple[Means, Means]:
+        """(means since the last read, means since the last reset). Raises RunError on a non-finite loss."""
+        values = torch.cat([self.sums, self.first_bad]).tolist()
+        total, bad = values[: self.FIELDS], values[self.FIELDS :]
+        if bad[0] >= 0:
+            raise RunError(
+                f"the loss is not finite at step {int(bad[0])}: loss {bad[1]:.4g} = classification {bad[2]:.4g}, "
+                f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. Lower optim.lr or use "
+                "engine.precision=fp32, then run again: it resumes from the last good checkpoint"
+            )
+        since = [new - old for new, old in zip(total, self.last_read, strict=True)]
+        self.last_read = total
+        return _means(since), _means(total)
+
+    def reset(self) -> None:
+        self.sums.zero_()
+        self.last_read = [0.0] * self.FIELDS
+
+    def state_dict(self) -> dict:
+        return {"sums": self.sums.cpu(), "last_read": list(self.last_read)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sums.copy_(state["sums"])
+        self.last_read = list(state["last_read"])
+
+
+def _means(sums: list[float]) -> Means:
+    count = max(sums[4], 1.0)
+    return Means(sums[0] / count, sums[1] / count, sums[2] / count, 100 * sums[3] / count, int(sums[4]))
+
+
+class Accuracy(NamedTuple):
+    """Result over a whole split: top-1 and top-5 in percent, mean cross entropy, images counted."""
+
+    top1: float
+    top5: float
+    loss: float
+    count: int
+
+
+class AccuracyMeter:
+    """Top-1, top-5 and cross entropy over a split; one sync, in ``read``."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """logits [N, K] of any float dtype, labels int64 [N]. With fewer than 5 classes, top-5 is top-K."""
+        logits = logits.float()
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        top1, top5 = ranked[:, 0].sum(), ranked.any(1).sum()
+        self.sums += torch.stack([top1.double(), top5.double(), loss.double(), loss.new_tensor(len(labels)).double()])
+
+    def read(self) -> Accuracy:
+        top1, top5, loss, count = self.sums.tolist()
+        return Accuracy(100 * top1 / count, 100 * top5 / count, loss / count, int(count))

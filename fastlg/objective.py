@@ -1,0 +1,55 @@
+"""The one trainable unit: a student, its projections, and every loss of the method."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlg.batch import StepOutput
+from fastlg.config import GuidanceConfig
+from fastlg_kernels import GuidanceLoss, distillation_loss
+
+
+class GuidedStudent(nn.Module):
+    """Student and projections; the teacher stays outside and hands in its Guide.
+
+    ``student(images) -> (logits [N, K], features)``, features being the guided blocks' tokens or maps. The loss is
+
+        (1 - w) * cls + w * distillation + beta * guidance
+
+    with w = ``logits_weight`` (0 unless ``logits`` is soft or hard) and beta = ``weight``: both teacher losses add up,
+    where the reference code lets one overwrite the other. Without ``teacher_dims`` it is plain classification.
+    """
+
+    def __init__(self, student: nn.Module, teacher_dims: list[int], config: GuidanceConfig):
+        super().__init__()
+        self.student = student
+        self.config = config
+        self.guidance = None
+        if teacher_dims:
+            self.guidance = GuidanceLoss(
+                student.dims,
+                teacher_dims,
+                grids=student.grids,
+                reduction=config.reduction,
+                transform=config.transform,
+                impl=config.impl,
+            )
+
+    def forward(self, images: Tensor, labels: Tensor, guide=None) -> StepOutput:
+        """images float [N, 3, S, S]; labels int64 [N]; guide: teacher.Guide or None."""
+        logits, features = self.student(images)
+        logits = logits.float()
+        loss_cls = F.cross_entropy(logits, labels)
+        loss, loss_guidance = loss_cls, loss_cls.new_zeros(())
+        if self.guidance is not None:
+            if self.config.logits != "none":
+                distilled = distillation_loss(logits, guide.logits.float(), self.config.logits, self.config.temperature)
+                loss = torch.lerp(loss_cls, distilled, self.config.logits_weight)
+            loss_guidance = self.guidance(features, guide.maps)
+            loss = loss + self.config.weight * loss_guidance
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            count = torch.full_like(correct, len(labels))
+        return StepOutput(loss, loss_cls.detach(), loss_guidance.detach(), correct, count)
