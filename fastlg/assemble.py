@@ -145,13 +145,19 @@ def say_plan(parts: Parts) -> None:
     parameters = sum(p.numel() for p in parts.unit.student.parameters())
     precision = str(engine.dtype).removeprefix("torch.")
     say(f"run      {config.run_dir}  seed {config.run.seed}")
-    say(f"data     {config.data.source}: {len(stores.train):,} train, {len(stores.test):,} test, "
-        f"{len(stores.class_names)} classes; store {stores.path}")
+    say(
+        f"data     {config.data.source}: {len(stores.train):,} train, {len(stores.test):,} test, "
+        f"{len(stores.class_names)} classes; store {stores.path}"
+    )
     say(f"model    {config.model.name}, {parameters:,} parameters, {size} px, on {engine.device} in {precision}")
     if parts.teacher is not None:
-        pairs = ", ".join(f"block {block} ~ stage {stage}" for block, stage in
-                          zip(parts.unit.student.blocks, parts.teacher.stages, strict=True))
+        pairs = ", ".join(
+            f"block {block} ~ stage {stage}"
+            for block, stage in zip(parts.unit.student.blocks, parts.teacher.stages, strict=True)
+        )
         say(f"guidance {pairs}; weight {config.guidance.weight}, {config.teacher.norm_stats} statistics")
     optim = config.optim
-    say(f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}, "
-        f"{type(parts.train_loader).__name__}")
+    say(
+        f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}, "
+        f"{type(parts.train_loader).__name__}"
+    )

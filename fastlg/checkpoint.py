@@ -39,7 +39,9 @@ def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """The state in ``path``, tensors on the CPU. Raises UserError when it is missing, truncated or of another format."""
+    """The state in ``path``, tensors on the CPU.
+
+    Raises UserError when it is missing, truncated or of another format."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:

@@ -149,7 +149,8 @@ class Config(Section):
             blocks, stages = self.model.blocks, self.teacher.stages
             if len(blocks) != len(stages):
                 raise ValueError(
-                    f"model.blocks {blocks} and teacher.stages {stages} differ in length; each guided block needs one stage"
+                    f"model.blocks {blocks} and teacher.stages {stages} differ in length; "
+                    "each guided block needs one stage"
                 )
         return self
 
@@ -197,18 +198,26 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}; a config is a mapping of sections")
+    for key, value in parse_overrides(overrides).items():
+        _assign(tree, key, value)
+    config = _validate(tree, str(path))
+    if not config.run.name:
+        config = config.replace({"run.name": path.stem})
+    return config
+
+
+def parse_overrides(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """``section.key=value`` strings as {dotted key: value}; values are YAML. Raises UserError."""
+    parsed = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise UserError(f"override '{override}' is not of the form section.key=value")
         try:
-            _assign(tree, key.strip(), yaml.safe_load(value))
+            parsed[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"override '{override}': the value is not valid YAML; quote it") from None
-    config = _validate(tree, str(path))
-    if not config.run.name:
-        config = config.replace({"run.name": path.stem})
-    return config
+    return parsed
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -45,16 +45,15 @@ class Meter:
     def read(self) -> tuple[Means, Means]:
         """(means since the last read, means since the last reset). Raises RunError on a non-finite loss."""
         values = torch.cat([self.sums, self.first_bad]).tolist()
-        total, bad = values[: self.FIELDS], values[self.FIELDS :]
-        if bad[0] >= 0:
-            raise RunError(
-                f"the loss is not finite at step {int(bad[0])}: loss {bad[1]:.4g} = classification {bad[2]:.4g}, "
-                f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. Lower optim.lr or use "
-                "engine.precision=fp32, then run again: it resumes from the last good checkpoint"
-            )
+        total = values[: self.FIELDS]
+        _refuse_non_finite(values[self.FIELDS :])
         since = [new - old for new, old in zip(total, self.last_read, strict=True)]
         self.last_read = total
         return _means(since), _means(total)
+
+    def check(self) -> None:
+        """Raises RunError when any loss since the last reset was not finite. Syncs once."""
+        _refuse_non_finite(self.first_bad.tolist())
 
     def reset(self) -> None:
         self.sums.zero_()
@@ -66,6 +65,15 @@ class Meter:
     def load_state_dict(self, state: dict) -> None:
         self.sums.copy_(state["sums"])
         self.last_read = list(state["last_read"])
+
+
+def _refuse_non_finite(bad: list[float]) -> None:
+    if bad[0] >= 0:
+        raise RunError(
+            f"the loss is not finite at step {int(bad[0])}: loss {bad[1]:.4g} = classification {bad[2]:.4g}, "
+            f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. Lower optim.lr or use "
+            "engine.precision=fp32 in a run of another run.name"
+        )
 
 
 def _means(sums: list[float]) -> Means:

@@ -1,0 +1,34 @@
+# Every target sets up what it needs: a virtual environment in .venv, and the project installed in it.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help train test test-gpu bench lint fix clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.venv/.ready: pyproject.toml setup.py scripts/setup.sh
+	@PYTHON=$(PYTHON) bash scripts/setup.sh
+
+train: .venv/.ready  ## teacher, unguided and guided student on 5,000 MNIST images: does guidance help?
+	@$(BIN)/fastlg compare quickstart
+
+test: .venv/.ready  ## the test suite (no GPU needed)
+	@$(BIN)/python -m pytest -q
+
+test-gpu: .venv/.ready  ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu
+
+bench: .venv/.ready  ## measure what this machine can do
+	@$(BIN)/fastlg bench
+
+lint: .venv/.ready  ## style and import checks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+fix: .venv/.ready  ## mend what lint can mend
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:  ## remove the environment, builds and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,123 @@
+"""The command line. Commands import what they need when they run, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="fastlg",
+    help="Train vision transformers on tiny datasets with locality guidance (arXiv 2207.10026).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigName = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config: cifar100/deit_tiny.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="e.g. optim.epochs=100")
+]  # noqa: UP045
+Resume = Annotated[
+    str, typer.Option(help="auto: go on where the run stopped. never: refuse an existing run. Or a checkpoint.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, try one step, write no run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME.")]
+Which = Annotated[str, typer.Option(help="Which checkpoint: last or best.")]
+
+
+@app.command()
+def train(config: ConfigName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Train a student (and its teacher, when there is none yet) by a config."""
+    from fastlg.config import load_config
+    from fastlg.report import say
+    from fastlg.train import train as run
+
+    loaded = load_config(config, overrides or [])
+    summary = run(loaded, resume=resume, dry_run=dry_run)
+    if not dry_run:
+        say(
+            f"done     {loaded.run_dir}: top-1 {summary['top1_last']:.2f} % (best {summary['top1_best']:.2f} %), "
+            f"{summary['images_per_s']:,.0f} images/s, {summary['wall_s']:,.0f} s"
+        )
+
+
+@app.command()
+def compare(config: ConfigName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Train the same student without and with guidance, and show the difference."""
+    from fastlg.compare import compare as run
+    from fastlg.config import load_config
+
+    run(load_config(config, overrides or []), resume=resume, dry_run=dry_run)
+
+
+@app.command("eval")
+def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last") -> None:
+    """Measure a trained run on its test split (data.source=... for other images of the same classes)."""
+    from fastlg.config import parse_overrides
+    from fastlg.evaluate import evaluate_run
+    from fastlg.report import say
+
+    result = evaluate_run(run, _checked(which), parse_overrides(overrides or []))
+    say(
+        f"{run} ({which}): top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
+        f"cross entropy {result.loss:.4f}  over {result.count:,} images"
+    )
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    which: Which = "last",
+) -> None:
+    """Write the bare student as safetensors that plain timm loads."""
+    from fastlg.evaluate import load_trained
+    from fastlg.export import export_student
+    from fastlg.report import say
+
+    config, model, class_names = load_trained(run, _checked(which))
+    export_student(model, out, class_names=class_names, config=config)
+    say(f"exported {run} ({which}) to {out}; load it with timm.create_model('local-dir:{out}', pretrained=True)")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine offers fastlg, what is missing, and how to add it."""
+    from fastlg.doctor import report
+
+    report()
+
+
+def _checked(which: str) -> str:
+    from fastlg.errors import UserError
+
+    if which not in ("last", "best"):
+        raise UserError(f"--which is {which}; it is last or best")
+    return which
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and status 2, a failed run one line and 1, a stopped run 143 or 130."""
+    from fastlg.errors import RunError, UserError
+    from fastlg.signals import Stopped
+
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
+    except Stopped as stopped:
+        _fail(f"stopped by {stopped}; the run is saved, the same command goes on", stopped.status)
+    except KeyboardInterrupt:
+        _fail("stopped by SIGINT", 130)
+
+
+def _fail(line: str, status: int) -> None:
+    print(f"fastlg: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,63 @@
+"""``fastlg compare``: does guidance help on my data? The same budget without and with it, side by side."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from fastlg.analysis.plots import plot_curves
+from fastlg.assemble import open_stores
+from fastlg.config import Config
+from fastlg.errors import UserError
+from fastlg.report import console, read_metrics, say
+from fastlg.run import write_summary
+from fastlg.train import teacher_config, train
+
+COLUMNS = {"top1_last": "top-1 %", "top1_best": "best %", "images_per_s": "images/s", "wall_s": "wall s"}
+
+
+def compare(config: Config, *, resume: str = "auto", dry_run: bool = False) -> dict:
+    """Trains teacher, unguided and guided student of one config; returns {teacher, unguided, guided: summary}.
+
+    Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json and curves.png in
+    the run folder, and the two runs below it.
+    """
+    if config.teacher is None:
+        raise UserError(f"{config.run.name} has no teacher section; compare needs one to guide with")
+    folder = config.run_dir
+    teacher = teacher_config(config, open_stores(config)) if config.teacher.weights is None else None
+    guided = config.replace({"run.root": str(folder), "run.name": "guided"})
+    unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
+    if teacher is not None:  # both students and later comparisons share the teacher of the outer root
+        guided = guided.replace({"teacher.weights": str(teacher.run_dir)})
+    summaries = {}
+    if teacher is not None:
+        say("\n1/3 teacher")
+        summaries["teacher"] = train(teacher, dry_run=dry_run)
+    say("\n2/3 unguided")
+    summaries["unguided"] = train(unguided, resume=resume, dry_run=dry_run)
+    say("\n3/3 guided")
+    if dry_run:
+        guided = guided.replace({"teacher.weights": None})
+    summaries["guided"] = train(guided, resume=resume, dry_run=dry_run)
+    if dry_run:
+        return summaries
+    write_summary(folder, summaries)
+    names = [name for name in ("unguided", "guided")]
+    plot_curves({name: read_metrics(folder / name) for name in names}, folder / "curves.png")
+    show(summaries)
+    say(f"curves and summary in {folder}")
+    return summaries
+
+
+def show(summaries: dict[str, dict]) -> None:
+    """The closing table, and the difference that the whole exercise is about."""
+    table = Table(title=None, show_edge=False)
+    table.add_column("run")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for name, summary in summaries.items():
+        table.add_row(name, *(f"{summary[key]:,.1f}" for key in COLUMNS))
+    console.print()
+    console.print(table)
+    gain = summaries["guided"]["top1_last"] - summaries["unguided"]["top1_last"]
+    say(f"guidance: {gain:+.1f} points of top-1 on the same budget of {summaries['guided']['epochs']} epochs")

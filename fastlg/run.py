@@ -1,0 +1,255 @@
+"""One run on disk: its folder, position, log and checkpoints. The loop in train.py only says what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from fastlg.analysis.plots import plot_curves
+from fastlg.assemble import Parts
+from fastlg.batch import Batch, StepOutput
+from fastlg.checkpoint import LAST, load_checkpoint, random_state, save_checkpoint, set_random_state
+from fastlg.config import Config, save_config
+from fastlg.errors import RunError, UserError
+from fastlg.evaluate import evaluate
+from fastlg.metrics import Accuracy, Meter
+from fastlg.provenance import commit, device_name, versions
+from fastlg.report import Bar, Log, read_metrics, say
+from fastlg.signals import StopRequest
+
+# What may differ between a checkpoint and the run that resumes it: it changes no number of the run.
+FREE_ON_RESUME = {
+    "run.root",
+    "run.name",
+    "data.source",
+    "data.store",
+    "data.workers",
+    "data.loader",
+    "data.download",
+    "teacher.weights",
+    "engine.device",
+    "log.every_steps",
+    "log.checkpoint_steps",
+    "log.tensorboard",
+}
+
+
+def finished(folder: Path, config: Config) -> dict | None:
+    """Summary of a completed run of this very config, or None. Raises UserError when another run lies there."""
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds files that are no fastlg run; choose another run.name or empty it")
+        return None
+    _refuse_other(yaml.safe_load(saved.read_text(encoding="utf-8")), config, str(folder))
+    summary = folder / "summary.json"
+    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
+
+
+class Run:
+    """Position and record of one training run.
+
+    Kill it anywhere: it goes on from its last checkpoint to the same bits, because data and augmentation are pure
+    functions of (seed, epoch, sample) and every other state is saved.
+    """
+
+    def __init__(self, parts: Parts, stop: StopRequest, resume: str = "auto"):
+        self.parts, self.stop, self.config = parts, stop, parts.config
+        self.folder = self.config.run_dir
+        self.meter = Meter(parts.device)
+        self.epoch, self.batch = 0, 0  # the next batch to train on
+        self.top1_best, self.last = -1.0, None
+        self.train_seconds, self.wall_seconds, self.images = 0.0, 0.0, 0  # images: those train_seconds were timed over
+        self._open(resume)
+        self.started = time.perf_counter()
+        self.log = Log(self.folder, after_step=self.step, tensorboard=self.config.log.tensorboard)
+
+    @property
+    def step(self) -> int:
+        """Updates done so far."""
+        return self.epoch * len(self.parts.train_loader) + self.batch
+
+    def _open(self, resume: str) -> None:
+        last = self.folder / "checkpoints" / LAST
+        if resume == "never" and (self.folder / "config.yaml").exists():
+            raise UserError(f"{self.folder} holds a run and --resume is never; choose another run.name or remove it")
+        source = last if resume in ("auto", "never") else Path(resume)
+        if source.is_file() or resume not in ("auto", "never"):
+            self.load(source)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_config(self.config, self.folder / "config.yaml")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another run.root") from None
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The rest of an epoch's batches, with the bar; counts the position as they are consumed."""
+        loader = self.parts.train_loader
+        title = f"epoch {epoch + 1}/{self.config.optim.epochs}"
+        self.clock, self.seen = time.perf_counter(), 0
+        with Bar(title, len(loader), self.batch) as self.bar:
+            for batch in loader.epoch(epoch, self.batch):
+                self.seen += len(batch.labels)
+                yield batch
+
+    def after_step(self, out: StepOutput) -> None:
+        """Counts one update; reports, saves and stops where that is due. Syncs only then."""
+        self.meter.update(out, self.step)
+        self.batch += 1
+        self.bar.advance()
+        log, last = self.config.log, self.batch == len(self.parts.train_loader)
+        if self.batch % log.every_steps == 0 or last:
+            self.report()
+        if self.stop.signum is not None and not last:
+            self.save()
+            self.stop.raise_if_set()
+        if log.checkpoint_steps and self.batch % log.checkpoint_steps == 0 and not last:
+            self.save()
+
+    def report(self) -> None:
+        since, _ = self.meter.read()
+        now = time.perf_counter()
+        rate = self.seen / (now - self.clock)
+        self.train_seconds += now - self.clock
+        self.images += self.seen
+        self.clock, self.seen = now, 0
+        lr = self.parts.engine.optimizer.param_groups[0]["lr"]
+        values = {
+            "loss": since.loss,
+            "loss_cls": since.loss_cls,
+            "loss_guidance": since.loss_guidance,
+            "top1": since.top1,
+            "lr": lr,
+            "images_per_s": rate,
+        }
+        self.log.write("train", self.step, epoch=self.epoch, **values)
+        guidance = f" (cls {since.loss_cls:.3f}, guidance {since.loss_guidance:.3f})" if self.parts.teacher else ""
+        self.bar.show(f"loss {since.loss:.3f}{guidance}  top-1 {since.top1:.1f} %  {rate:,.0f} images/s")
+
+    def after_epoch(self) -> None:
+        """Evaluates when due, saves, and moves to the next epoch."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        best = False
+        if self.epoch % self.config.log.eval_epochs == 0 or self.epoch == self.config.optim.epochs:
+            self.last = evaluate(self.parts)
+            best = self.last.top1 > self.top1_best
+            self.top1_best = max(self.top1_best, self.last.top1)
+            self.log.write("eval", self.step, epoch=self.epoch, **self.last._asdict())
+            say(
+                f"epoch {self.epoch}/{self.config.optim.epochs}  test top-1 {self.last.top1:.2f} %  "
+                f"top-5 {self.last.top5:.2f} %  best {self.top1_best:.2f} %"
+            )
+        self.meter.read()
+        self.meter.reset()
+        self.save(best=best)
+        if self.epoch < self.config.optim.epochs:
+            self.stop.raise_if_set()
+
+    def save(self, *, best: bool = False) -> None:
+        """Writes last.pt (and best.pt). A non-finite loss raises first, so it never reaches a checkpoint."""
+        self.meter.check()
+        self._tick()
+        parts = self.parts
+        state = {
+            "unit": parts.unit.state_dict(),
+            "engine": parts.engine.state_dict(),
+            "teacher": parts.teacher.state_dict() if parts.teacher else {},
+            "position": {
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "images": self.images,
+                "top1_best": self.top1_best,
+                "last": list(self.last) if self.last else None,
+                "train_seconds": self.train_seconds,
+                "wall_seconds": self.wall_seconds,
+            },
+            "meter": self.meter.state_dict(),
+            "random": random_state(),
+            "config": self.config.model_dump(mode="json"),
+            "class_names": list(parts.stores.class_names),
+            "data": parts.stores.train.fingerprint,
+        }
+        save_checkpoint(self.folder / "checkpoints", state, best=best)
+
+    def load(self, path: Path) -> None:
+        """Takes over everything ``save`` wrote. Raises UserError for a checkpoint of another config or other data."""
+        state = load_checkpoint(path)
+        _refuse_other(state["config"], self.config, str(path))
+        parts = self.parts
+        if state["data"] != parts.stores.train.fingerprint:
+            raise UserError(f"checkpoint {path} was trained on other images than {self.config.data.source} now holds")
+        parts.unit.load_state_dict(state["unit"])
+        parts.engine.load_state_dict(state["engine"])
+        if parts.teacher:
+            parts.teacher.load_state_dict(state["teacher"])
+        self.meter.load_state_dict(state["meter"])
+        position = state["position"]
+        self.epoch, self.batch, self.images = position["epoch"], position["batch"], position["images"]
+        self.top1_best = position["top1_best"]
+        self.last = Accuracy(*position["last"]) if position["last"] else None
+        self.train_seconds, self.wall_seconds = position["train_seconds"], position["wall_seconds"]
+        set_random_state(state["random"])
+        say(f"resumed  {path}: epoch {self.epoch}, step {self.step}")
+
+    def finish(self) -> dict:
+        """Writes summary.json and curves.png; returns the summary."""
+        self._tick()
+        summary = {
+            "top1_last": self.last.top1,
+            "top1_best": self.top1_best,
+            "top5_last": self.last.top5,
+            "images_per_s": self.images / max(self.train_seconds, 1e-9),
+            "wall_s": self.wall_seconds,
+            "epochs": self.config.optim.epochs,
+            "seed": self.config.run.seed,
+            "device": device_name(self.parts.device),
+            "commit": commit(),
+            "versions": versions(),
+        }
+        write_summary(self.folder, summary)
+        plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
+        return summary
+
+    def close(self) -> None:
+        self.log.close()
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.wall_seconds += now - self.started
+        self.started = now
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    """summary.json, atomically. Raises RunError when the disk is full."""
+    partial = folder / "summary.json.partial"
+    try:
+        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, folder / "summary.json")
+    except OSError as error:
+        raise RunError(f"cannot write {folder / 'summary.json'}: {error.strerror}") from None
+
+
+def _refuse_other(saved: dict, config: Config, where: str) -> None:
+    old, new = _flat(saved), _flat(config.model_dump(mode="json"))
+    differing = [
+        key for key in sorted(old.keys() | new.keys()) if key not in FREE_ON_RESUME and old.get(key) != new.get(key)
+    ]
+    if differing:
+        changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(f"{where} belongs to another config ({changes}{more}); choose another run.name")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

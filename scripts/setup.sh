@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Makes .venv with fastlg, its development tools and FFCV. Called by the Makefile; safe to run again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+PACKAGES=(pkg-config libturbojpeg0-dev libopencv-dev)
+
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
+    echo "fastlg needs Python 3.11 to 3.13; $("$PYTHON" --version) is $PYTHON. Use make PYTHON=python3.12" >&2
+    exit 2
+}
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+echo "setting up .venv (a few minutes the first time)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+
+# FFCV is compiled from source against Debian's libraries.
+has_packages() { pkg-config --exists libturbojpeg opencv4 2>/dev/null; }
+if ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
+    if ! has_packages && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing FFCV's Debian packages: ${PACKAGES[*]}"
+        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "${PACKAGES[@]}"; } >/dev/null 2>&1 || true
+    fi
+    if ! has_packages; then
+        echo "FFCV is left out; to add it: apt-get install ${PACKAGES[*]}, then .venv/bin/pip install 'fastlg[ffcv]'"
+    elif ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[ffcv]' >.venv/ffcv.log 2>&1; then
+        echo "FFCV is left out: its build failed, see .venv/ffcv.log; to try again: .venv/bin/pip install 'fastlg[ffcv]'"
+    fi
+fi
+touch .venv/.ready
