@@ -7,12 +7,13 @@ import io
 import os
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fastlg.errors import RunError, UserError
+from fastlg.errors import RunError, UserError, first_line
 
 FORMAT = 1  # raised when the meaning of a saved field changes
 LAST, BEST = "last.pt", "best.pt"
@@ -41,15 +42,19 @@ def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
 def load_checkpoint(path: Path) -> dict:
     """The state in ``path``, tensors on the CPU.
 
-    Raises UserError when it is missing, truncated or of another format."""
+    Raises UserError when it is missing, truncated or of another format.
+    """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums it writes
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file; each means the same here
-        reason = str(error).splitlines()[0][:120]
         raise UserError(
-            f"checkpoint {path} cannot be read (truncated or altered: {reason}); resume from another one with "
+            f"checkpoint {path} cannot be read (truncated or altered: {first_line(error)}); resume from another one with "
             "--resume PATH, or start anew with --resume never and another run.name"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type when it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -13,7 +13,7 @@ from fastlg.assemble import Parts, Stores, assemble, open_stores, say_plan
 from fastlg.checkpoint import LAST
 from fastlg.config import Config, load_config
 from fastlg.engine.schedule import learning_rate
-from fastlg.errors import UserError
+from fastlg.errors import UserError, first_line
 from fastlg.evaluate import load_trained
 from fastlg.models import build_model, is_cnn
 from fastlg.models.reference_weights import load_reference
@@ -132,7 +132,7 @@ def load_teacher_file(path: Path, recipe: Config, stores: Stores) -> nn.Module:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file it cannot read
-        raise UserError(f"teacher.weights {path} cannot be read: {str(error).splitlines()[0][:120]}") from None
+        raise UserError(f"teacher.weights {path} cannot be read: {first_line(error)}") from None
     model = build_model(recipe.model, num_classes=len(stores.class_names), guided=False)
     load_reference(model, state)
     say(f"teacher  {recipe.model.name} from {path}")

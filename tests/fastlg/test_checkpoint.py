@@ -1,0 +1,107 @@
+"""A checkpoint is whole or absent: full disks, truncation and foreign files are refused, the last good one survives."""
+
+from __future__ import annotations
+
+import random
+import resource
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from fastlg.checkpoint import BEST, LAST, load_checkpoint, random_state, save_checkpoint, set_random_state
+from fastlg.errors import UserError
+
+STATE = {"weights": {"w": torch.arange(6.0).view(2, 3)}, "position": {"epoch": 3, "last": None}, "names": ["a", "b"]}
+
+
+def test_a_saved_state_comes_back_equal_and_leaves_no_other_file(tmp_path):
+    save_checkpoint(tmp_path, STATE, best=True)
+    for name in (LAST, BEST):
+        state = load_checkpoint(tmp_path / name)
+        assert torch.equal(state["weights"]["w"], STATE["weights"]["w"])
+        assert state["position"] == STATE["position"] and state["names"] == STATE["names"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [BEST, LAST]
+
+
+def test_best_stays_when_last_moves_on(tmp_path):
+    save_checkpoint(tmp_path, {"epoch": 1}, best=True)
+    save_checkpoint(tmp_path, {"epoch": 2})
+    assert load_checkpoint(tmp_path / BEST)["epoch"] == 1
+    assert load_checkpoint(tmp_path / LAST)["epoch"] == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_checkpoint_is_named_and_refused(tmp_path, share):
+    path = save_checkpoint(tmp_path, STATE)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=r"last\.pt cannot be read.*--resume"):
+        load_checkpoint(path)
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    path = save_checkpoint(tmp_path, {"w": torch.zeros(5000)})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="cannot be read.*checksum"):
+        load_checkpoint(path)
+
+
+def test_a_foreign_file_and_a_missing_one_are_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="format list"):
+        load_checkpoint(tmp_path / "list.pt")
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "absent.pt")
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "proof"), "w"))
+
+    torch.save({"format": 1, "x": Payload()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, {"epoch": 1})
+    code = textwrap.dedent(
+        f"""
+        import resource, torch
+        from pathlib import Path
+        from fastlg.checkpoint import save_checkpoint
+        from fastlg.errors import RunError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            save_checkpoint(Path({str(tmp_path)!r}), {{"epoch": 2, "w": torch.zeros(100_000)}}, best=True)
+        except RunError as error:
+            print("RunError:", error)
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "RunError: cannot save the checkpoint" in result.stdout and "last good one is kept" in result.stdout, result
+    assert load_checkpoint(tmp_path / LAST)["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [LAST]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000  # the limit held in the child alone
+
+
+def test_every_generator_goes_on_from_the_saved_state(tmp_path):
+    torch.manual_seed(5), np.random.seed(6), random.seed(7)
+    np.random.normal()  # leaves a cached second normal in numpy's legacy generator
+    save_checkpoint(tmp_path, {"random": random_state()})
+
+    def draws():
+        return torch.rand(3).tolist(), np.random.normal(size=3).tolist(), [random.random(), random.gauss(0, 1)]
+
+    expected = draws()
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    set_random_state(load_checkpoint(tmp_path / LAST)["random"])
+    assert draws() == expected
