@@ -19,9 +19,7 @@ app = typer.Typer(
 ConfigName = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config: cifar100/deit_tiny.")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="e.g. optim.epochs=100")
-]  # noqa: UP045
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="e.g. optim.epochs=100")]  # noqa: UP045
 Resume = Annotated[
     str, typer.Option(help="auto: go on where the run stopped. never: refuse an existing run. Or a checkpoint.")
 ]

@@ -33,9 +33,7 @@ def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 def build_optimizer(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW or Nesterov SGD over parameter groups that carry their own weight decay."""
     if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
-        )
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

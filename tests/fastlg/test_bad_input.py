@@ -1,0 +1,120 @@
+"""Each mistake of a user is one line that says what, where and the fix; status 2; no traceback; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+
+def refused(result, *words, status=2):
+    code, out, err = result
+    assert code == status, (code, out, err)
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("fastlg: "), err
+    assert "Traceback" not in err + out
+    for word in words:
+        assert str(word) in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.epoch=3", ["optim.epoch", "optim.epochs"]),
+        ("model.blocks=[0, 1, 3]", ["3", "2"]),
+        ("model.blocks=[0, 1]", ["[0, 1]", "[0, 1, 2]"]),
+        ("model.name=resnet50_clip", ["resnet50_clip"]),
+        ("model.args.depht=2", ["depht"]),
+        ("data.source=no/such/folder", ["no/such/folder"]),
+        ("teacher.recipe=nothing", ["nothing"]),
+        ("teacher.weights=no/such/run", ["no/such/run"]),
+        ("augment.rand_augment=rand-q9", ["rand-q9"]),
+        ("engine.precision=fp16", ["fp16", "bf16"]),
+        ("engine.device=cuda", ["cuda", "engine.device=cpu"]),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_bad_values_are_refused_before_anything_is_trained(project, fastlg, override, words):
+    if "cuda" in override and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    refused(fastlg("train", "student.yaml", override), *words)
+    assert not (project / "runs" / "student").exists()
+
+
+def test_a_folder_of_other_files_and_another_run_are_left_alone(project, fastlg):
+    (project / "runs" / "student").mkdir(parents=True)
+    (project / "runs" / "student" / "thesis.txt").write_text("years of work")
+    refused(fastlg("train", "student.yaml"), "runs/student", "run.name")
+    assert (project / "runs" / "student" / "thesis.txt").read_text() == "years of work"
+
+    one = ("train", "student.yaml", "teacher=null", "run.name=one", "optim.epochs=1")
+    assert fastlg(*one)[0] == 0
+    before = (project / "runs" / "one" / "checkpoints" / "last.pt").read_bytes()
+    refused(fastlg(*one, "optim.lr=0.5"), "runs/one", "optim.lr", "0.001", "0.5", "run.name")
+    refused(fastlg(*one, "--resume", "never"), "runs/one", "never")
+    assert (project / "runs" / "one" / "checkpoints" / "last.pt").read_bytes() == before
+
+
+def test_damaged_and_foreign_checkpoints_are_named(project, fastlg):
+    one = ("train", "student.yaml", "teacher=null", "optim.epochs=1")
+    assert fastlg(*one)[0] == 0
+    run = project / "runs" / "student"
+    good = (run / "checkpoints" / "last.pt").read_bytes()
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "last.pt").write_bytes(good[: len(good) // 2])
+    refused(fastlg(*one), "last.pt", "--resume")
+    refused(fastlg("eval", run), "last.pt")
+    refused(fastlg("eval", project), "no run folder")
+    other = project / "other.pt"
+    other.write_bytes(good)
+    refused(fastlg(*one, "run.name=two", "run.seed=9", "--resume", str(other)), "other.pt", "run.seed", "3", "9")
+    refused(fastlg(*one, "run.name=two", "--resume", "nowhere.pt"), "nowhere.pt")
+
+
+def test_a_loss_that_turns_non_finite_stops_before_a_checkpoint(project, fastlg):
+    arguments = (
+        "train",
+        "student.yaml",
+        "teacher=null",
+        "optim.lr=1e30",
+        "optim.warmup_epochs=0",
+        "log.every_steps=50",
+    )
+    refused(fastlg(*arguments), "not finite at step", "classification", status=1)
+    assert not (project / "runs" / "student" / "checkpoints").exists()
+
+
+def test_test_images_of_other_classes_are_refused(project, fastlg, image_folder):
+    mixed = project / "mixed"
+    shutil.copytree(image_folder, mixed)
+    (mixed / "test" / "red").rename(mixed / "test" / "purple")
+    refused(fastlg("train", "student.yaml", f"data.source={mixed}"), "purple")
+
+
+def test_one_class_and_no_image_are_refused(project, fastlg, image_folder):
+    single = project / "single"
+    for split in ("train", "test"):
+        shutil.copytree(image_folder / split / "red", single / split / "red")
+    refused(fastlg("train", "student.yaml", f"data.source={single}"), "red")
+    (project / "empty" / "train").mkdir(parents=True)
+    refused(fastlg("train", "student.yaml", f"data.source={project / 'empty'}"), "empty")
+
+
+def test_hostile_files_in_a_class_folder_behave_as_their_manifest_says(project, fastlg, image_folder, shared):
+    manifest = json.loads((shared / "data" / "corrupt" / "manifest.json").read_text(encoding="utf-8"))
+    for entry in manifest["files"]:
+        if entry["expect"] != "reject":
+            continue
+        folder = project / entry["file"].partition(".")[0]
+        shutil.copytree(image_folder, folder)
+        shutil.copy(shared / "data" / "corrupt" / entry["file"], folder / "train" / "red")
+        refused(fastlg("train", "student.yaml", "--dry-run", "teacher=null", f"data.source={folder}"), entry["file"])
+    good = project / "good"
+    shutil.copytree(image_folder, good)
+    accepted = [entry["file"] for entry in manifest["files"] if entry["expect"] == "accept"]
+    assert accepted
+    for name in accepted:
+        shutil.copy(shared / "data" / "corrupt" / name, good / "train" / "red")
+    status, out, err = fastlg("train", "student.yaml", "--dry-run", "teacher=null", f"data.source={good}")
+    assert status == 0 and f"{78 + len(accepted)} train" in out, err

@@ -1,0 +1,107 @@
+"""Kill it anywhere, resume to the same bits. These tests really kill processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fastlg.checkpoint import load_checkpoint
+
+TIMES = {"images_per_s", "wall_s"}
+
+
+def start(folder, *overrides, name="student"):
+    command = [
+        sys.executable,
+        "-m",
+        "fastlg",
+        "train",
+        "student.yaml",
+        f"run.name={name}",
+        "optim.epochs=3",
+        "log.checkpoint_steps=1",
+        "log.every_steps=1",
+        *overrides,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def rows(folder) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def wait_for_rows(folder, count: int, process) -> None:
+    path, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.is_file() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.005)
+
+
+def assert_same_run(one, other) -> None:
+    assert rows(one) == rows(other)
+    first, second = (load_checkpoint(folder / "checkpoints" / "last.pt") for folder in (one, other))
+    assert first["unit"].keys() == second["unit"].keys()
+    for name, value in first["unit"].items():
+        assert torch.equal(value, second["unit"][name]), name
+    for index, moments in first["engine"]["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, second["engine"]["optimizer"]["state"][index][name]), (index, name)
+
+
+@pytest.fixture
+def uninterrupted(project):
+    """The run nobody disturbed; its teacher is shared by the others."""
+    status, out, err = finish(start(project, name="whole"))
+    assert status == 0, err
+    return project / "runs" / "whole"
+
+
+def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(project, uninterrupted):
+    generator = random.Random(os.environ.get("FASTLG_TEST_SEED", time.time_ns()))
+    run = project / "runs" / "killed"
+    kills, after = 0, 0
+    for _ in range(3):
+        process = start(project, name="killed")
+        after += generator.randint(1, 4)
+        wait_for_rows(run, after, process)
+        time.sleep(generator.random() * 0.02)  # anywhere inside a step or a save
+        process.kill()
+        status, _, _ = finish(process)
+        kills += status == -signal.SIGKILL
+    assert kills >= 1
+    status, out, err = finish(start(project, name="killed"))
+    assert status == 0, err
+    assert_same_run(uninterrupted, run)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+def test_a_signal_saves_leaves_with_its_status_and_the_same_command_goes_on(project, uninterrupted, number, status):
+    name = f"stopped{number}"
+    run = project / "runs" / name
+    process = start(project, "log.checkpoint_steps=0", name=name)
+    wait_for_rows(run, 3, process)
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert code == status and err.startswith("fastlg: stopped by"), (code, err)
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["position"]["batch"] > 0
+    code, out, err = finish(start(project, "log.checkpoint_steps=0", name=name))
+    assert code == 0 and "resumed" in out, err
+    assert_same_run(uninterrupted, run)

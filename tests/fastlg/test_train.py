@@ -1,0 +1,127 @@
+"""The main job through the command line: images in, teacher and guided student out, everything in the run folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+SUMMARY_KEYS = {
+    "top1_last",
+    "top1_best",
+    "top5_last",
+    "images_per_s",
+    "wall_s",
+    "epochs",
+    "seed",
+    "device",
+    "commit",
+    "versions",
+}
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_train_finds_no_teacher_trains_one_and_leaves_the_run_folder(project, fastlg):
+    status, out, err = fastlg("train", "student.yaml")
+    assert status == 0, err
+    run = project / "runs" / "student"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY_KEYS
+    assert {p.name for p in run.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "summary.json",
+        "curves.png",
+    }
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    evals = [row for row in rows(run) if row["kind"] == "eval"]
+    assert [row["epoch"] for row in evals] == [1, 2] and evals[-1]["count"] == 33
+    assert summary["top1_last"] == evals[-1]["top1"] and summary["top1_best"] == max(row["top1"] for row in evals)
+    steps = [row["step"] for row in rows(run) if row["kind"] == "train"]
+    assert steps == [2, 4, 6, 8]  # 78 images, batch 16, last partial batch dropped: 4 steps an epoch
+    teachers = list((project / "runs" / "teachers").iterdir())
+    assert len(teachers) == 1 and (teachers[0] / "summary.json").is_file()
+
+    before = (teachers[0] / "summary.json").stat().st_mtime_ns
+    status, out, err = fastlg("train", "student.yaml", "run.name=again", "optim.epochs=1")
+    assert status == 0 and (teachers[0] / "summary.json").stat().st_mtime_ns == before, "the teacher was trained twice"
+    assert len(list((project / "runs" / "teachers").iterdir())) == 1
+
+
+def test_a_finished_run_is_not_trained_again(project, fastlg):
+    arguments = ("train", "student.yaml", "teacher=null", "optim.epochs=1")
+    assert fastlg(*arguments)[0] == 0
+    before = (project / "runs" / "student" / "metrics.jsonl").read_text()
+    status, out, _ = fastlg(*arguments)
+    assert status == 0 and "is complete" in out
+    assert (project / "runs" / "student" / "metrics.jsonl").read_text() == before
+
+
+def test_eval_and_export_give_what_training_measured(project, fastlg):
+    import timm
+
+    from fastlg.evaluate import load_trained
+
+    assert fastlg("train", "student.yaml", "optim.epochs=1")[0] == 0
+    run = project / "runs" / "student"
+    top1 = json.loads((run / "summary.json").read_text())["top1_last"]
+    status, out, _ = fastlg("eval", run)
+    assert status == 0 and f"top-1 {top1:.2f} %" in out and "33 images" in out
+    status, out, err = fastlg("export", run, project / "out")
+    assert status == 0, err
+    _, ours, names = load_trained(run, "last")
+    theirs = timm.create_model(f"local-dir:{project / 'out'}", pretrained=True).eval()
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), ours(images)[0], rtol=1e-6, atol=1e-6)
+    status, _, err = fastlg("export", run, project / "out")
+    assert status == 2 and str(project / "out") in err
+    status, _, err = fastlg("eval", run, "--which", "worst")
+    assert status == 2 and "worst" in err
+
+
+def test_compare_trains_both_students_on_the_same_budget(project, fastlg):
+    status, out, err = fastlg("compare", "student.yaml", "optim.epochs=1")
+    assert status == 0, err
+    folder = project / "runs" / "student"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == ["teacher", "unguided", "guided"]
+    for part in summary.values():
+        assert part.keys() >= SUMMARY_KEYS
+    assert summary["unguided"]["epochs"] == summary["guided"]["epochs"] == 1
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    first = [[r for r in rows(folder / name) if r["kind"] == "train"][0] for name in ("unguided", "guided")]
+    # DeiT-style zero head or not: the very first losses see the same weights, images and labels
+    assert first[0]["loss_guidance"] == 0 and first[1]["loss_guidance"] > 0
+    for word in ("teacher", "unguided", "guided", "guidance:", "points"):
+        assert word in out
+
+
+def test_dry_run_takes_one_step_and_writes_no_run(project, fastlg):
+    status, out, err = fastlg("train", "student.yaml", "--dry-run")
+    assert status == 0 and "dry run" in out, err
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["guidance.logits=soft", "guidance.temperature=2.0"],
+        ["guidance.logits=hard"],
+        ["guidance.transform=attention"],
+        ["guidance.transform=similarity"],
+        ["guidance.reduction=sum_channels", "teacher.norm_stats=running"],
+        ["engine.precision=bf16"],
+        ["model.blocks=auto", "data.loader=torch"],
+        ["optim.name=sgd", "optim.global_batch_size=500"],
+    ],
+    ids=lambda o: o[0],
+)
+def test_every_objective_trains_a_step(project, fastlg, overrides):
+    status, out, err = fastlg("train", "student.yaml", "--dry-run", *overrides)
+    assert status == 0 and "loss" in out, err
