@@ -1,0 +1,120 @@
+"""Modules and plain losses around ``guidance_loss``: projections, feature transforms, logit distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .guidance import guidance_loss, student_grids
+
+TRANSFORMS = ("linear", "attention", "similarity")
+
+
+class GuidanceLoss(nn.Module):
+    """The guidance loss with the projections it trains.
+
+    student_dims, teacher_dims   channels per pair
+    grids       (H, W) per student of token form; None for square grids without prefix tokens
+    reduction   "mean" or "sum_channels", see ``guidance_loss``
+    transform   what is compared (Table 7 of the paper): "linear" projects the student to the teacher's channels;
+                "attention" compares maps of channel energy and "similarity" the samples' Gram matrices, both without
+                parameters and, as in the reference code, always by mean
+    bias        False leaves out the projections' biases
+    impl        "auto", "triton" or "torch", see ``guidance_loss``
+
+    Parameters: ``projections.{k}.weight`` [Cj, C] and ``projections.{k}.bias`` [Cj], uniform in +-1/sqrt(C), which is
+    the default of ``torch.nn.Conv2d`` for a 1x1 kernel. Keep them in the optimizer, and in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        student_dims: Sequence[int],
+        teacher_dims: Sequence[int],
+        *,
+        grids: Sequence | None = None,
+        reduction: str = "mean",
+        transform: str = "linear",
+        bias: bool = True,
+        impl: str = "auto",
+    ):
+        super().__init__()
+        if len(student_dims) != len(teacher_dims):
+            raise ValueError(f"{len(student_dims)} student_dims, {len(teacher_dims)} teacher_dims; give one per pair")
+        if transform not in TRANSFORMS:
+            raise ValueError(f"transform is {transform!r}; use one of {', '.join(map(repr, TRANSFORMS))}")
+        self.grids = grids
+        self.reduction = reduction
+        self.transform = transform
+        self.impl = impl
+        self.projections = nn.ModuleList()
+        if transform == "linear":
+            pairs = zip(student_dims, teacher_dims, strict=True)
+            self.projections.extend(nn.Linear(c, d, bias=bias) for c, d in pairs)
+
+    def forward(self, students: Tensor | Sequence[Tensor], teachers: Tensor | Sequence[Tensor]) -> Tensor:
+        """Students and teachers as in ``guidance_loss``; returns a 0-d tensor, float32 or wider."""
+        if self.transform == "linear":
+            weights = [projection.weight for projection in self.projections]
+            biases = [projection.bias for projection in self.projections]
+            options = {"grids": self.grids, "reduction": self.reduction, "impl": self.impl}
+            return guidance_loss(students, teachers, weights, biases, **options)
+        students = [students] if isinstance(students, Tensor) else list(students)
+        teachers = [teachers] if isinstance(teachers, Tensor) else list(teachers)
+        transform = attention_map if self.transform == "attention" else similarity_matrix
+        losses = []
+        for student, teacher, grid in zip(students, teachers, student_grids(students, self.grids), strict=True):
+            student, teacher = _same_size(student, teacher, grid)
+            losses.append(F.mse_loss(transform(student), transform(teacher)))
+        return torch.stack(losses).sum()
+
+    def extra_repr(self) -> str:
+        return f"transform={self.transform}, reduction={self.reduction}, impl={self.impl}"
+
+
+def _same_size(student: Tensor, teacher: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Student (tokens or map) and teacher as maps of the larger size per axis, float32 or wider."""
+    if student.dim() == 3:
+        student = student[:, student.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+    size = max(grid[0], teacher.shape[2]), max(grid[1], teacher.shape[3])
+    resized = []
+    for maps in (student, teacher):
+        maps = maps if maps.dtype == torch.float64 else maps.float()
+        resized.append(F.interpolate(maps, size, mode="bilinear", align_corners=False))
+    return resized[0], resized[1]
+
+
+def attention_map(maps: Tensor) -> Tensor:
+    """Mean energy over the channels of [N, C, H, W], flattened to [N, H*W] and scaled to length 1 per sample."""
+    return F.normalize(maps.square().mean(1).flatten(1), dim=1)
+
+
+def similarity_matrix(maps: Tensor) -> Tensor:
+    """Gram matrix [N, N] of the flattened samples of [N, C, H, W], each row scaled to length 1."""
+    flat = maps.flatten(1)
+    return F.normalize(flat @ flat.T, dim=1)
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, kind: str = "soft", temperature: float = 1.0
+) -> Tensor:
+    """Logit distillation as DeiT writes it (arXiv 2012.12877, Eqs. 2 and 3); logits [N, K], returns a 0-d tensor.
+
+    "soft": T^2 * KL(teacher / T || student / T), averaged over all N * K entries; "hard": cross-entropy with the
+    teacher's arg max, which no temperature changes. No gradient reaches the teacher.
+    """
+    if kind not in ("soft", "hard"):
+        raise ValueError(f"kind is {kind!r}; use 'soft' or 'hard'")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        raise ValueError(f"student and teacher logits have shapes {shapes}; they must agree")
+    teacher_logits = teacher_logits.detach()
+    if kind == "hard":
+        return F.cross_entropy(student_logits, teacher_logits.argmax(1))
+    student = F.log_softmax(student_logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="mean", log_target=True) * temperature**2
