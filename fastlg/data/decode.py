@@ -30,6 +30,9 @@ class BadImage(UserError):
         self.name = name
         self.reason = reason
 
+    def __reduce__(self):
+        return BadImage, (self.name, self.reason)
+
 
 def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
     """Decode one image to uint8 [H, W, 3], C-contiguous.

@@ -27,8 +27,6 @@ class Source:
     labels       int64 [N]
     class_names  list of C strings
     len(), read(i) -> bytes of an image file or uint8 pixels, name(i) -> file or row, fingerprint() -> hex string
-
-    ``read`` may be called from several threads.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class")  # the default choice, in this order
 IMAGE_COLUMNS = ("image", "img")
-_CACHED_GROUPS = 2  # decoded row groups held in memory: reading runs forward, with workers straddling one boundary
+_CACHED_GROUPS = 2  # row groups held in memory: reading runs forward
 
 
 def parquet_source(root: Path, split: str, label_column: str | None, image_column: str | None) -> Source | None:
@@ -202,7 +201,6 @@ class _Rows:
         self._groups = [(f, g) for f, g, _ in groups]
         self._starts = np.cumsum([0] + [rows for _, _, rows in groups])
         self._cache: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
-        self._lock = threading.Lock()
 
     def read(self, i: int) -> bytes:
         data, path = self._cell(i)
@@ -223,15 +221,14 @@ class _Rows:
         return data[row].as_py(), paths[row].as_py() if paths is not None else None
 
     def _group(self, group: int) -> tuple[Any, Any]:
-        with self._lock:
-            if group not in self._cache:
-                file, index = self._groups[group]
-                column = self._files[file].read_row_group(index, columns=[self._column]).column(self._column)
-                column = column.combine_chunks()
-                fields = [column.type.field(j).name for j in range(column.type.num_fields)]
-                data = column.field("bytes") if "bytes" in fields else column
-                self._cache[group] = (data, column.field("path") if "path" in fields else None)
-                while len(self._cache) > _CACHED_GROUPS:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(group)
-            return self._cache[group]
+        if group not in self._cache:
+            file, index = self._groups[group]
+            column = self._files[file].read_row_group(index, columns=[self._column]).column(self._column)
+            column = column.combine_chunks()
+            fields = [column.type.field(j).name for j in range(column.type.num_fields)]
+            data = column.field("bytes") if "bytes" in fields else column
+            self._cache[group] = (data, column.field("path") if "path" in fields else None)
+            while len(self._cache) > _CACHED_GROUPS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        return self._cache[group]

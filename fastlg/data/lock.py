@@ -1,0 +1,38 @@
+"""One process at a time: a lock file that vanishes when its holder is done, killed or not."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, purpose: str) -> Iterator[None]:
+    """Hold the lock file ``path``; wait while another process holds it, saying what that one does (``purpose``)."""
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process is %s; waiting for it", purpose)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _same_file(file, path):
+                continue  # the holder before us removed this very file: take the lock of its successor
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _same_file(file, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,292 @@
+"""Make a store from a source: every image decoded and checked once, atomically, resumable, one builder at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from fastlg.data.lock import file_lock
+from fastlg.data.prepare_split import Shrink, write_split
+from fastlg.data.progress import progress_bar
+from fastlg.data.source import Source, check_same_classes
+from fastlg.data.sources import open_source
+from fastlg.data.sources_arrays import cache_root as default_cache_root
+from fastlg.data.store import (
+    ARRAYS,
+    FORMAT,
+    MANIFEST,
+    Store,
+    is_store,
+    manifest_digest,
+    open_store,
+    read_manifest,
+    write_stamp,
+)
+from fastlg.errors import RunError, UserError
+
+__all__ = ["Store", "find_or_prepare", "open_store", "prepare"]
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = 20  # duplicate groups named in the manifest
+
+
+def prepare(
+    spec: str,
+    out_dir: str | Path,
+    *,
+    splits: tuple[str, ...] = ("train", "test"),
+    on_bad: str = "fail",
+    max_side: int | None = None,
+    short_side: int | None = None,
+    workers: int | None = None,
+    **source_options,
+) -> Path:
+    """Decode every image of ``spec`` once and write the store ``out_dir`` (its files: see data/store.py).
+
+    A call that was killed goes on where it stopped. A store already made from the same data with the same settings is
+    kept as it is. Of two processes at once, one builds and the other waits for it.
+
+    Args:
+        spec: as for ``open_source``; ``source_options`` are that function's keyword arguments.
+        splits: which splits to write.
+        on_bad: "fail" refuses the dataset when any image cannot be used, after looking at all of them; "skip" leaves
+            such images out. Either way each is listed with its reason.
+        max_side, short_side: shrink images until the longest (shortest) side is this many pixels; give at most one.
+        workers: decoding processes; None takes one per core.
+
+    Returns:
+        The store's path.
+
+    Raises:
+        UserError: unusable source, images or settings, or ``out_dir`` holds something else.
+        RunError: the disk is full or cannot be written.
+    """
+    sources = _open_splits(spec, splits, source_options)
+    return _build(spec, sources, Path(out_dir).expanduser(), on_bad, _shrink(max_side, short_side), workers)
+
+
+def find_or_prepare(
+    spec: str,
+    cache_root: str | Path | None = None,
+    *,
+    on_bad: str = "fail",
+    max_side: int | None = None,
+    short_side: int | None = None,
+    workers: int | None = None,
+    **source_options,
+) -> Path:
+    """The store of ``spec``: itself if it is one, else the one below ``cache_root``, made first if need be.
+
+    Stores are kept by what they were made from (paths, sizes, modification times, labels) and the settings.
+
+    Args:
+        cache_root: folder of stores; None is $FASTLG_CACHE/stores or ~/.cache/fastlg/stores.
+        others: as in ``prepare``.
+
+    Raises:
+        UserError, RunError: as in ``prepare``.
+    """
+    if is_store(Path(spec).expanduser()):
+        given = sorted(name for name in ("holdout", "label_column", "image_column") if source_options.get(name))
+        if given:
+            raise UserError(f"data.{given[0]}: {spec} is a store, which is split and labelled already; drop the option")
+        return Path(spec).expanduser()
+    shrink = _shrink(max_side, short_side)
+    sources = _open_splits(spec, ("train", "test"), source_options)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2]).strip("-") or "data"
+    root = Path(cache_root).expanduser() if cache_root is not None else default_cache_root() / "stores"
+    return _build(spec, sources, root / f"{stem}-{_key(sources, shrink)[:12]}", on_bad, shrink, workers)
+
+
+def _shrink(max_side: int | None, short_side: int | None) -> Shrink:
+    for name, side in (("max_side", max_side), ("short_side", short_side)):
+        if side is not None and side < 1:
+            raise UserError(f"{name}={side} must be at least 1 pixel")
+    if max_side is not None and short_side is not None:
+        raise UserError(f"max_side={max_side} and short_side={short_side} exclude each other; give one of them")
+    return Shrink(max_side, short_side)
+
+
+def _open_splits(spec: str, splits: tuple[str, ...], source_options: dict) -> dict[str, Source]:
+    sources = {split: open_source(spec, split, **source_options) for split in splits}
+    if "train" in sources and "test" in sources:
+        check_same_classes(sources["train"], sources["test"])
+    return sources
+
+
+def _key(sources: dict[str, Source], shrink: Shrink) -> str:
+    prints = {split: source.fingerprint() for split, source in sources.items()}
+    text = json.dumps([FORMAT, prints, shrink.max_side, shrink.short_side], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _build(
+    spec: str, sources: dict[str, Source], out_dir: Path, on_bad: str, shrink: Shrink, workers: int | None
+) -> Path:
+    if on_bad not in ("fail", "skip"):
+        raise UserError(f"on_bad={on_bad} is unknown; choose fail or skip")
+    key = _key(sources, shrink)
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(out_dir.with_name(out_dir.name + ".lock"), f"preparing {out_dir}"):
+            if _already_there(out_dir, key):
+                _refuse_bad(spec, _rejected(read_manifest(out_dir)), on_bad, out_dir)
+                return out_dir
+            _write(spec, sources, out_dir, on_bad, shrink, workers or os.cpu_count() or 1, key)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the store {out_dir}: {error.strerror or error}; "
+            "free some space or choose another place, then run again to go on"
+        ) from error
+    return out_dir
+
+
+def _already_there(out_dir: Path, key: str) -> bool:
+    """Whether the wanted store exists. Raises UserError when something else does."""
+    if is_store(out_dir):
+        if read_manifest(out_dir)["key"] == key:
+            return True
+        raise UserError(f"{out_dir} holds a store of other data or settings; delete it or choose another folder")
+    if out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is no store; choose another folder")
+    return False
+
+
+def _write(
+    spec: str, sources: dict[str, Source], out_dir: Path, on_bad: str, shrink: Shrink, workers: int, key: str
+) -> None:
+    work = out_dir.with_name(f".{out_dir.name}.partial")
+    if work.is_dir() and _noted_key(work) != key:
+        shutil.rmtree(work)
+    work.mkdir(exist_ok=True)
+    (work / "key").write_text(key)
+    log.info("preparing %s in %s", spec, out_dir)
+    parts: dict[str, list[dict]] = {}
+    for split, source in sources.items():
+        with progress_bar(f"decode {split}", len(source)) as advance:
+            parts[split] = write_split(source, work / split, shrink, workers, advance)
+    rejected = {split: _flat(split_parts, "rejected") for split, split_parts in parts.items()}
+    _refuse_bad(spec, rejected, on_bad, out_dir)
+    manifest = {
+        "kind": "fastlg store",
+        "format": FORMAT,
+        "key": key,
+        "source": spec,
+        "max_side": shrink.max_side,
+        "short_side": shrink.short_side,
+        "class_names": next(iter(sources.values())).class_names,
+        "splits": {split: _finish_split(sources[split], work / split, parts[split]) for split in sources},
+        "duplicates": _duplicates(sources, parts),
+    }
+    manifest["sha256"] = manifest_digest(manifest)
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (work / "key").unlink()
+    if out_dir.is_dir():
+        out_dir.rmdir()  # it is empty: _already_there looked
+    work.rename(out_dir)
+    _rejected_list(out_dir).unlink(missing_ok=True)
+    for split in sources:
+        info = manifest["splits"][split]
+        size_mib = info["bytes"] / 2**20
+        log.info("%s: %d images, %d left out, %.1f MiB", split, info["count"], len(rejected[split]), size_mib)
+
+
+def _noted_key(work: Path) -> str | None:
+    try:
+        return (work / "key").read_text()
+    except OSError:
+        return None
+
+
+def _flat(parts: list[dict], name: str) -> list:
+    return [item for part in parts for item in part[name]]
+
+
+def _finish_split(source: Source, folder: Path, parts: list[dict]) -> dict:
+    """Write offsets, sizes and labels; return the split's manifest entry. The record of parts is no longer needed."""
+    rows = np.array(_flat(parts, "kept"), dtype=np.int64)
+    sizes = np.array(_flat(parts, "sizes"), dtype=np.int64).reshape(-1, 2)
+    labels = source.labels[rows]
+    lost = np.setdiff1d(source.labels, labels)
+    if len(lost):
+        names = ", ".join(repr(source.class_names[label]) for label in lost[:5])
+        raise UserError(f"{source.where}: no usable image is left of class {names}; mend the files or remove the class")
+    offsets = np.concatenate([[0], np.cumsum(sizes.prod(1) * 3)]).astype(np.int64)
+    hashes = {}
+    for name, array in zip(ARRAYS, (offsets, sizes, labels), strict=True):
+        np.save(folder / f"{name}.npy", array)
+        hashes[name] = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
+    pixels = int(sizes.prod(1).sum())
+    total = np.sum([part["sum"] for part in parts], axis=0) / (255 * pixels)
+    square = np.sum([part["square"] for part in parts], axis=0) / (255 * 255 * pixels)
+    (folder / "parts.jsonl").unlink()
+    write_stamp(folder)
+    return {
+        "count": len(rows),
+        "bytes": pixels * 3,
+        "class_counts": np.bincount(labels, minlength=len(source.class_names)).tolist(),
+        "mean": total.tolist(),
+        "std": np.sqrt(square - total**2).tolist(),
+        "source_fingerprint": source.fingerprint(),
+        "rejected": _flat(parts, "rejected"),
+        "arrays": hashes,
+        "parts": [{"bytes": part["bytes"], "sha256": part["sha256"]} for part in parts],
+    }
+
+
+def _duplicates(sources: dict[str, Source], parts: dict[str, list[dict]]) -> dict:
+    """Groups of images that are equal pixel for pixel: how many per split and across, and the first of them by name."""
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for split, split_parts in parts.items():
+        for row, digest in zip(_flat(split_parts, "kept"), _flat(split_parts, "digests"), strict=True):
+            found[digest].append((split, row))
+    groups = [group for group in found.values() if len(group) > 1]
+    counts: dict[str, int] = defaultdict(int)
+    two_labels = 0
+    for group in groups:
+        splits = sorted({split for split, _ in group}, reverse=True)
+        counts[f"{splits[0]} only" if len(splits) == 1 else "train and test"] += 1
+        two_labels += len({int(sources[split].labels[row]) for split, row in group}) > 1
+
+    def describe(split: str, row: int) -> str:
+        source = sources[split]
+        return f"{split}: {source.name(row)}, {source.class_names[source.labels[row]]}"
+
+    examples = [[describe(*member) for member in group] for group in groups[:_EXAMPLES]]
+    return {"groups": len(groups), **counts, "with two labels": two_labels, "examples": examples}
+
+
+def _rejected(manifest: dict) -> dict[str, list]:
+    return {split: info["rejected"] for split, info in manifest["splits"].items()}
+
+
+def _rejected_list(out_dir: Path) -> Path:
+    return out_dir.with_name(out_dir.name + ".rejected.txt")
+
+
+def _refuse_bad(spec: str, rejected: dict[str, list], on_bad: str, out_dir: Path) -> None:
+    """Raise UserError that names the images that cannot be used; with on_bad=skip only warn."""
+    lines = [f"{name}: {reason}" for rows in rejected.values() for _, name, reason in rows]
+    if not lines:
+        return
+    if on_bad == "skip":
+        for line in lines:
+            log.warning("left out: %s", line)
+        return
+    more = ""
+    if len(lines) > 5:
+        _rejected_list(out_dir).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        more = f"; ... all of them in {_rejected_list(out_dir)}"
+    raise UserError(
+        f"{spec}: {len(lines)} of the images cannot be used: {'; '.join(lines[:5])}{more}; "
+        "mend or remove them, or leave them out with data.on_bad=skip"
+    )
