@@ -141,8 +141,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad, *_):
+    none = [None] * ctx.pairs
     if grad is None:
-        return (None,) * 10
+        return none, none, none, none, None, None, None, None, None, None
     saved, pairs = ctx.saved_tensors, ctx.pairs
     groups = [saved[i : i + pairs] for i in range(0, len(saved), pairs)]
     residuals, weights = groups[:2] if ctx.with_residuals else ((), ())
@@ -150,7 +151,6 @@ def _backward(ctx, grad, *_):
     tokens, weight_grads, bias_grads = guidance_backward(
         grad, residuals, weights, weight_grads, bias_grads, ctx.layouts, ctx.counts, *ctx.flags
     )
-    none = [None] * pairs
     cast = [
         [g.to(dtype) for g, dtype in zip(group, dtypes, strict=True)] if ctx.with_weights else none
         for group, dtypes in zip((weight_grads, bias_grads), ctx.dtypes, strict=True)

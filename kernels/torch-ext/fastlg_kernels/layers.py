@@ -117,4 +117,4 @@ def distillation_loss(
         return F.cross_entropy(student_logits, teacher_logits.argmax(1))
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="mean", log_target=True) * temperature**2
+    return F.kl_div(student, teacher, reduction="none", log_target=True).mean() * temperature**2
