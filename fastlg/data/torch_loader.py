@@ -1,0 +1,108 @@
+"""The oracle: Pillow crops and resizes each image of the store in DataLoader workers. Slow, and the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from fastlg.batch import Batch
+from fastlg.data.plan import SamplePlan
+from fastlg.data.store import Store
+from fastlg.errors import RunError
+
+_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class TorchLoader:
+    """Batches of a store, cropped and resized by Pillow.
+
+    Args:
+        store: one split, from ``open_store``.
+        plan: what is delivered (data/plan.py).
+        device: where the batches go; on CUDA through pinned memory without waiting.
+        workers: DataLoader processes; 0 works in this one.
+    """
+
+    def __init__(self, store: Store, plan: SamplePlan, *, device: torch.device | str = "cpu", workers: int = 0):
+        self.store = store
+        self.plan = plan
+        self.device = torch.device(device)
+        self.workers = workers
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.plan.slices(len(self.store)))
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_batch`` on; earlier ones are neither read nor decoded.
+
+        Raises:
+            RunError: a worker failed; the sample is named.
+        """
+        batches = _Batches(self.store, self.plan, epoch)
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(start_batch, len(batches)),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # its own generator: the default one would advance the run's random state at every epoch and resume
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise RunError(batch.message)
+            yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+
+@dataclass
+class _Failure:
+    """What went wrong in a worker, sent instead of the batch: an exception would arrive as a page of traceback."""
+
+    message: str
+
+
+class _Batches(Dataset):
+    """An epoch's batches by number."""
+
+    def __init__(self, store: Store, plan: SamplePlan, epoch: int):
+        self.store = store
+        self.plan = plan
+        self.epoch = epoch
+        self.order = plan.order(len(store), epoch)
+        self.slices = plan.slices(len(store))
+        self.sizes = torch.from_numpy(store.sizes)
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> Batch | _Failure:
+        draw = self.plan.draw(self.order[self.slices[index]], self.sizes, self.epoch)
+        images = torch.empty(len(draw.sample_ids), self.plan.size, self.plan.size, 3, dtype=torch.uint8)
+        pixels = images.numpy()
+        for row, (sample_id, box) in enumerate(zip(draw.sample_ids.tolist(), draw.boxes.tolist(), strict=True)):
+            try:
+                pixels[row] = crop_and_resize(self.store.images(sample_id), box, self.plan.size, self.plan.resample)
+            except Exception as error:
+                return _Failure(f"{self.store.path} {self.store.split}, sample {sample_id}, box {box}: {error!r}")
+        labels = torch.from_numpy(self.store.labels[draw.sample_ids.numpy()])
+        return Batch(images, labels, draw.sample_ids, draw.fractions(self.sizes), draw.flip)
+
+
+def crop_and_resize(image: np.ndarray, box: list[int], size: int, interpolation: str) -> np.ndarray:
+    """Pillow's crop, then its resize with antialias, as torchvision's resized_crop does on a PIL image.
+
+    Args:
+        image: uint8 [H, W, 3]. box: y, x, height, width in pixels. size: of the result, in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    y, x, height, width = box
+    crop = Image.fromarray(np.ascontiguousarray(image[y : y + height, x : x + width]))
+    return np.asarray(crop.resize((size, size), _RESAMPLE[interpolation]))
