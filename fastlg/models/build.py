@@ -1,0 +1,46 @@
+"""From a ``model`` section of a config to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastlg.config import ModelConfig
+from fastlg.errors import UserError
+from fastlg.models.resnet_cifar import CifarResNet, resnet20, resnet56, resnet110
+from fastlg.models.student import Student, guided_blocks
+
+CNNS = {"resnet20": resnet20, "resnet56": resnet56, "resnet110": resnet110}
+
+
+def is_cnn(name: str) -> bool:
+    """Whether a model name is one of the CNNs that can teach."""
+    return name in CNNS
+
+
+def build_model(
+    config: ModelConfig, *, num_classes: int, guided: bool, stages: Sequence[int] = (0, 1, 2)
+) -> Student | CifarResNet:
+    """A fresh network on the CPU, float32, drawn from torch's global generator.
+
+    ``guided`` False leaves the tokens out; it changes no weight. ``stages`` are the teacher's stages that guide: with
+    ``blocks: auto`` each gets the block that Eq. 8 gives it among the teacher's three. Raises UserError.
+    """
+    if is_cnn(config.name):
+        if guided:
+            raise UserError(f"model.name {config.name} is a CNN, which cannot be guided; remove the teacher section")
+        if config.args:
+            raise UserError(f"model.args {config.args}: {config.name} takes none")
+        return CNNS[config.name](num_classes)
+    student = Student(
+        config.name,
+        num_classes=num_classes,
+        image_size=config.image_size,
+        blocks=config.blocks if guided and config.blocks != "auto" else (),
+        drop_path=config.drop_path,
+        init=config.init,
+        model_args=config.args,
+    )
+    if guided and config.blocks == "auto":
+        by_stage = guided_blocks(student.depth, 3, config.fraction)
+        student.guide([by_stage[stage] for stage in stages])
+    return student

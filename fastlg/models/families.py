@@ -1,0 +1,155 @@
+"""How each family of timm transformers is walked: tokens of chosen blocks come out as the model itself holds them.
+
+A walk does what the model's own ``forward`` does, block by block: ``walk(model, images [N, 3, S, S], wanted)`` returns
+(logits [N, K], {block: tokens [N, L, C]}). Blocks are counted from 0 over all stages. Tokens are the block's output
+before any later norm, prefix tokens (class, distillation, registers) still in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from timm.models.convit import ConVit
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+SUPPORTED = "deit_*, vit_*, convit_*, pit_*, pvt_v2_*"
+
+
+class BlockShape(NamedTuple):
+    """Grid (height, width) and channels of one block's patch tokens."""
+
+    grid: tuple[int, int]
+    dim: int
+
+
+class Family(NamedTuple):
+    """walk: see the module's docstring. shapes: one BlockShape per block, for square images of the given size in px."""
+
+    walk: Callable[[nn.Module, Tensor, frozenset[int]], tuple[Tensor, dict[int, Tensor]]]
+    shapes: Callable[[nn.Module, int], list[BlockShape]]
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """The family of a timm model, or None where fastlg cannot walk it."""
+    match model:
+        case VisionTransformer():
+            return Family(walk_vit, shapes_columnar)
+        case ConVit():
+            return Family(walk_convit, shapes_columnar)
+        case PoolingVisionTransformer():
+            return Family(walk_pit, shapes_pit)
+        case PyramidVisionTransformerV2():
+            return Family(walk_pvt_v2, shapes_pvt_v2)
+        case _:
+            return None
+
+
+def fill_relative_positions(model: nn.Module) -> None:
+    """ConViT: timm fills these buffers in the first forward, which torch.compile cannot trace; so fill them before."""
+    for block in model.blocks if isinstance(model, ConVit) else ():
+        if block.use_gpsa and "rel_indices" in dict(block.attn.named_buffers(recurse=False)):
+            block.attn.rel_indices = block.attn.get_rel_indices(model.num_patches)
+
+
+def walk_vit(model: VisionTransformer, images: Tensor, wanted: frozenset[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    kept = {}
+    x = model._pos_embed(model.patch_embed(images))
+    x = model.norm_pre(model.patch_drop(x))
+    for index, block in enumerate(model.blocks):
+        x = block(x)
+        if index in wanted:
+            kept[index] = x
+    return model.forward_head(model.norm(x)), kept
+
+
+def walk_convit(model: ConVit, images: Tensor, wanted: frozenset[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The class token joins after the local blocks, so early blocks have no prefix token."""
+    kept = {}
+    x = model.patch_embed(images)
+    if model.use_pos_embed:
+        x = x + model.pos_embed
+    x = model.pos_drop(x)
+    for index, block in enumerate(model.blocks):
+        if index == model.local_up_to_layer:
+            x = torch.cat((model.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x = block(x)
+        if index in wanted:
+            kept[index] = x
+    return model.forward_head(model.norm(x)), kept
+
+
+def walk_pit(
+    model: PoolingVisionTransformer, images: Tensor, wanted: frozenset[int]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Blocks lie inside stages; between stages the tokens are viewed as a map for the pooling convolution."""
+    kept, index = {}, 0
+    x = model.pos_drop(model.patch_embed(images) + model.pos_embed)
+    prefix = model.cls_token.expand(x.shape[0], -1, -1)
+    count = prefix.shape[1]
+    for stage in model.transformers:
+        if stage.pool is not None:
+            x, prefix = stage.pool(x, prefix)
+        grid = x.shape[2:]
+        x = stage.norm(torch.cat((prefix, x.flatten(2).transpose(1, 2)), dim=1))
+        for block in stage.blocks:
+            x = block(x)
+            if index in wanted:
+                kept[index] = x
+            index += 1
+        prefix, x = x[:, :count], x[:, count:].transpose(1, 2).unflatten(2, grid)
+    return model.forward_head(model.norm(prefix)), kept
+
+
+def walk_pvt_v2(
+    model: PyramidVisionTransformerV2, images: Tensor, wanted: frozenset[int]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """No prefix tokens. Stages hand each other NCHW views of NLC tokens; timm copies them into NCHW memory."""
+    kept, index = {}, 0
+    x = model.patch_embed(images)
+    for stage in model.stages:
+        if stage.downsample is not None:
+            x = stage.downsample(x)
+        grid = x.shape[1:3]
+        x = x.flatten(1, 2)
+        for block in stage.blocks:
+            x = block(x, grid)
+            if index in wanted:
+                kept[index] = x
+            index += 1
+        x = stage.norm(x).unflatten(1, grid).permute(0, 3, 1, 2)
+    return model.forward_head(x), kept
+
+
+def shapes_columnar(model: VisionTransformer | ConVit, image_size: int) -> list[BlockShape]:
+    grid = tuple(model.patch_embed.grid_size)
+    return [BlockShape(grid, model.embed_dim) for _ in model.blocks]
+
+
+def shapes_pit(model: PoolingVisionTransformer, image_size: int) -> list[BlockShape]:
+    shapes, side = [], model.patch_embed.height
+    for stage in model.transformers:
+        if stage.pool is not None:
+            side = _conv_side(stage.pool.conv, side)
+        dim = stage.blocks[0].norm1.normalized_shape[0]
+        shapes += [BlockShape((side, side), dim) for _ in stage.blocks]
+    return shapes
+
+
+def shapes_pvt_v2(model: PyramidVisionTransformerV2, image_size: int) -> list[BlockShape]:
+    shapes, side = [], _conv_side(model.patch_embed.proj, image_size)
+    for stage, dim in zip(model.stages, (info["num_chs"] for info in model.feature_info), strict=True):
+        if stage.downsample is not None:
+            side = _conv_side(stage.downsample.proj, side)
+        reduction = stage.blocks[0].attn.sr
+        fits = reduction is None or stage.blocks[0].attn.pool is not None or side >= reduction.kernel_size[0]
+        shapes += [BlockShape((side, side) if fits else (0, 0), dim) for _ in stage.blocks]
+    return shapes
+
+
+def _conv_side(conv: nn.Conv2d, side: int) -> int:
+    return (side + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1

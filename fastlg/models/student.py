@@ -1,0 +1,146 @@
+"""Students: timm transformers that also hand out the tokens of their guided blocks."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+import timm
+from torch import Tensor, nn
+
+from fastlg.errors import UserError, first_line
+from fastlg.models.families import SUPPORTED, family_of, fill_relative_positions
+from fastlg.models.reference_init import as_reference
+
+# Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
+RESERVED = {
+    "num_classes": "it follows from the data",
+    "drop_path_rate": "use model.drop_path",
+    "in_chans": "images are RGB",
+    "patch_drop_rate": "guidance needs every token of the grid",
+    "features_only": "a student classifies",
+    **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "students start from scratch"),
+    **dict.fromkeys(("checkpoint_path", "cache_dir"), "students start from scratch"),
+    **dict.fromkeys(("device", "dtype"), "use engine.device and engine.precision"),
+}
+
+
+class Student(nn.Module):
+    """A timm model and the blocks whose tokens a teacher guides.
+
+    ``forward(images [N, 3, S, S]) -> (logits [N, K], tokens)``: per entry of ``blocks`` one tensor [N, L, C], the
+    block's output before any later norm, as the model holds it (no copy). L exceeds H * W of the block's grid by the
+    prefix tokens, which lead. Without blocks it is the plain model and ``tokens`` is empty.
+
+    name         a timm name of a supported family: deit_*, vit_*, convit_*, pit_*, pvt_v2_*
+    blocks       guided blocks, 0-based over all blocks of all stages, one per teacher stage in the teacher's order
+    drop_path    stochastic depth rate, rising over the blocks as the reference code does (``init="timm"``: as timm)
+    init         "reference": initial weights, LayerNorm eps and drop path rule of the reference code; "timm": timm's
+    model_args   further arguments of the timm model: patch_size, embed_dim, depth, num_heads, ...
+
+    ``bare`` is the plain timm model; its state dict is timm's.
+    Raises UserError for unknown names, arguments, blocks that do not exist, and image sizes the model cannot take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        image_size: int,
+        blocks: Sequence[int] = (),
+        drop_path: float = 0.1,
+        init: Literal["reference", "timm"] = "reference",
+        model_args: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.name, self.image_size = name, image_size
+        self.model_args = _checked_arguments(model_args or {}, image_size)
+        self.bare = _create(name, num_classes, image_size, drop_path, self.model_args)
+        family = family_of(self.bare)
+        if family is None:
+            raise UserError(f"model.name {name} is no family that fastlg can guide; supported: {SUPPORTED}")
+        if init == "reference":
+            as_reference(self.bare, drop_path)
+        fill_relative_positions(self.bare)
+        self._walk, self._shapes = family.walk, family.shapes(self.bare, image_size)
+        if any(min(shape.grid) < 1 for shape in self._shapes):
+            raise UserError(f"model.image_size {image_size} px is too small for {name}; its last grids would be empty")
+        self.guide(blocks)
+
+    def guide(self, blocks: Sequence[int]) -> None:
+        """Chooses anew the blocks whose tokens are handed out. Raises UserError for blocks that do not exist."""
+        for block in blocks:
+            if not 0 <= block < self.depth:
+                known = f"its blocks are 0 to {self.depth - 1}"
+                raise UserError(f"model.blocks {list(blocks)}: {self.name} has no block {block}; {known}")
+        self.blocks = list(blocks)
+        self._wanted = frozenset(blocks)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks over all stages."""
+        return len(self._shapes)
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(H, W) of each guided block's patch tokens."""
+        return [self._shapes[block].grid for block in self.blocks]
+
+    @property
+    def dims(self) -> list[int]:
+        """Channels of each guided block's tokens."""
+        return [self._shapes[block].dim for block in self.blocks]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, kept = self._walk(self.bare, images, self._wanted)
+        return logits, [kept[block] for block in self.blocks]
+
+
+def guided_blocks(depth: int, stages: int, fraction: float = 1.0) -> list[int]:
+    """Blocks by Eq. 8 of the paper, 0-based: stage k of N_C guides block floor((k - 1)(R N_T - 1) / (N_C - 1)).
+
+    depth is N_T, stages N_C, fraction R in (0, 1]. One stage alone guides the first block. Raises UserError where the
+    first R * N_T blocks are fewer than the stages.
+    """
+    reach = Fraction(fraction).limit_denominator(10_000) * depth
+    if not 0 < fraction <= 1 or stages < 1 or math.floor(reach) < stages:
+        raise UserError(
+            f"model.fraction {fraction} of {depth} blocks leaves no {stages} different blocks to guide; "
+            f"use a fraction from {stages}/{depth} to 1, or name model.blocks"
+        )
+    return [math.floor(stage * (reach - 1) / max(stages - 1, 1)) for stage in range(stages)]
+
+
+def _create(name: str, num_classes: int, image_size: int, drop_path: float, model_args: dict) -> nn.Module:
+    if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"model.name {name} is no model of timm {timm.__version__}; {hint}supported: {SUPPORTED}")
+    arguments = {"num_classes": num_classes, "drop_path_rate": drop_path, **model_args}
+    if not name.startswith("pvt_v2"):  # PVTv2 has no position embedding: it takes any size
+        arguments["img_size"] = image_size
+    try:
+        return timm.create_model(name, pretrained=False, **arguments)
+    except TypeError as error:
+        unknown = [key for key in model_args if f"'{key}'" in str(error)]
+        what = f"model.args.{unknown[0]} is no argument of" if unknown else "model.args do not fit"
+        raise UserError(f"{what} {name}: {first_line(error)}; see timm's documentation of the model") from None
+    except (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"timm cannot build {name} at {image_size} px with model.args {model_args}: {first_line(error)}"
+        ) from None
+
+
+def _checked_arguments(model_args: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """A copy of the arguments without img_size, which only model.image_size sets."""
+    for key in model_args:
+        if key in RESERVED:
+            raise UserError(f"model.args.{key} cannot be set: {RESERVED[key]}")
+    size = model_args.get("img_size", image_size)
+    if size not in (image_size, [image_size] * 2, (image_size,) * 2):
+        raise UserError(f"model.args.img_size {size} differs from model.image_size {image_size}; set the latter alone")
+    return {key: value for key, value in model_args.items() if key != "img_size"}
