@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +14,11 @@ from fastlg.data.prepare import Store, find_or_prepare, open_store
 from fastlg.data.views import ViewMaker
 from fastlg.engine.plain import PlainEngine, build_optimizer, pick_device, pick_dtype
 from fastlg.errors import UserError
-from fastlg.models import build_model
+from fastlg.models.build import build_model
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent
 from fastlg.report import say
 from fastlg.teacher.online import OnlineTeacher
-
-
-def default_cache() -> Path:
-    """Where stores made on the way are kept: $FASTLG_CACHE, else ~/.cache/fastlg."""
-    return Path(os.environ.get("FASTLG_CACHE", Path.home() / ".cache" / "fastlg"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ def open_stores(config: Config) -> Stores:
     data = config.data
     path = find_or_prepare(
         data.source,
-        data.store or default_cache() / "stores",
+        data.store,
         on_bad=data.on_bad,
         holdout=data.holdout,
         label_column=data.label_column,
@@ -78,7 +72,7 @@ def assemble(config: Config, stores: Stores, teacher_model: nn.Module | None, te
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model, num_classes=len(stores.class_names), guided=teacher_model is not None)
+    model = new_model(config, len(stores.class_names))
     teacher = None
     if teacher_model is not None:
         settings = config.teacher
@@ -100,6 +94,12 @@ def assemble(config: Config, stores: Stores, teacher_model: nn.Module | None, te
         test_loader=_loader(config, stores.test, device, train=False),
         views=make_views(config, teacher_size),
     )
+
+
+def new_model(config: Config, num_classes: int) -> nn.Module:
+    """The untrained network of a config, on the CPU, its guided blocks chosen; drawn from torch's generator."""
+    stages = config.teacher.stages if config.teacher else ()
+    return build_model(config.model, num_classes=num_classes, guided=config.teacher is not None, stages=stages)
 
 
 def make_views(config: Config, teacher_size: int | None) -> ViewMaker:

@@ -54,8 +54,8 @@ def load_checkpoint(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file; each means the same here
         raise UserError(
-            f"checkpoint {path} cannot be read (truncated or altered: {first_line(error)}); resume from another one with "
-            "--resume PATH, or start anew with --resume never and another run.name"
+            f"checkpoint {path} cannot be read (truncated or altered: {first_line(error)}); resume from another one "
+            "with --resume PATH, or start anew under another run.name"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__

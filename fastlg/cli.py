@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -104,6 +105,9 @@ def main() -> None:
     from fastlg.errors import RunError, UserError
     from fastlg.signals import Stopped
 
+    logger = logging.getLogger("fastlg")  # choices that parts made for the user, such as a label column
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Say()]
     try:
         app()
     except UserError as error:
@@ -114,6 +118,15 @@ def main() -> None:
         _fail(f"stopped by {stopped}; the run is saved, the same command goes on", stopped.status)
     except KeyboardInterrupt:
         _fail("stopped by SIGINT", 130)
+
+
+class _Say(logging.Handler):
+    """Log records of the package as plain lines among the others."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from fastlg.report import say
+
+        say(record.getMessage())
 
 
 def _fail(line: str, status: int) -> None:

@@ -8,13 +8,12 @@ import torch
 import yaml
 from torch import nn
 
-from fastlg.assemble import Parts, make_views, open_stores, test_loader
+from fastlg.assemble import Parts, make_views, new_model, open_stores, test_loader
 from fastlg.checkpoint import load_checkpoint
 from fastlg.config import Config
 from fastlg.engine.plain import pick_device, pick_dtype
 from fastlg.errors import UserError
 from fastlg.metrics import Accuracy, AccuracyMeter
-from fastlg.models import build_model
 
 
 def evaluate(parts: Parts) -> Accuracy:
@@ -46,7 +45,7 @@ def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, 
         raise UserError(f"{folder} is no run folder: it holds no config.yaml")
     config = Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8")))
     state = load_checkpoint(folder / "checkpoints" / f"{which}.pt")
-    model = build_model(config.model, num_classes=len(state["class_names"]), guided=config.teacher is not None)
+    model = new_model(config, len(state["class_names"]))
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in state["unit"].items() if k.startswith(prefix)}
     model.load_state_dict(weights)

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastlg.assemble import Parts, Stores, assemble, open_stores, say_plan
+from fastlg.assemble import Parts, Stores, assemble, new_model, open_stores, say_plan
 from fastlg.checkpoint import LAST
 from fastlg.config import Config, load_config
 from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError, first_line
 from fastlg.evaluate import load_trained
-from fastlg.models import build_model, is_cnn
+from fastlg.models.build import is_cnn
 from fastlg.models.reference_weights import load_reference
 from fastlg.report import say
 from fastlg.run import Run, finished
@@ -87,7 +87,7 @@ def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> t
     recipe = teacher_config(config, stores)
     if dry_run and config.teacher.weights is None and not (recipe.run_dir / "summary.json").is_file():
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
-        model = build_model(recipe.model, num_classes=len(stores.class_names), guided=False)
+        model = new_model(recipe, len(stores.class_names))
         return model, recipe.model.image_size
     weights = config.teacher.weights
     if weights is not None and not weights.is_dir():
@@ -133,7 +133,7 @@ def load_teacher_file(path: Path, recipe: Config, stores: Stores) -> nn.Module:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file it cannot read
         raise UserError(f"teacher.weights {path} cannot be read: {first_line(error)}") from None
-    model = build_model(recipe.model, num_classes=len(stores.class_names), guided=False)
+    model = new_model(recipe, len(stores.class_names))
     load_reference(model, state)
     say(f"teacher  {recipe.model.name} from {path}")
     return model

@@ -1,0 +1,136 @@
+"""A trained student as a folder that plain timm loads, without fastlg."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from torch import Tensor, nn
+
+from fastlg import __version__
+from fastlg.config import Config
+from fastlg.errors import RunError, UserError, first_line
+from fastlg.models import Student
+
+TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolutions; no argument changes it
+LOGIT_TOLERANCE = 1e-4  # of the largest logit: float32 rounding stays two orders below
+
+
+def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[str], config: Config) -> None:
+    """Writes ``model.safetensors`` and ``config.json``; ``timm.create_model("local-dir:OUT", pretrained=True)`` reads them.
+
+    student      a trained models.Student, on the CPU; it is left as it is
+    out_dir      a folder that is new or empty
+    class_names  names in label order; timm hands them on as ``pretrained_cfg["label_names"]``
+    config       the run's config: mean and std of the images, and name and seed for the record
+
+    The folder appears whole or not at all, after timm has loaded it and given the same logits. timm's own evaluation
+    transform (``timm.data.resolve_model_data_config``) then reads images as fastlg's does: squashed to the square,
+    bilinear. Raises UserError for a CNN, which timm does not know, and for a folder that holds files; RunError where
+    the folder cannot be written, or where timm does not reproduce the logits.
+    """
+    if not isinstance(student, Student):
+        raise UserError(
+            "only students can be exported: timm has no CIFAR ResNet. A teacher is used from its run folder "
+            "(teacher.weights=RUN)"
+        )
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is not an empty folder; choose a new one")
+    description = _description(student, class_names, config)
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    except OSError as error:
+        raise UserError(f"cannot write to {out_dir.parent}: {error.strerror}; choose another folder") from None
+    try:
+        save_file(timm_weights(student.bare), draft / "model.safetensors", metadata={"format": "pt"})
+        (draft / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        _check_with_timm(student, draft)
+        draft.chmod(0o777 & ~_umask())
+        os.replace(draft, out_dir)
+    except OSError as error:
+        raise RunError(f"cannot write {out_dir}: {error.strerror or first_line(error)}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def timm_weights(bare: nn.Module) -> dict[str, Tensor]:
+    """State dict under which timm's own model computes what ``bare`` does, contiguous and on the CPU.
+
+    PVTv2 trained with the reference's LayerNorm eps needs a change, as timm cannot be told that eps: ten norms follow a
+    convolution that feeds nothing else, and LN(y, eps) = LN(c y, c^2 eps), so c = sqrt(timm's eps / ours) goes into the
+    convolution's weight and bias.
+    """
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in bare.state_dict().items()}
+    if isinstance(bare, PyramidVisionTransformerV2):
+        modules = dict(bare.named_modules())
+        for name, convolution in modules.items():
+            if isinstance(convolution, nn.Conv2d) and name.endswith((".proj", ".sr")):
+                norm = modules[f"{name.rpartition('.')[0]}.norm"]
+                scale = math.sqrt(TIMM_PVT_V2_EPS / norm.eps)
+                for part in ("weight", "bias"):
+                    weights[f"{name}.{part}"] *= scale
+    return weights
+
+
+def _description(student: Student, class_names: Sequence[str], config: Config) -> dict[str, Any]:
+    """timm's config.json. ``model_args`` are arguments of timm.create_model."""
+    size, source = student.image_size, student.bare.pretrained_cfg
+    return {
+        "architecture": student.name.split(".")[0],
+        "num_classes": len(class_names),
+        "num_features": student.bare.num_features,
+        "model_args": student.model_args,
+        "label_names": list(class_names),
+        "pretrained_cfg": {
+            "num_classes": len(class_names),
+            "input_size": [3, size, size],
+            "fixed_input_size": "img_size" in student.model_args,
+            "pool_size": None,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": list(config.augment.mean),
+            "std": list(config.augment.std),
+            "first_conv": source["first_conv"],
+            "classifier": source["classifier"],
+        },
+        "fastlg": {"version": __version__, "run": config.run.name, "seed": config.run.seed},
+    }
+
+
+@torch.inference_mode()
+def _check_with_timm(student: Student, folder: Path) -> None:
+    """Loads the folder as a user would and compares logits on one image of noise."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:  # whatever timm raises, the export failed
+        raise RunError(f"timm {timm.__version__} cannot load the export: {first_line(error)}") from None
+    size, device = student.image_size, next(student.parameters()).device
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    training = student.training
+    want = student.eval().bare(image.to(device)).cpu()
+    student.train(training)
+    worst = (loaded(image) - want).abs().max().item()
+    if not worst <= LOGIT_TOLERANCE * max(1.0, want.abs().max().item()):
+        raise RunError(
+            f"timm {timm.__version__} loads the export, but its logits differ by {worst:.2g}; "
+            f"model.args {student.model_args} may hold something that timm's config.json cannot carry"
+        )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,86 @@
+"""Every loss of the method adds up as written, checked against float64 by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastlg.config import GuidanceConfig
+from fastlg.objective import GuidedStudent
+from fastlg.teacher.online import Guide
+
+N, K, L, C = 5, 7, 17, 12  # 4 x 4 grid behind one class token
+
+
+class Student(nn.Module):
+    """A stand-in with the contract of models/student.py."""
+
+    grids, dims, blocks = [(4, 4), (4, 4)], [C, C], [0, 1]
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, L * C)
+        self.head = nn.Linear(C, K)
+
+    def forward(self, images):
+        tokens = self.embed(images).unflatten(1, (L, C))
+        return self.head(tokens[:, 0]), [tokens, tokens.sin()]
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    guide = Guide((torch.randn(N, 3, 8, 8), torch.randn(N, 5, 4, 4)), torch.randn(N, K))
+    return Student(), torch.randn(N, 6), torch.randint(0, K, (N,)), guide
+
+
+def reference_guidance(unit, features, maps) -> torch.Tensor:
+    """Project, resize, mean of squares; float64 and F.interpolate, as the reference code computes it."""
+    total = torch.zeros((), dtype=torch.float64)
+    for tokens, teacher, projection in zip(features, maps, unit.guidance.projections, strict=True):
+        student = tokens[:, 1:].double().transpose(1, 2).unflatten(2, (4, 4))
+        weight, bias = projection.weight.double().flatten(1), projection.bias.double()
+        projected = torch.einsum("nchw,dc->ndhw", student, weight) + bias[:, None, None]
+        teacher = teacher.double()
+        size = tuple(max(a, b) for a, b in zip(projected.shape[2:], teacher.shape[2:], strict=True))
+        projected, teacher = (F.interpolate(m, size, mode="bilinear") for m in (projected, teacher))
+        total += (projected - teacher).square().mean()
+    return total
+
+
+@pytest.mark.parametrize("logits", ["none", "soft", "hard"])
+def test_total_is_classification_distillation_and_guidance_together(parts, logits):
+    student, images, labels, guide = parts
+    config = GuidanceConfig(weight=1.7, logits=logits, logits_weight=0.3, temperature=2.0)
+    unit = GuidedStudent(student, [3, 5], config)
+    out = unit(images, labels, guide)
+    scores, features = student(images)
+    cls = F.cross_entropy(scores.double(), labels)
+    guidance = reference_guidance(unit, features, guide.maps)
+    s, t = scores.double(), guide.logits.double()
+    soft = (t / 2).softmax(1) * ((t / 2).log_softmax(1) - (s / 2).log_softmax(1))
+    part = {"none": cls, "soft": soft.sum() / (N * K) * 4, "hard": F.cross_entropy(s, t.argmax(1))}[logits]
+    weight = 0.0 if logits == "none" else 0.3
+    expected = (1 - weight) * cls + weight * part + 1.7 * guidance
+    assert out.loss.double().item() == pytest.approx(expected.item(), rel=1e-6)
+    assert out.loss_cls.item() == pytest.approx(cls.item(), rel=1e-6)
+    assert out.loss_guidance.item() == pytest.approx(guidance.item(), rel=1e-6)
+    assert out.correct.item() == (scores.argmax(1) == labels).sum().item() and out.count.item() == N
+
+
+def test_only_student_and_projections_learn_and_both_do(parts):
+    student, images, labels, guide = parts
+    unit = GuidedStudent(student, [3, 5], GuidanceConfig())
+    unit(images, labels, guide).loss.backward()
+    for name, parameter in unit.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert {name.split(".")[0] for name, _ in unit.named_parameters()} == {"student", "guidance"}
+
+
+def test_without_a_teacher_it_is_plain_classification(parts):
+    student, images, labels, _ = parts
+    out = GuidedStudent(student, [], GuidanceConfig())(images, labels)
+    assert out.loss.item() == pytest.approx(F.cross_entropy(student(images)[0], labels).item())
+    assert out.loss_guidance.item() == 0
