@@ -27,9 +27,9 @@ LOGIT_TOLERANCE = 1e-4  # of the largest logit: float32 rounding stays two order
 
 
 def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[str], config: Config) -> None:
-    """Writes ``model.safetensors`` and ``config.json``; ``timm.create_model("local-dir:OUT", pretrained=True)`` reads them.
+    """Writes ``model.safetensors`` and ``config.json`` for ``timm.create_model("local-dir:OUT", pretrained=True)``.
 
-    student      a trained models.Student, on the CPU; it is left as it is
+    student      a trained models.Student; it is left as it is
     out_dir      a folder that is new or empty
     class_names  names in label order; timm hands them on as ``pretrained_cfg["label_names"]``
     config       the run's config: mean and std of the images, and name and seed for the record
@@ -46,7 +46,10 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
         )
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir} exists and is not an empty folder; choose a new one")
-    description = _description(student, class_names, config)
+    try:
+        description = json.dumps(_description(student, class_names, config), indent=2) + "\n"
+    except TypeError as error:
+        raise UserError(f"model.args {student.model_args} cannot be written to timm's config.json: {error}") from None
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
@@ -54,7 +57,7 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
         raise UserError(f"cannot write to {out_dir.parent}: {error.strerror}; choose another folder") from None
     try:
         save_file(timm_weights(student.bare), draft / "model.safetensors", metadata={"format": "pt"})
-        (draft / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (draft / "config.json").write_text(description, encoding="utf-8")
         _check_with_timm(student, draft)
         draft.chmod(0o777 & ~_umask())
         os.replace(draft, out_dir)
@@ -102,8 +105,8 @@ def _description(student: Student, class_names: Sequence[str], config: Config) -
             "crop_mode": "squash",
             "mean": list(config.augment.mean),
             "std": list(config.augment.std),
-            "first_conv": source["first_conv"],
-            "classifier": source["classifier"],
+            "first_conv": source.get("first_conv"),
+            "classifier": source.get("classifier"),
         },
         "fastlg": {"version": __version__, "run": config.run.name, "seed": config.run.seed},
     }

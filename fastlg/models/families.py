@@ -17,7 +17,8 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-SUPPORTED = "deit_*, vit_*, convit_*, pit_*, pvt_v2_*"
+PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_")
+SUPPORTED = ", ".join(f"{prefix}*" for prefix in PREFIXES)
 
 
 class BlockShape(NamedTuple):

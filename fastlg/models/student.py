@@ -12,7 +12,7 @@ import timm
 from torch import Tensor, nn
 
 from fastlg.errors import UserError, first_line
-from fastlg.models.families import SUPPORTED, family_of, fill_relative_positions
+from fastlg.models.families import PREFIXES, SUPPORTED, family_of, fill_relative_positions
 from fastlg.models.reference_init import as_reference
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
@@ -41,7 +41,7 @@ class Student(nn.Module):
     init         "reference": initial weights, LayerNorm eps and drop path rule of the reference code; "timm": timm's
     model_args   further arguments of the timm model: patch_size, embed_dim, depth, num_heads, ...
 
-    ``bare`` is the plain timm model; its state dict is timm's.
+    ``bare`` is the plain timm model, whose state dict is timm's; ``model_args`` with the name rebuild it.
     Raises UserError for unknown names, arguments, blocks that do not exist, and image sizes the model cannot take.
     """
 
@@ -58,11 +58,11 @@ class Student(nn.Module):
     ):
         super().__init__()
         self.name, self.image_size = name, image_size
-        self.model_args = _checked_arguments(model_args or {}, image_size)
-        self.bare = _create(name, num_classes, image_size, drop_path, self.model_args)
+        self.model_args = _checked_arguments(name, image_size, model_args or {})
+        self.bare = _create(name, num_classes, drop_path, self.model_args)
         family = family_of(self.bare)
         if family is None:
-            raise UserError(f"model.name {name} is no family that fastlg can guide; supported: {SUPPORTED}")
+            raise UserError(_unsupported(name))
         if init == "reference":
             as_reference(self.bare, drop_path)
         fill_relative_positions(self.bare)
@@ -115,32 +115,38 @@ def guided_blocks(depth: int, stages: int, fraction: float = 1.0) -> list[int]:
     return [math.floor(stage * (reach - 1) / max(stages - 1, 1)) for stage in range(stages)]
 
 
-def _create(name: str, num_classes: int, image_size: int, drop_path: float, model_args: dict) -> nn.Module:
+def _create(name: str, num_classes: int, drop_path: float, model_args: dict[str, Any]) -> nn.Module:
     if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"model.name {name} is no model of timm {timm.__version__}; {hint}supported: {SUPPORTED}")
-    arguments = {"num_classes": num_classes, "drop_path_rate": drop_path, **model_args}
-    if not name.startswith("pvt_v2"):  # PVTv2 has no position embedding: it takes any size
-        arguments["img_size"] = image_size
+    if not name.startswith(PREFIXES):
+        raise UserError(_unsupported(name))
     try:
-        return timm.create_model(name, pretrained=False, **arguments)
+        return timm.create_model(
+            name, pretrained=False, num_classes=num_classes, drop_path_rate=drop_path, **model_args
+        )
     except TypeError as error:
         unknown = [key for key in model_args if f"'{key}'" in str(error)]
         what = f"model.args.{unknown[0]} is no argument of" if unknown else "model.args do not fit"
         raise UserError(f"{what} {name}: {first_line(error)}; see timm's documentation of the model") from None
     except (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
-        raise UserError(
-            f"timm cannot build {name} at {image_size} px with model.args {model_args}: {first_line(error)}"
-        ) from None
+        raise UserError(f"timm cannot build {name} with model.args {model_args}: {first_line(error)}") from None
 
 
-def _checked_arguments(model_args: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """A copy of the arguments without img_size, which only model.image_size sets."""
+def _unsupported(name: str) -> str:
+    return f"model.name {name} is of no family that fastlg can guide; supported: {SUPPORTED}"
+
+
+def _checked_arguments(name: str, image_size: int, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for timm; img_size is set by model.image_size alone, and only where the model has one."""
     for key in model_args:
         if key in RESERVED:
             raise UserError(f"model.args.{key} cannot be set: {RESERVED[key]}")
     size = model_args.get("img_size", image_size)
     if size not in (image_size, [image_size] * 2, (image_size,) * 2):
         raise UserError(f"model.args.img_size {size} differs from model.image_size {image_size}; set the latter alone")
-    return {key: value for key, value in model_args.items() if key != "img_size"}
+    arguments = {key: value for key, value in model_args.items() if key != "img_size"}
+    if not name.startswith("pvt_v2"):  # no position embedding: it takes any size
+        arguments["img_size"] = image_size
+    return arguments
