@@ -1,0 +1,71 @@
+"""Weight decay reaches what the reference code decays, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from fastlg.models import Student, resnet56
+from fastlg.models.param_groups import param_groups
+from fastlg.models.reference_weights import reference_name
+
+MODELS = {
+    "deit/deit-ti_c100_ours": "deit_tiny_patch16_224",
+    "deit/deit-ti_c100_base": "deit_tiny_patch16_224",
+    "convit/convit-ti_c100_ours": "convit_tiny",
+    "pit/pit-ti_c100_ours": "pit_ti_224",
+    "pvtv2/pvtv2-b0_c100_ours": "pvt_v2_b0",
+    "resnet/r-56_c100": "resnet56",
+}
+
+
+class Unit(nn.Module):
+    """A student wrapped with its projections, as training does."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.student = student
+        self.projections = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(3))
+
+
+@pytest.mark.parametrize("run", MODELS)
+def test_groups_equal_the_references_by_name(run, golden):
+    wanted = json.loads((golden / "schedule.json").read_text())["optimizer"]["groups"][run]
+    name = MODELS[run]
+    model = resnet56(100) if name == "resnet56" else Student(name, num_classes=100, image_size=224).bare
+    module = Unit(model) if run.endswith("_ours") else model
+    for group, kind in zip(param_groups(module, 0.05), ("no_decay", "decay"), strict=True):
+        names = set(wanted[f"head_{kind}"]["names"]) | set(wanted[f"body_{kind}"]["names"])
+        names = {key.removeprefix("student_model.") for key in names if not key.startswith("feature_transforms.")}
+        assert group["weight_decay"] == (0.05 if kind == "decay" else 0.0)
+        assert names_of(group, model) == names
+
+
+def names_of(group: dict, model: nn.Module) -> set[str]:
+    chosen = {id(parameter) for parameter in group["params"]}
+    return {reference_name(model, name) for name, p in model.named_parameters() if id(p) in chosen}
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group():
+    student = Student("convit_tiny", num_classes=3, image_size=32, model_args={"depth": 2, "local_up_to_layer": 1})
+    unit = Unit(student)
+    student.bare.pos_embed.requires_grad_(False)
+    groups = param_groups(unit, 0.1)
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in unit.parameters() if p.requires_grad)
+    spared = {id(p) for p in groups[0]["params"]}
+    assert all(id(p.bias) in spared and id(p.weight) not in spared for p in unit.projections)
+    torch.optim.AdamW(groups, lr=1e-3)
+
+
+def test_distillation_tokens_are_spared():
+    student = Student("deit_tiny_distilled_patch16_224", num_classes=3, image_size=32, model_args={"depth": 1})
+    spared = {id(p) for p in param_groups(student, 0.1)[0]["params"]}
+    assert {id(student.bare.dist_token), id(student.bare.cls_token), id(student.bare.pos_embed)} <= spared
+
+
+def test_a_module_without_biases_has_one_group():
+    assert [group["weight_decay"] for group in param_groups(nn.Linear(3, 2, bias=False), 0.3)] == [0.3]
