@@ -87,7 +87,7 @@ def timm_weights(bare: nn.Module) -> dict[str, Tensor]:
 
 
 def _description(student: Student, class_names: Sequence[str], config: Config) -> dict[str, Any]:
-    """timm's config.json. ``model_args`` are arguments of timm.create_model."""
+    """The content of timm's config.json; ``model_args`` are arguments of timm.create_model."""
     size, source = student.image_size, student.bare.pretrained_cfg
     return {
         "architecture": student.name.split(".")[0],

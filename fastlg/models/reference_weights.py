@@ -54,7 +54,7 @@ def load_reference(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     targets = {reference_name(model, name): tensor for name, tensor in model.state_dict().items()}
     problems = [f"missing {name}" for name in targets if name not in source]
     problems += [f"unexpected {name}" for name in source if name not in targets]
-    for name in targets.keys() & source.keys():
+    for name in (name for name in targets if name in source):
         value, wanted = source[name], tuple(targets[name].shape)
         if not isinstance(value, Tensor):
             problems.append(f"{name} is no tensor")
