@@ -1,0 +1,44 @@
+"""Between two reports the loop never asks the device for a value."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastlg.assemble import assemble, open_stores
+from fastlg.config import load_config
+from fastlg.metrics import Meter
+from fastlg.models.resnet_cifar import resnet20
+from fastlg.train import guidance
+
+SYNCING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
+
+
+class Watch(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        if name in SYNCING:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_training_step_and_its_bookkeeping_never_sync(project):
+    config = load_config("student.yaml", ["augment.rand_augment=null", "augment.erase=0"])
+    parts = assemble(config, open_stores(config), resnet20(3), 16)
+    parts.unit.train()
+    meter = Meter(parts.device)
+    batch = next(iter(parts.train_loader.epoch(0)))
+    views = parts.views(batch, 0)
+    with Watch() as watch:
+        for step in range(3):
+            out = parts.engine.step(views.student, batch.labels, guidance(parts, views.teacher))
+            meter.update(out, step)
+    assert watch.seen == []
+    with Watch() as watch:
+        meter.read()
+        torch.ones(()).item()
+    assert watch.seen, "the watch sees nothing: this test would pass whatever the loop does"
