@@ -1,0 +1,39 @@
+"""What the commands print and how they leave."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from fastlg.signals import Stopped, StopRequest
+
+
+def test_doctor_names_every_extra_and_the_command_that_adds_it(fastlg, monkeypatch):
+    import fastlg.doctor as doctor
+
+    status, out, err = fastlg("doctor")
+    assert status == 0 and "torch" in out and "timm" in out
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+    status, out, err = fastlg("doctor")
+    assert status == 0
+    for extra in doctor.EXTRAS:
+        assert f"pip install 'fastlg[{extra}]'" in out
+
+
+def test_unknown_commands_and_options_leave_with_2(fastlg):
+    for arguments in (("trian",), ("train",), ("train", "quickstart", "--gpu")):
+        status, out, err = fastlg(*arguments)
+        assert status == 2 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+def test_a_stop_request_waits_for_the_loop_and_carries_the_shells_status(number, status):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        stop.raise_if_set()
+        signal.raise_signal(number)
+        with pytest.raises(Stopped) as stopped:
+            stop.raise_if_set()
+    assert stopped.value.status == status
+    assert signal.getsignal(number) == before
