@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,19 +39,29 @@ def image_folder(tmp_path_factory):
     return root
 
 
+def write_project(folder: Path, image_folder: Path) -> None:
+    """student.yaml and teacher.yaml on the tiny images."""
+    data = {**STUDENT["data"], "source": str(image_folder)}
+    student = {**STUDENT, "data": data, "teacher": {"recipe": "teacher.yaml"}}
+    (folder / "student.yaml").write_text(yaml.safe_dump(student))
+    (folder / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+
+
 @pytest.fixture
 def project(tmp_path, image_folder, monkeypatch):
-    """A working folder with student.yaml and teacher.yaml on the tiny images; nothing is written outside it."""
+    """A working folder with student.yaml and teacher.yaml; nothing is written outside it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))
-    student = {
-        **STUDENT,
-        "data": {**STUDENT["data"], "source": str(image_folder)},
-        "teacher": {"recipe": "teacher.yaml"},
-    }
-    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
-    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    write_project(tmp_path, image_folder)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def shared_project(tmp_path_factory, image_folder):
+    """The same for tests that start processes; one folder per test file, so that they share a teacher."""
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder, image_folder)
+    return folder
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def start(folder, *overrides, name="student"):
         "log.every_steps=1",
         *overrides,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FASTLG_CACHE": str(folder / "cache")}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -68,20 +68,20 @@ def assert_same_run(one, other) -> None:
             assert torch.equal(value, second["engine"]["optimizer"]["state"][index][name]), (index, name)
 
 
-@pytest.fixture
-def uninterrupted(project):
+@pytest.fixture(scope="module")
+def uninterrupted(shared_project):
     """The run nobody disturbed; its teacher is shared by the others."""
-    status, out, err = finish(start(project, name="whole"))
+    status, out, err = finish(start(shared_project, name="whole"))
     assert status == 0, err
-    return project / "runs" / "whole"
+    return shared_project / "runs" / "whole"
 
 
-def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(project, uninterrupted):
+def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(shared_project, uninterrupted):
     generator = random.Random(os.environ.get("FASTLG_TEST_SEED", time.time_ns()))
-    run = project / "runs" / "killed"
+    run = shared_project / "runs" / "killed"
     kills, after = 0, 0
     for _ in range(3):
-        process = start(project, name="killed")
+        process = start(shared_project, name="killed")
         after += generator.randint(1, 16)
         wait_for_rows(run, after, process)
         time.sleep(generator.random() * 0.02)  # anywhere inside a step or a save
@@ -89,22 +89,24 @@ def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(project, unint
         status, _, _ = finish(process)
         kills += status == -signal.SIGKILL
     assert kills >= 1
-    status, out, err = finish(start(project, name="killed"))
+    status, out, err = finish(start(shared_project, name="killed"))
     assert status == 0, err
     assert_same_run(uninterrupted, run)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
-def test_a_signal_saves_leaves_with_its_status_and_the_same_command_goes_on(project, uninterrupted, number, status):
+def test_a_signal_saves_leaves_with_its_status_and_the_same_command_goes_on(
+    shared_project, uninterrupted, number, status
+):
     name = f"stopped{number}"
-    run = project / "runs" / name
-    process = start(project, "log.checkpoint_steps=0", name=name)
+    run = shared_project / "runs" / name
+    process = start(shared_project, "log.checkpoint_steps=0", name=name)
     wait_for_rows(run, 3, process)
     process.send_signal(number)
     code, out, err = finish(process)
     assert code == status and err.startswith("fastlg: stopped by"), (code, err)
     position = load_checkpoint(run / "checkpoints" / "last.pt")["position"]
     assert 0 < position["epoch"] * STEPS + position["batch"] < 3 * STEPS
-    code, out, err = finish(start(project, "log.checkpoint_steps=0", name=name))
+    code, out, err = finish(start(shared_project, "log.checkpoint_steps=0", name=name))
     assert code == 0 and "resumed" in out, err
     assert_same_run(uninterrupted, run)

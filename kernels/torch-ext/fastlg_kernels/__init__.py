@@ -1,10 +1,30 @@
 """Fused kernels for locality guidance and on-device augmentation: torch and triton, nothing else."""
 
+from .augment import (
+    RaggedImages,
+    apply_op,
+    draw_rand_augment,
+    normalise,
+    parse_rand_augment,
+    rand_augment,
+    random_erasing,
+    resize_crops,
+)
 from .guidance import guidance_loss
 from .layers import GuidanceLoss, distillation_loss
+from .rng import sample_seeds
 
 __all__ = [
     "GuidanceLoss",
+    "RaggedImages",
+    "apply_op",
     "distillation_loss",
+    "draw_rand_augment",
     "guidance_loss",
+    "normalise",
+    "parse_rand_augment",
+    "rand_augment",
+    "random_erasing",
+    "resize_crops",
+    "sample_seeds",
 ]

@@ -1,0 +1,125 @@
+"""The augmentation pipeline in plain torch: the CPU path, and the truth the Triton kernels are held to."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import augment_ops_torch as ops
+from . import geometry_torch as geometry
+from .rand_augment import OP_NAMES, RandAugmentDraw
+from .rng import normals, uniforms
+
+# Draws of one rectangle attempt: area, ratio, top, left.
+_ATTEMPTS, _ATTEMPT_DRAWS = 10, 4
+_NOISE_OFFSET = 1 << 24
+
+
+def apply_op(images: Tensor, name: str, value: Tensor, resample: str, fill: Tensor) -> Tensor:
+    """The plain torch twin of `augment.apply_op`: `value` float64 [N], `fill` uint8 [3]."""
+    match name:
+        case "AutoContrast":
+            return ops.auto_contrast(images)
+        case "Equalize":
+            return ops.equalize(images)
+        case "Invert":
+            return ops.invert(images)
+        case "Rotate":
+            return geometry.rotate(images, value, resample, fill)
+        case "Posterize" | "PosterizeIncreasing" | "PosterizeOriginal":
+            return ops.posterize(images, value)
+        case "Solarize" | "SolarizeIncreasing":
+            return ops.solarize(images, value)
+        case "SolarizeAdd":
+            return ops.solarize_add(images, value)
+        case "Color" | "ColorIncreasing":
+            return ops.color(images, value)
+        case "Contrast" | "ContrastIncreasing":
+            return ops.contrast(images, value)
+        case "Brightness" | "BrightnessIncreasing":
+            return ops.brightness(images, value)
+        case "Sharpness" | "SharpnessIncreasing":
+            return ops.sharpness(images, value)
+        case "ShearX":
+            return geometry.shear_x(images, value, resample, fill)
+        case "ShearY":
+            return geometry.shear_y(images, value, resample, fill)
+        case "TranslateXRel":
+            return geometry.translate_x(images, value, resample, fill)
+        case "TranslateYRel":
+            return geometry.translate_y(images, value, resample, fill)
+    raise ValueError(f"unknown operation {name!r}; known are {', '.join(OP_NAMES)}")
+
+
+def rand_augment(images: Tensor, draw: RandAugmentDraw, resample: str, fill: Tensor) -> Tensor:
+    """Applies every sample's drawn operations, each operation once per layer on the samples that drew it."""
+    out = images.clone()
+    numbers = torch.where(draw.applied, draw.op, -1).cpu()
+    for layer in range(numbers.shape[1]):
+        for number in numbers[:, layer].unique().tolist():
+            if number >= 0:
+                chosen = (numbers[:, layer] == number).nonzero().reshape(-1).to(images.device)
+                value = draw.value[chosen, layer]
+                out[chosen] = apply_op(out[chosen], OP_NAMES[number], value, resample, fill)
+    return out
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor, flip: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(x / 255 - mean) / std in the order of torchvision's ToTensor and Normalize: float32 results are equal."""
+    out = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    out = out.div_(255.0).sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
+    if flip is not None:
+        out = torch.where(flip.view(-1, 1, 1, 1), out.flip(3), out)
+    return out.to(dtype)
+
+
+def draw_erasing(
+    seeds: Tensor,
+    height: int,
+    width: int,
+    probability: float,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    count: int,
+) -> Tensor:
+    """The rectangles to erase: int64 [N, count, 4] (top, left, height, width); height 0 where there is none.
+
+    timm's rule (RandomErasing._erase): with the given chance an image loses 1..count rectangles, the area of each drawn
+    uniformly and divided by their number, the log of the ratio drawn uniformly; ten attempts to fit strictly inside.
+    """
+    n = seeds.shape[0]
+    draws = uniforms(seeds, 2 + count * _ATTEMPTS * _ATTEMPT_DRAWS)
+    rectangles = (1.0 + torch.floor(draws[:, 1] * count)) * (draws[:, 0] <= probability)
+    wanted, log_ratio, top, left = draws[:, 2:].view(n, count, _ATTEMPTS, _ATTEMPT_DRAWS).unbind(-1)
+    share = rectangles.clamp(min=1.0).view(n, 1, 1)
+    wanted = (area[0] + (area[1] - area[0]) * wanted) * (height * width) / share
+    shape = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * log_ratio)
+    h, w = torch.round((wanted * shape).sqrt()), torch.round((wanted / shape).sqrt())
+    fits = (w < width) & (h < height)
+    attempt = fits.to(torch.int8).argmax(dim=-1, keepdim=True)
+    boxes = torch.stack((torch.floor(top * (height - h + 1)), torch.floor(left * (width - w + 1)), h, w), dim=-1)
+    boxes = boxes.gather(2, attempt[..., None].expand(-1, -1, -1, 4)).squeeze(2)
+    used = fits.any(-1) & (torch.arange(count, device=seeds.device) < rectangles[:, None])
+    return (boxes * used[..., None]).to(torch.int64)
+
+
+def erase(images: Tensor, rectangles: Tensor, seeds: Tensor, mode: str) -> Tensor:
+    """Fills the rectangles in place, with normal noise per pixel, per channel, or zero."""
+    channels = images.shape[1]
+    boxes = rectangles.tolist()
+    for number, image_boxes in enumerate(boxes):
+        for slot, (top, left, h, w) in enumerate(image_boxes):
+            if h == 0 or w == 0:
+                continue
+            patch = images[number, :, top : top + h, left : left + w]
+            if mode == "const":
+                patch.zero_()
+                continue
+            # Each rectangle has its own stretch of the sample's noise.
+            shape = (channels, h, w) if mode == "pixel" else (channels, 1, 1)
+            offset = _NOISE_OFFSET * (slot + 1)
+            noise = normals(seeds[number : number + 1], math.prod(shape), offset=offset, dtype=torch.float32)
+            patch.copy_(noise.view(shape))
+    return images
