@@ -1,0 +1,48 @@
+"""What the tests of every loader share: a store of odd images and comparisons with the Pillow loader."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastlg.batch import Batch
+from fastlg.data.plan import SamplePlan
+
+SIZES = [(17, 33), (64, 20), (31, 32), (50, 75), (5, 9), (40, 40), (96, 61), (33, 17)]  # height, width
+TRAIN_COUNT, TEST_COUNT = 21, 10
+
+
+def write_pictures(folder, suffix: str = ".png") -> None:
+    """folder/{train,test}/{cat,dog}/NN.suffix: smooth pictures of odd sizes, no two alike; JPEG changes them little."""
+    rng = np.random.default_rng(4)
+    for split, count in (("train", TRAIN_COUNT), ("test", TEST_COUNT)):
+        for i in range(count):
+            height, width = SIZES[i % len(SIZES)]
+            coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+            path = folder / split / ("cat" if i % 3 else "dog") / f"{i:02d}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def plan(**options) -> SamplePlan:
+    settings = {"size": 19, "batch_size": 4, "train": True, "seed": 11, "drop_last": False}
+    return SamplePlan(**{**settings, **options})
+
+
+def joined(batches) -> Batch:
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def assert_same_samples(batches: list[Batch], oracle: list[Batch]) -> None:
+    """Batch for batch the same ids, labels, boxes and flips, bit for bit, in the same types and shapes."""
+    assert [len(b.labels) for b in batches] == [len(b.labels) for b in oracle]
+    for got, want in zip(batches, oracle, strict=True):
+        for name, a, b in zip(Batch._fields, got, want, strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape, name
+            assert name == "images" or torch.equal(a, b), name
+
+
+def differences(batches: list[Batch], oracle: list[Batch]) -> torch.Tensor:
+    """Absolute differences of all pixels, int32 [N, S, S, 3]."""
+    return (joined(batches).images.int() - joined(oracle).images.int()).abs()
