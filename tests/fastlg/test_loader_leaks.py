@@ -12,8 +12,8 @@ from fastlg.data.prepare import open_store, prepare
 from fastlg.data.sources import open_source
 from fastlg.errors import RunError
 
-SIZE = 96  # an epoch's crops are 0.55 MiB: fifty kept ones would be 28 MiB
-MEMORY_BOUND_KIB = 6 * 1024  # what allocators may keep for later
+SIZE = 64  # an epoch's crops are 0.25 MiB: fifty kept ones would be 12 MiB
+MEMORY_BOUND_KIB = 4 * 1024  # what allocators may keep for later
 KINDS = ["resident", "torch", "ffcv raw", "ffcv jpeg", "dali raw", "dali jpeg"]
 
 
