@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from fastlg.data.plan import SamplePlan
+from fastlg.data.resident_loader import ResidentLoader
 from fastlg.data.store import Store
 from fastlg.data.torch_loader import TorchLoader
 from fastlg.errors import UserError
 
+log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.5  # of the GPU's free memory that a store may take
+
 
 def make_loader(
-    kind: str, store: Store, *, device: torch.device | str = "cpu", workers: int = 0, **plan
-) -> TorchLoader:
+    kind: str,
+    store: Store,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    memory_share: float = MEMORY_SHARE,
+    **plan,
+) -> TorchLoader | ResidentLoader:
     """The loader ``kind`` over ``store``.
 
     Args:
-        kind: "torch" (Pillow in DataLoader workers) or "auto".
+        kind: "resident" (the store on the device), "torch" (Pillow in DataLoader workers), or "auto": resident on a GPU
+            where the store fits into ``memory_share`` of its free memory, else torch.
         device: where batches are delivered.
         workers: DataLoader processes of the torch loader.
         plan: the fields of SamplePlan: size, batch_size, train, seed, scale, ratio, ...
@@ -27,9 +41,22 @@ def make_loader(
     Raises:
         UserError: an unknown kind.
     """
-    sample_plan = SamplePlan(**plan)
+    sample_plan, device = SamplePlan(**plan), torch.device(device)
+    if kind == "auto":
+        kind = "resident" if _fits(store, device, memory_share) else "torch"
+        log.info("data.loader=auto: %s loader for %s (%.0f MiB)", kind, store.split, len(store.pixels) / 2**20)
     match kind:
-        case "torch" | "auto":
+        case "resident":
+            return ResidentLoader(store, sample_plan, device=device)
+        case "torch":
             return TorchLoader(store, sample_plan, device=device, workers=workers)
         case _:
-            raise UserError(f"data.loader={kind} is unknown; choose auto or torch")
+            raise UserError(f"data.loader={kind} is unknown; choose auto, resident or torch")
+
+
+def _fits(store: Store, device: torch.device, share: float) -> bool:
+    """On the CPU never: there Pillow cuts crops faster than the batched kernel's plain torch twin."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return len(store.pixels) <= share * free

@@ -13,6 +13,7 @@ from fastlg.data.crops import draw_crops, draw_flips, epoch_order, rank_batches
 from fastlg.errors import UserError
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+_BLOCK_SAMPLES = 1 << 16  # boxes are drawn for so many samples at once: 10 ms on one core
 
 
 class Draw(NamedTuple):
@@ -101,12 +102,15 @@ class SamplePlan:
         boxes = draw_crops(self.seed, epoch, sample_ids, own, scale=self.scale, ratio=self.ratio)
         return Draw(sample_ids, boxes, draw_flips(self.seed, epoch, sample_ids, self.flip_probability))
 
-    def batches(self, sizes: Tensor, epoch: int, start_batch: int = 0) -> Iterator[Draw]:
-        """All batches of this process from ``start_batch`` on, drawn in blocks so that few calls draw many boxes."""
+    def blocks(self, sizes: Tensor, epoch: int, start_batch: int = 0) -> Iterator[tuple[Draw, list[int]]]:
+        """Many batches at a time, from ``start_batch`` on: what they draw, and the samples in each of them."""
         order, slices = self.order(len(sizes), epoch), self.slices(len(sizes))
-        block = max(1, 1 << 16 >> (self.batch_size - 1).bit_length())
-        for first in range(start_batch, len(slices), block):
-            group = slices[first : first + block]
-            drawn = self.draw(torch.cat([order[s] for s in group]), sizes, epoch)
-            counts = [s.stop - s.start for s in group]
+        count = max(1, _BLOCK_SAMPLES // self.batch_size)
+        for first in range(start_batch, len(slices), count):
+            block = slices[first : first + count]
+            yield self.draw(torch.cat([order[s] for s in block]), sizes, epoch), [s.stop - s.start for s in block]
+
+    def batches(self, sizes: Tensor, epoch: int, start_batch: int = 0) -> Iterator[Draw]:
+        """All batches of this process from ``start_batch`` on."""
+        for drawn, counts in self.blocks(sizes, epoch, start_batch):
             yield from map(Draw, *(tensor.split(counts) for tensor in drawn))

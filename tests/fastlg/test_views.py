@@ -1,0 +1,150 @@
+"""Views: timm's order of steps, the reference's teacher view, each sample's view its own whatever the batch."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from fastlg.batch import Batch
+from fastlg.data.views import ViewMaker, teacher_view
+from fastlg_kernels.augment import apply_op, draw_rand_augment
+from fastlg_kernels.rand_augment import OP_NAMES
+from fastlg_kernels.rng import sample_seeds
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def batch(count=6, size=28, seed=0) -> Batch:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 5, 6, 3), dtype=np.uint8)
+    images = np.stack([np.asarray(Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC)) for c in coarse])
+    flip = torch.arange(count) % 3 == 0
+    ids = torch.arange(count) * 17 + 3
+    return Batch(torch.from_numpy(images), torch.arange(count), ids, torch.rand(count, 4), flip)
+
+
+def maker(**options) -> ViewMaker:
+    settings = {"teacher_size": 4, "rand_augment": None, "erase": 0.0, "mean": MEAN, "std": STD, "seed": 5}
+    return ViewMaker(**{**settings, **options})
+
+
+def rows(whole: Batch, index) -> Batch:
+    return Batch(*(tensor[index] for tensor in whole))
+
+
+def plain(images: torch.Tensor) -> torch.Tensor:
+    """torchvision's ToTensor and Normalize, image by image."""
+    transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    return torch.stack([transform(Image.fromarray(image)) for image in images.numpy()])
+
+
+def test_without_augmentation_a_view_is_torchvisions_flip_and_normalise():
+    given = batch()
+    truth = plain(given.images)
+    truth[given.flip] = truth[given.flip].flip(-1)
+    views = maker()(given, epoch=1)
+    torch.testing.assert_close(views.student, truth, rtol=1e-6, atol=1e-6)
+    assert torch.equal(views.crop, given.crop) and torch.equal(views.flip, given.flip)
+
+
+def test_evaluation_neither_flips_nor_augments():
+    given = batch()
+    views = maker(rand_augment="rand-m9-mstd0.5-inc1", erase=1.0)(given, epoch=0, train=False)
+    torch.testing.assert_close(views.student, plain(given.images), rtol=1e-6, atol=1e-6)
+
+
+def test_the_teacher_view_at_224_to_32_is_bitwise_the_references():
+    student = torch.randn(3, 3, 224, 224)
+    found = teacher_view(student, 32)
+    assert torch.equal(found, student[..., 3::7, 3::7])
+    assert torch.equal(found, F.interpolate(student, size=(32, 32), mode="bilinear", align_corners=False))
+
+
+@pytest.mark.parametrize(("side", "size"), [(96, 32), (64, 32), (48, 32), (35, 7), (32, 32), (20, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_teacher_view_is_bilinear_without_antialias_at_any_sizes(side, size, dtype):
+    student = torch.randn(2, 3, side, side).to(dtype)
+    truth = F.interpolate(student.double(), size=(size, size), mode="bilinear", align_corners=False)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(teacher_view(student, size).double(), truth, rtol=tolerance, atol=tolerance)
+
+
+def test_the_teacher_sees_the_finished_student_view():
+    given = batch(size=28)
+    views = maker(teacher_size=4)(given, epoch=0)
+    assert torch.equal(views.teacher, views.student[..., 3::7, 3::7])
+    assert torch.equal(maker(teacher_size=28)(given, epoch=0).teacher, views.student)
+    assert maker(teacher_size=None)(given, epoch=0).teacher.numel() == 0
+
+
+def test_views_come_in_the_asked_dtype():
+    views = maker(dtype=torch.bfloat16)(batch(), epoch=0)
+    assert views.student.dtype == views.teacher.dtype == torch.bfloat16
+    torch.testing.assert_close(views.student.float(), maker()(batch(), epoch=0).student, rtol=1e-2, atol=1e-2)
+
+
+def test_rand_augment_follows_the_flip_and_precedes_the_normalisation():
+    given = batch(count=24, size=20)
+    views = maker(rand_augment="rand-m9-mstd0.5-inc1")(given, epoch=2)
+    draw = draw_rand_augment(sample_seeds(5, 2, given.sample_ids, "rand_augment"), "rand-m9-mstd0.5-inc1")
+    images = given.images.clone()
+    images[given.flip] = images[given.flip].flip(2)
+    for i in range(24):
+        for op, applied, value in zip(*(part[i].tolist() for part in draw), strict=True):
+            name = OP_NAMES[op]
+            value = None if name in ("AutoContrast", "Equalize", "Invert") else value
+            if applied:
+                images[i] = apply_op(images[i][None], name, value)[0]
+    torch.testing.assert_close(views.student, plain(images), rtol=1e-6, atol=1e-6)
+
+
+def test_erasing_puts_normal_noise_on_the_normalised_view_and_the_teacher_sees_it():
+    given = batch(count=200, size=28)
+    clean, erased = maker()(given, epoch=1), maker(erase=1.0)(given, epoch=1)
+    changed = (clean.student != erased.student).any(1)
+    share = changed.float().mean((1, 2))
+    assert (share > 0).float().mean() > 0.9 and share[share > 0].min() > 0.015 and share.max() < 0.36
+    noise = erased.student.movedim(1, -1)[changed]
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert torch.equal(erased.teacher, erased.student[..., 3::7, 3::7])
+    some = (maker(erase=0.25)(given, epoch=1).student != clean.student).flatten(1).any(1).float().mean()
+    assert 0.15 < some < 0.35
+
+
+def test_a_samples_view_is_the_same_alone_and_in_any_batch():
+    given = batch(count=12)
+    full = maker(rand_augment="rand-m9-mstd0.5-inc1", erase=0.5)
+    whole = full(given, epoch=7)
+    for index in ([4], [11, 0, 7], list(range(6))):
+        part = full(rows(given, index), epoch=7)
+        assert torch.equal(part.student, whole.student[index]) and torch.equal(part.teacher, whole.teacher[index])
+    assert torch.equal(full(given, epoch=7).student, whole.student)
+    assert not torch.equal(full(given, epoch=8).student, whole.student)
+    other = maker(rand_augment="rand-m9-mstd0.5-inc1", erase=0.5, seed=6)
+    assert not torch.equal(other(given, epoch=7).student, whole.student)
+
+
+def test_the_batch_is_left_as_it_was():
+    given = batch()
+    before = Batch(*(tensor.clone() for tensor in given))
+    maker(rand_augment="rand-m9-mstd0.5-inc1", erase=1.0)(given, epoch=0)
+    for a, b in zip(given, before, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_teacher_may_see_the_unaugmented_source_with_the_same_crop_and_flip():
+    given = batch(size=28)
+    views = maker(teacher_size=8, teacher_source="source", rand_augment="rand-m9-mstd0.5-inc1", erase=1.0)(given, 3)
+    small = [Image.fromarray(i).resize((8, 8), Image.Resampling.BILINEAR) for i in given.images.numpy()]
+    truth = plain(torch.from_numpy(np.stack([np.asarray(image) for image in small])))
+    truth[given.flip] = truth[given.flip].flip(-1)
+    torch.testing.assert_close(views.teacher, truth, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="choose student or source"):
+        maker(teacher_source="both")
+
+
+def test_a_wrong_spec_is_refused_when_the_views_are_made_not_in_the_first_step():
+    with pytest.raises(ValueError, match="q9"):
+        maker(rand_augment="rand-q9")
