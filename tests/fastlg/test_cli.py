@@ -14,7 +14,7 @@ def test_doctor_names_every_extra_and_the_command_that_adds_it(fastlg, monkeypat
 
     status, out, err = fastlg("doctor")
     assert status == 0 and "torch" in out and "timm" in out
-    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "_is_installed", lambda name: False)
     status, out, err = fastlg("doctor")
     assert status == 0
     for extra in doctor.EXTRAS:
