@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help train test test-gpu bench lint fix clean
+.PHONY: help train test test-gpu bench hub-build lint fix clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,13 +15,16 @@ train: .venv/.ready  ## teacher, unguided and guided student on 5,000 MNIST imag
 	@$(BIN)/fastlg compare quickstart
 
 test: .venv/.ready  ## the test suite (no GPU needed)
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-gpu: .venv/.ready  ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
 
 bench: .venv/.ready  ## measure what this machine can do
-	@$(BIN)/fastlg bench
+	@for file in benchmarks/*.py; do echo "== $$file"; OMP_NUM_THREADS=$$(nproc) $(BIN)/python $$file --quick || exit 1; done
+
+hub-build: .venv/.ready  ## write fastlg_kernels as Kernel Hub variants into kernels/build
+	@$(BIN)/python kernels/hub_build.py
 
 lint: .venv/.ready  ## style and import checks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
