@@ -104,14 +104,19 @@ def new_model(config: Config, num_classes: int) -> nn.Module:
 
 def make_views(config: Config, teacher_size: int | None) -> ViewMaker:
     augment = config.augment
-    return ViewMaker(
-        teacher_size=teacher_size,
-        rand_augment=augment.rand_augment,
-        erase=augment.erase,
-        mean=augment.mean,
-        std=augment.std,
-        seed=config.run.seed,
-    )
+    try:
+        return ViewMaker(
+            teacher_size=teacher_size,
+            rand_augment=augment.rand_augment,
+            erase=augment.erase,
+            mean=augment.mean,
+            std=augment.std,
+            seed=config.run.seed,
+            interpolation=augment.interpolation,
+            teacher_source=config.teacher.view if config.teacher else "student",
+        )
+    except ValueError as error:
+        raise UserError(f"augment: {error}") from None
 
 
 def _loader(config: Config, store: Store, device: torch.device, *, train: bool):

@@ -42,7 +42,7 @@ class DataConfig(Section):
     download: bool = True  # torchvision: and hf:// sources may be fetched
     store: Path | None = None  # where the decoded store is kept; None: the cache folder
     on_bad: Literal["fail", "skip"] = "fail"
-    loader: Literal["auto", "resident", "torch"] = "auto"
+    loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 2  # decode and loader processes
 
 
@@ -87,6 +87,7 @@ class TeacherConfig(Section):
     overrides: dict[str, Any] = {}  # dotted keys of the recipe, as in teacher.overrides.optim.epochs=100
     stages: list[Annotated[int, Field(ge=0, le=2)]] = [0, 1, 2]
     norm_stats: Literal["batch", "running"] = "batch"
+    view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
 
 class GuidanceConfig(Section):
