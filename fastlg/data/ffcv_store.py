@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from fastlg.data.beton import (
     JPEG,
     RAW,
     VERSION,
+    find_beton,
     metadata_type,
 )
 from fastlg.data.progress import progress_bar
@@ -85,6 +87,15 @@ def write_beton(
         partial.unlink(missing_ok=True)
     log.info("%s: %d images, %.1f MiB", path, len(store), path.stat().st_size / 2**20)
     return path
+
+
+def ensure_beton(store: Store, mode: str, source: Source) -> Path:
+    """Write the .beton file of a store's folder unless it is there already, whole and of this ``mode``."""
+    with contextlib.suppress(UserError):
+        beton = find_beton(store)
+        if beton is not None and (beton.is_jpeg == (mode == "jpeg")).all() and mode in MODES:
+            return beton.path
+    return write_beton(store, mode=mode, source=source)
 
 
 def _raw(store: Store) -> Callable[[int], np.ndarray]:

@@ -6,6 +6,8 @@ import logging
 
 import torch
 
+from fastlg.data.dali_loader import DaliLoader
+from fastlg.data.ffcv_loader import FfcvLoader
 from fastlg.data.plan import SamplePlan
 from fastlg.data.resident_loader import ResidentLoader
 from fastlg.data.store import Store
@@ -25,21 +27,22 @@ def make_loader(
     workers: int = 0,
     memory_share: float = MEMORY_SHARE,
     **plan,
-) -> TorchLoader | ResidentLoader:
+) -> TorchLoader | ResidentLoader | FfcvLoader | DaliLoader:
     """The loader ``kind`` over ``store``.
 
     Args:
-        kind: "resident" (the store on the device), "torch" (Pillow in DataLoader workers), or "auto": resident on a GPU
-            where the store fits into ``memory_share`` of its free memory, else torch.
+        kind: "resident" (the store on the device), "ffcv" or "dali" (that library over the store or its .beton file),
+            "torch" (Pillow in DataLoader workers), or "auto": resident on a GPU where the store fits into
+            ``memory_share`` of its free memory, else torch.
         device: where batches are delivered.
-        workers: DataLoader processes of the torch loader.
+        workers: DataLoader processes of the torch loader, threads of ffcv and dali.
         plan: the fields of SamplePlan: size, batch_size, train, seed, scale, ratio, ...
 
     Returns:
         ``len(loader)`` is the number of batches per epoch; ``loader.epoch(epoch, start_batch=0)`` yields Batch.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: an unknown kind, or a library that is not installed.
     """
     sample_plan, device = SamplePlan(**plan), torch.device(device)
     if kind == "auto":
@@ -48,10 +51,14 @@ def make_loader(
     match kind:
         case "resident":
             return ResidentLoader(store, sample_plan, device=device)
+        case "ffcv":
+            return FfcvLoader(store, sample_plan, device=device, workers=workers)
+        case "dali":
+            return DaliLoader(store, sample_plan, device=device, workers=workers)
         case "torch":
             return TorchLoader(store, sample_plan, device=device, workers=workers)
         case _:
-            raise UserError(f"data.loader={kind} is unknown; choose auto, resident or torch")
+            raise UserError(f"data.loader={kind} is unknown; choose auto, resident, ffcv, dali or torch")
 
 
 def _fits(store: Store, device: torch.device, share: float) -> bool:

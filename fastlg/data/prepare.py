@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastlg.data.ffcv_store import ensure_beton
 from fastlg.data.lock import file_lock
 from fastlg.data.prepare_split import Shrink, write_split
 from fastlg.data.progress import progress_bar
@@ -48,6 +49,7 @@ def prepare(
     max_side: int | None = None,
     short_side: int | None = None,
     workers: int | None = None,
+    beton: str | None = None,
     **source_options,
 ) -> Path:
     """Decode every image of ``spec`` once and write the store ``out_dir`` (its files: see data/store.py).
@@ -62,6 +64,7 @@ def prepare(
             such images out. Either way each is listed with its reason.
         max_side, short_side: shrink images until the longest (shortest) side is this many pixels; give at most one.
         workers: decoding processes; None takes one per core.
+        beton: "raw" or "jpeg" also writes every split as an FFCV file (data/ffcv_store.py).
 
     Returns:
         The store's path.
@@ -71,7 +74,11 @@ def prepare(
         RunError: the disk is full or cannot be written.
     """
     sources = _open_splits(spec, splits, source_options)
-    return _build(spec, sources, Path(out_dir).expanduser(), on_bad, _shrink(max_side, short_side), workers)
+    path = _build(spec, sources, Path(out_dir).expanduser(), on_bad, _shrink(max_side, short_side), workers)
+    if beton is not None:
+        for split, source in sources.items():
+            ensure_beton(open_store(path, split), beton, source)
+    return path
 
 
 def find_or_prepare(

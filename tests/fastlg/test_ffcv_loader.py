@@ -210,6 +210,24 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(lossless, tmp_path, mon
         write_beton(store, mode="png")
 
 
+def test_prepare_writes_the_file_on_request_and_again_only_when_it_is_not_as_wanted(tmp_path):
+    write_pictures(tmp_path / "source", ".jpg")
+    arguments = {"spec": str(tmp_path / "source"), "out_dir": tmp_path / "store", "workers": 1}
+    store = open_store(prepare(**arguments, beton="jpeg"), "test")
+    path = store.path / "test" / FILE_NAME
+    assert find_beton(store).is_jpeg.all() and (store.path / "train" / FILE_NAME).is_file()
+    made = path.stat().st_ino
+    prepare(**arguments, beton="jpeg")
+    assert path.stat().st_ino == made
+    prepare(**arguments, beton="raw")
+    assert not find_beton(store).is_jpeg.any()
+    path.write_bytes(path.read_bytes()[:1000])
+    prepare(**arguments, beton="raw")
+    assert len(find_beton(store)) == len(store)
+    with pytest.raises(UserError, match="choose raw or jpeg"):
+        prepare(**arguments, beton="png")
+
+
 # The loader
 
 
