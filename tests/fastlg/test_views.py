@@ -8,7 +8,10 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from fastlg.batch import Batch
+from fastlg.data.loaders import make_loader
+from fastlg.data.prepare import open_store, prepare
 from fastlg.data.views import ViewMaker, teacher_view
+from fastlg.data.views_sheet import contact_sheet
 from fastlg_kernels.augment import apply_op, draw_rand_augment
 from fastlg_kernels.rand_augment import OP_NAMES
 from fastlg_kernels.rng import sample_seeds
@@ -148,3 +151,25 @@ def test_a_teacher_may_see_the_unaugmented_source_with_the_same_crop_and_flip():
 def test_a_wrong_spec_is_refused_when_the_views_are_made_not_in_the_first_step():
     with pytest.raises(ValueError, match="q9"):
         maker(rand_augment="rand-q9")
+
+
+def test_the_contact_sheet_shows_what_is_stored_cropped_and_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        for split in ("train", "test"):
+            path = tmp_path / "src" / split / ("cat", "dog")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    store = open_store(prepare(str(tmp_path / "src"), tmp_path / "store", workers=1), "train")
+    given = next(make_loader("torch", store, size=28, batch_size=4, train=True).epoch(0))
+    views = maker(teacher_size=4)(given, epoch=0)
+    contact_sheet(tmp_path / "sheet.png", store, given, views, mean=MEAN, std=STD, count=3, tile=28)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert sheet.shape == (4 * 46 + 14, 4 + 3 * 32, 3)  # a tile with its gap is 32 px, a line of text 14
+    crops, students, teachers = (sheet[28 + 46 * row : 56 + 46 * row] for row in (1, 2, 3))
+    mirrored = torch.where(given.flip[:, None, None, None], given.images.flip(2), given.images).numpy()
+    for i in range(3):
+        columns = slice(4 + 32 * i, 32 + 32 * i)
+        assert np.array_equal(crops[:, columns], given.images[i])
+        assert np.array_equal(students[:, columns], mirrored[i])
+        assert np.array_equal(teachers[:, columns], mirrored[i][3::7, 3::7].repeat(7, 0).repeat(7, 1))
