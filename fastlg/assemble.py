@@ -18,6 +18,7 @@ from fastlg.models.build import build_model
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent
 from fastlg.report import say
+from fastlg.teacher.cache import CachedTeacher, FeatureCache
 from fastlg.teacher.online import OnlineTeacher
 
 
@@ -57,7 +58,7 @@ class Parts:
     stores: Stores
     engine: PlainEngine
     unit: GuidedStudent
-    teacher: OnlineTeacher | None
+    teacher: OnlineTeacher | CachedTeacher | None
     train_loader: object
     test_loader: object
     views: ViewMaker
@@ -67,8 +68,17 @@ class Parts:
         return self.engine.device
 
 
-def assemble(config: Config, stores: Stores, teacher_model: nn.Module | None, teacher_size: int | None) -> Parts:
-    """Builds the parts of one run. ``teacher_model`` None trains unguided. Seeds torch first: same seed, same init."""
+def assemble(
+    config: Config,
+    stores: Stores,
+    teacher_model: nn.Module | None,
+    teacher_size: int | None,
+    features: FeatureCache | None = None,
+) -> Parts:
+    """Builds the parts of one run. ``teacher_model`` None trains unguided. Seeds torch first: same seed, same init.
+
+    With ``features`` the teacher is read from them and never run, nor is its view made.
+    """
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
     torch.manual_seed(config.run.seed)
@@ -76,7 +86,12 @@ def assemble(config: Config, stores: Stores, teacher_model: nn.Module | None, te
     teacher = None
     if teacher_model is not None:
         settings = config.teacher
-        teacher = OnlineTeacher(teacher_model.to(device), stages=settings.stages, norm_stats=settings.norm_stats)
+        if features is None:
+            teacher = OnlineTeacher(teacher_model.to(device), stages=settings.stages, norm_stats=settings.norm_stats)
+        else:
+            sizes = torch.from_numpy(stores.train.sizes)
+            replay, memory = settings.cache_replay, settings.cache_memory
+            teacher = CachedTeacher(features, sizes, device=device, replay=replay, memory=memory)
         if len(model.blocks) != len(settings.stages):
             raise UserError(
                 f"model.blocks {model.blocks} and teacher.stages {settings.stages} differ in length; "
@@ -84,14 +99,15 @@ def assemble(config: Config, stores: Stores, teacher_model: nn.Module | None, te
             )
     unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance).to(device)
     optimizer = build_optimizer(param_groups(unit, config.optim.weight_decay), config.optim)
+    train_loader = _loader(config, stores.train, device, train=True)
     return Parts(
         config=config,
         stores=stores,
         engine=PlainEngine(unit, optimizer, device, dtype),
         unit=unit,
         teacher=teacher,
-        train_loader=_loader(config, stores.train, device, train=True),
-        test_loader=_loader(config, stores.test, device, train=False),
+        train_loader=new_loader(config, stores.train, device, train=True),
+        test_loader=new_loader(config, stores.test, device, train=False),
         views=make_views(config, teacher_size),
     )
 
@@ -119,7 +135,8 @@ def make_views(config: Config, teacher_size: int | None) -> ViewMaker:
         raise UserError(f"augment: {error}") from None
 
 
-def _loader(config: Config, store: Store, device: torch.device, *, train: bool):
+def new_loader(config: Config, store: Store, device: torch.device, *, train: bool):
+    """Loader of one split; ``train`` False cuts nothing and delivers every image once."""
     augment, optim = config.augment, config.optim
     return make_loader(
         config.data.loader,
@@ -136,11 +153,6 @@ def _loader(config: Config, store: Store, device: torch.device, *, train: bool):
         workers=config.data.workers,
         drop_last=optim.drop_last,
     )
-
-
-def test_loader(config: Config, stores: Stores, device: torch.device):
-    """Loader of the test split alone, for evaluation without training."""
-    return _loader(config, stores.test, device, train=False)
 
 
 def say_plan(parts: Parts) -> None:

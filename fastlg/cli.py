@@ -85,6 +85,39 @@ def export(
 
 
 @app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Anything data.source takes.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the store.")],
+    on_bad: Annotated[str, typer.Option(help="fail: refuse a set with unusable images. skip: leave them out.")] = "fail",
+    short_side: Annotated[Optional[int], typer.Option(help="Shrink to this short side, px.")] = None,  # noqa: UP045
+    max_side: Annotated[Optional[int], typer.Option(help="Shrink to this long side, px.")] = None,  # noqa: UP045
+    holdout: Annotated[float, typer.Option(help="Share held out for testing when the source has no test split.")] = 0.0,
+    label_column: Annotated[Optional[str], typer.Option(help="Of a parquet source.")] = None,  # noqa: UP045
+    beton: Annotated[Optional[str], typer.Option(help="Also write .beton files: raw or jpeg.")] = None,  # noqa: UP045
+    preview: Annotated[Optional[Path], typer.Option(help="Write a PNG of what a model would see.")] = None,  # noqa: UP045
+) -> None:
+    """Decode and check every image once and write the store that training reads."""
+    from fastlg.prepare import prepare as run
+    from fastlg.prepare import preview_store
+
+    sides = {"short_side": short_side, "max_side": max_side}
+    path = run(source, out, on_bad=on_bad, holdout=holdout, label_column=label_column, beton=beton, **sides)
+    if preview is not None:
+        preview_store(path, preview)
+
+
+@app.command()
+def analyze(run: RunFolder, views: Annotated[bool, typer.Option("--views", help="Write RUN/views.png.")] = False) -> None:
+    """Look into a trained run: --views shows what its student and teacher saw."""
+    from fastlg.errors import UserError
+    from fastlg.prepare import preview_run
+
+    if not views:
+        raise UserError("analyze needs to know what to look at; give --views")
+    preview_run(run)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine offers fastlg, what is missing, and how to add it."""
     from fastlg.doctor import report

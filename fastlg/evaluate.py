@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from fastlg.assemble import Parts, make_views, new_model, open_stores, test_loader
+from fastlg.assemble import Parts, make_views, new_loader, new_model, open_stores
 from fastlg.checkpoint import load_checkpoint
 from fastlg.config import Config
 from fastlg.engine.plain import pick_device, pick_dtype
@@ -64,6 +64,6 @@ def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
         )
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
-    loader, views = test_loader(config, stores, device), make_views(config, None)
+    loader, views = new_loader(config, stores.test, device, train=False), make_views(config, None)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         return measure(model.to(device), loader, views, device)

@@ -20,7 +20,7 @@ FLOORS = [
     {"objective", "integrations"},
     {"assemble"},
     {"evaluate", "export"},
-    {"run"},
+    {"run", "prepare"},
     {"train"},
     {"compare", "doctor"},
     {"cli"},

@@ -37,3 +37,22 @@ def test_a_stop_request_waits_for_the_loop_and_carries_the_shells_status(number,
             stop.raise_if_set()
     assert stopped.value.status == status
     assert signal.getsignal(number) == before
+
+
+def test_prepare_writes_a_store_that_train_reads_and_pictures_of_the_views(project, fastlg, image_folder):
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    status, out, err = fastlg("prepare", image_folder, "store", "--preview", "sheet.png")
+    assert status == 0, err
+    manifest = json.loads((project / "store" / "manifest.json").read_text())
+    assert [manifest["splits"][split]["count"] for split in ("train", "test")] == [78, 33]
+    sheet = np.asarray(Image.open(project / "sheet.png"))
+    assert len(np.unique(sheet)) > 200, "the sheet is blank"
+    assert fastlg("train", "student.yaml", "data.source=store", "teacher=null", "optim.epochs=1")[0] == 0
+    status, out, err = fastlg("analyze", "runs/student", "--views")
+    assert status == 0 and (project / "runs" / "student" / "views.png").is_file(), err
+    status, _, err = fastlg("prepare", "nowhere", "store2")
+    assert status == 2 and "nowhere" in err and not (project / "store2").exists()
