@@ -38,6 +38,7 @@ __all__ = ["Store", "find_or_prepare", "open_store", "prepare"]
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 20  # duplicate groups named in the manifest
+_KEY_LETTERS = 12  # of a store's key, in the names of cached stores
 
 
 def prepare(
@@ -111,7 +112,22 @@ def find_or_prepare(
     sources = _open_splits(spec, ("train", "test"), source_options)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2]).strip("-") or "data"
     root = Path(cache_root).expanduser() if cache_root is not None else default_cache_root() / "stores"
-    return _build(spec, sources, root / f"{stem}-{_key(sources, shrink)[:12]}", on_bad, shrink, workers)
+    out_dir = root / f"{stem}-{_key(sources, shrink)[:_KEY_LETTERS]}"
+    _remove_abandoned(root, stem, out_dir)
+    return _build(spec, sources, out_dir, on_bad, shrink, workers)
+
+
+def _remove_abandoned(root: Path, stem: str, wanted: Path) -> None:
+    """Delete half-made stores of ``stem`` that nobody will finish: other data or settings have another name.
+
+    ``wanted`` is kept to go on with, and so is one that is being made or whose maker was killed: its lock file is there.
+    """
+    for work in root.glob(f".{stem}-{'[0-9a-f]' * _KEY_LETTERS}.partial"):
+        out_dir = root / work.name[1:].removesuffix(".partial")
+        lock = out_dir.with_name(out_dir.name + ".lock")
+        if out_dir != wanted and not lock.exists():
+            with file_lock(lock, f"preparing {out_dir}"):
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _shrink(max_side: int | None, short_side: int | None) -> Shrink:

@@ -30,25 +30,26 @@ def contact_sheet(
 
     Args:
         store: where the batch was cut from, for the whole images.
-        views: what ViewMaker made of ``batch``.
+        views: what ViewMaker made of ``batch``; without a teacher view the last row is left out.
         mean, std: those the views were normalised with.
         tile: side of one picture on the sheet, in pixels.
     """
     count = min(count, len(batch.labels))
-    student, teacher = (_to_uint8(images[:count], mean, std) for images in (views.student, views.teacher))
+    seen = [images for images in (views.student, views.teacher) if images.numel()]
+    seen = [_to_uint8(images[:count], mean, std) for images in seen]
+    titles = ROWS[: 2 + len(seen)]
     crops, boxes = batch.images[:count].cpu().numpy(), batch.crop[:count].cpu().numpy()
     ids, labels = batch.sample_ids[:count].tolist(), batch.labels[:count].tolist()
     step = tile + _GAP
-    sheet = Image.new("RGB", (_GAP + count * step, len(ROWS) * (step + _TEXT) + _TEXT), "white")
+    sheet = Image.new("RGB", (_GAP + count * step, len(titles) * (step + _TEXT) + _TEXT), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, title in enumerate(ROWS):
+    for row, title in enumerate(titles):
         draw.text((_GAP, _TEXT + row * (step + _TEXT)), title, fill="black")
     for column in range(count):
         left = _GAP + column * step
         draw.text((left, 0), store.class_names[labels[column]][: tile // 6], fill="black")
         whole = _with_box(store.images(ids[column]), boxes[column], tile)
-        pictures = whole, crops[column], student[column], teacher[column]
-        for row, picture in enumerate(pictures):
+        for row, picture in enumerate([whole, crops[column], *(images[column] for images in seen)]):
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
             sheet.paste(image.resize((tile, tile), Image.Resampling.NEAREST), (left, 2 * _TEXT + row * (step + _TEXT)))
     sheet.save(path)

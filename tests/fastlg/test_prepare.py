@@ -187,6 +187,20 @@ def test_the_cache_is_used_again_until_the_images_change(source, tmp_path):
     assert second != first and contents(second)[0][0] == picture(77).tobytes()
 
 
+def test_half_made_stores_of_older_data_do_not_pile_up_in_the_cache(source, tmp_path):
+    bad = source / "train" / "cat" / "001.png"
+    bad.write_bytes(b"")
+    with pytest.raises(UserError, match="001.png"):
+        find_or_prepare(str(source), tmp_path / "cache")
+    (left,) = (tmp_path / "cache").glob(".*.partial")
+    with pytest.raises(UserError, match="001.png"):  # the same data again: it is kept to go on with
+        find_or_prepare(str(source), tmp_path / "cache")
+    assert left.exists()
+    Image.fromarray(picture(1)).save(bad)
+    path = find_or_prepare(str(source), tmp_path / "cache")
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [path.name]
+
+
 def test_classes_that_differ_between_the_splits_are_refused(source, tmp_path):
     shutil.move(source / "test" / "cat", source / "test" / "lynx")
     with pytest.raises(UserError, match="only in train: 'cat'; only in test: 'lynx'"):

@@ -164,6 +164,9 @@ def test_the_contact_sheet_shows_what_is_stored_cropped_and_seen(tmp_path):
     given = next(make_loader("torch", store, size=28, batch_size=4, train=True).epoch(0))
     views = maker(teacher_size=4)(given, epoch=0)
     contact_sheet(tmp_path / "sheet.png", store, given, views, mean=MEAN, std=STD, count=3, tile=28)
+    alone = maker(teacher_size=None)(given, epoch=0)
+    contact_sheet(tmp_path / "alone.png", store, given, alone, mean=MEAN, std=STD, count=3, tile=28)
+    assert Image.open(tmp_path / "alone.png").size == (4 + 3 * 32, 3 * 46 + 14)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     assert sheet.shape == (4 * 46 + 14, 4 + 3 * 32, 3)  # a tile with its gap is 32 px, a line of text 14
     crops, students, teachers = (sheet[28 + 46 * row : 56 + 46 * row] for row in (1, 2, 3))
