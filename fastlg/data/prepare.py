@@ -8,11 +8,11 @@ import logging
 import os
 import re
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
+from fastlg.data.duplicates import duplicate_report
 from fastlg.data.ffcv_store import ensure_beton
 from fastlg.data.lock import file_lock
 from fastlg.data.prepare_split import Shrink, write_split
@@ -37,7 +37,6 @@ __all__ = ["Store", "find_or_prepare", "open_store", "prepare"]
 
 log = logging.getLogger(__name__)
 
-_EXAMPLES = 20  # duplicate groups named in the manifest
 _KEY_LETTERS = 12  # of a store's key, in the names of cached stores
 
 
@@ -120,7 +119,7 @@ def find_or_prepare(
 def _remove_abandoned(root: Path, stem: str, wanted: Path) -> None:
     """Delete half-made stores of ``stem`` that nobody will finish: other data or settings have another name.
 
-    ``wanted`` is kept to go on with, and so is one that is being made or whose maker was killed: its lock file is there.
+    ``wanted`` is kept to go on with, and so is one that has a lock file: it is being made, or its maker was killed.
     """
     for work in root.glob(f".{stem}-{'[0-9a-f]' * _KEY_LETTERS}.partial"):
         out_dir = root / work.name[1:].removesuffix(".partial")
@@ -208,7 +207,7 @@ def _write(
         "short_side": shrink.short_side,
         "class_names": next(iter(sources.values())).class_names,
         "splits": {split: _finish_split(sources[split], work / split, parts[split]) for split in sources},
-        "duplicates": _duplicates(sources, parts),
+        "duplicates": duplicate_report(sources, parts),
     }
     manifest["sha256"] = manifest_digest(manifest)
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -264,28 +263,6 @@ def _finish_split(source: Source, folder: Path, parts: list[dict]) -> dict:
         "arrays": hashes,
         "parts": [{"bytes": part["bytes"], "sha256": part["sha256"]} for part in parts],
     }
-
-
-def _duplicates(sources: dict[str, Source], parts: dict[str, list[dict]]) -> dict:
-    """Groups of images that are equal pixel for pixel: how many per split and across, and the first of them by name."""
-    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for split, split_parts in parts.items():
-        for row, digest in zip(_flat(split_parts, "kept"), _flat(split_parts, "digests"), strict=True):
-            found[digest].append((split, row))
-    groups = [group for group in found.values() if len(group) > 1]
-    counts: dict[str, int] = defaultdict(int)
-    two_labels = 0
-    for group in groups:
-        splits = sorted({split for split, _ in group}, reverse=True)
-        counts[f"{splits[0]} only" if len(splits) == 1 else "train and test"] += 1
-        two_labels += len({int(sources[split].labels[row]) for split, row in group}) > 1
-
-    def describe(split: str, row: int) -> str:
-        source = sources[split]
-        return f"{split}: {source.name(row)}, {source.class_names[source.labels[row]]}"
-
-    examples = [[describe(*member) for member in group] for group in groups[:_EXAMPLES]]
-    return {"groups": len(groups), **counts, "with two labels": two_labels, "examples": examples}
 
 
 def _rejected(manifest: dict) -> dict[str, list]:
