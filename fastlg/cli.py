@@ -20,7 +20,7 @@ app = typer.Typer(
 ConfigName = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config: cifar100/deit_tiny.")
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="e.g. optim.epochs=100")]  # noqa: UP045
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="e.g. optim.epochs=100")]
 Resume = Annotated[
     str, typer.Option(help="auto: go on where the run stopped. never: refuse an existing run. Or a checkpoint.")
 ]
@@ -88,13 +88,15 @@ def export(
 def prepare(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Anything data.source takes.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the store.")],
-    on_bad: Annotated[str, typer.Option(help="fail: refuse a set with unusable images. skip: leave them out.")] = "fail",
-    short_side: Annotated[Optional[int], typer.Option(help="Shrink to this short side, px.")] = None,  # noqa: UP045
-    max_side: Annotated[Optional[int], typer.Option(help="Shrink to this long side, px.")] = None,  # noqa: UP045
+    on_bad: Annotated[
+        str, typer.Option(help="fail: refuse a set with unusable images. skip: leave them out.")
+    ] = "fail",
+    short_side: Annotated[int | None, typer.Option(help="Shrink to this short side, px.")] = None,
+    max_side: Annotated[int | None, typer.Option(help="Shrink to this long side, px.")] = None,
     holdout: Annotated[float, typer.Option(help="Share held out for testing when the source has no test split.")] = 0.0,
-    label_column: Annotated[Optional[str], typer.Option(help="Of a parquet source.")] = None,  # noqa: UP045
-    beton: Annotated[Optional[str], typer.Option(help="Also write .beton files: raw or jpeg.")] = None,  # noqa: UP045
-    preview: Annotated[Optional[Path], typer.Option(help="Write a PNG of what a model would see.")] = None,  # noqa: UP045
+    label_column: Annotated[str | None, typer.Option(help="Of a parquet source.")] = None,
+    beton: Annotated[str | None, typer.Option(help="Also write .beton files: raw or jpeg.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would see.")] = None,
 ) -> None:
     """Decode and check every image once and write the store that training reads."""
     from fastlg.prepare import prepare as run
@@ -107,7 +109,9 @@ def prepare(
 
 
 @app.command()
-def analyze(run: RunFolder, views: Annotated[bool, typer.Option("--views", help="Write RUN/views.png.")] = False) -> None:
+def analyze(
+    run: RunFolder, views: Annotated[bool, typer.Option("--views", help="Write RUN/views.png.")] = False
+) -> None:
     """Look into a trained run: --views shows what its student and teacher saw."""
     from fastlg.errors import UserError
     from fastlg.prepare import preview_run
@@ -115,6 +119,15 @@ def analyze(run: RunFolder, views: Annotated[bool, typer.Option("--views", help=
     if not views:
         raise UserError("analyze needs to know what to look at; give --views")
     preview_run(run)
+
+
+@app.command()
+def cache(config: ConfigName, overrides: Overrides = None) -> None:
+    """Run a config's teacher once over its training images and keep what it says, for teacher.mode=cache."""
+    from fastlg.config import load_config
+    from fastlg.train import make_cache
+
+    make_cache(load_config(config, overrides or []))
 
 
 @app.command()
