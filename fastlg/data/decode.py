@@ -23,9 +23,11 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"
 
 
 class BadImage(UserError):
-    """An image that cannot be used. ``name`` is the file or row, ``reason`` why."""
+    """An image that cannot be used. ``name`` is the file or row, on one printable line; ``reason`` why."""
 
     def __init__(self, name: str, reason: str):
+        # a file name may hold line breaks, and bytes that are no text (os.fsdecode makes them lone surrogates)
+        name = name.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")
         super().__init__(f"{name}: {reason}")
         self.name = name
         self.reason = reason

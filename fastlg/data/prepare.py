@@ -210,7 +210,7 @@ def _write(
         "duplicates": duplicate_report(sources, parts),
     }
     manifest["sha256"] = manifest_digest(manifest)
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     (work / "key").unlink()
     if out_dir.is_dir():
         out_dir.rmdir()  # it is empty: _already_there looked

@@ -112,6 +112,18 @@ def test_many_bad_files_are_all_listed_in_a_file_and_a_class_is_never_lost(sourc
         prepare(str(source), tmp_path / "store", on_bad="skip")
 
 
+def test_file_names_of_any_bytes_are_handled(source, tmp_path):
+    for name in ("fleur_été_花.png".encode(), b"latin1_\xe9.png", b"two\nlines.png"):
+        path = os.fsencode(source / "train" / "cat") + b"/"
+        shutil.copy(source / "train" / "cat" / "001.png", path + name)
+        (source / "train" / "cat" / os.fsdecode(b"bad_" + name)).write_bytes(b"x" if b"lines" not in name else b"")
+    with pytest.raises(UserError, match="bad_fleur_été_花.png") as caught:
+        prepare(str(source), tmp_path / "store")
+    assert "\n" not in str(caught.value) and "bad_latin1_" in str(caught.value).encode("utf-8").decode("utf-8")
+    info = open_store(prepare(str(source), tmp_path / "store", on_bad="skip"), "train").info
+    assert info["count"] == 12 + 3 and len(info["rejected"]) == 3
+
+
 def test_duplicates_and_overlap_of_train_and_test_are_reported(source, tmp_path):
     train, test = source / "train", source / "test"
     shutil.copy(train / "cat" / "001.png", train / "cat" / "901.png")
