@@ -99,16 +99,16 @@ def assemble(
             )
     unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance).to(device)
     optimizer = build_optimizer(param_groups(unit, config.optim.weight_decay), config.optim)
-    train_loader = _loader(config, stores.train, device, train=True)
+    train_loader = new_loader(config, stores.train, device, train=True)
     return Parts(
         config=config,
         stores=stores,
         engine=PlainEngine(unit, optimizer, device, dtype),
         unit=unit,
         teacher=teacher,
-        train_loader=new_loader(config, stores.train, device, train=True),
+        train_loader=train_loader if features is None else teacher.follow(train_loader),
         test_loader=new_loader(config, stores.test, device, train=False),
-        views=make_views(config, teacher_size),
+        views=make_views(config, teacher_size if features is None else None),
     )
 
 

@@ -87,6 +87,13 @@ class TeacherConfig(Section):
     overrides: dict[str, Any] = {}  # dotted keys of the recipe, as in teacher.overrides.optim.epochs=100
     stages: list[Annotated[int, Field(ge=0, le=2)]] = [0, 1, 2]
     norm_stats: Literal["batch", "running"] = "batch"
+    mode: Literal["online", "cache", "auto"] = "online"  # cache: features made by `fastlg cache`; auto: makes them
+    cache: Path | None = None  # folder of the feature cache; None: named by its content, below the cache folder
+    cache_form: Literal["auto", "maps", "compact"] = "auto"  # compact: on the student's grid, for fixed crops alone
+    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
+    cache_augment: Literal["geometric", "all"] = "geometric"  # all: RandAugment and erasing reach the student alone
+    cache_memory: Literal["auto", "device", "host", "mmap"] = "auto"
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
 
@@ -153,6 +160,18 @@ class Config(Section):
                     f"model.blocks {blocks} and teacher.stages {stages} differ in length; "
                     "each guided block needs one stage"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _replayable(self):
+        if self.teacher is not None and self.teacher.mode != "online" and self.teacher.cache_augment == "geometric":
+            for name, off in (("rand_augment", None), ("erase", 0.0)):
+                if getattr(self.augment, name) != off:
+                    raise ValueError(
+                        f"augment.{name} is {getattr(self.augment, name)}, which cached features cannot follow; "
+                        f"set augment.{name}={'null' if off is None else 0}, or teacher.cache_augment=all to augment "
+                        "the student alone"
+                    )
         return self
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastlg.batch import StepOutput
 from fastlg.config import GuidanceConfig
 from fastlg_kernels import GuidanceLoss, distillation_loss
+from fastlg_kernels.compact import compact_guidance
 
 
 class GuidedStudent(nn.Module):
@@ -47,9 +48,18 @@ class GuidedStudent(nn.Module):
             if self.config.logits != "none":
                 distilled = distillation_loss(logits, guide.logits.float(), self.config.logits, self.config.temperature)
                 loss = torch.lerp(loss_cls, distilled, self.config.logits_weight)
-            loss_guidance = self.guidance(features, guide.maps)
+            loss_guidance = self._guidance_loss(features, guide.maps)
             loss = loss + self.config.weight * loss_guidance
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             count = torch.full_like(correct, len(labels))
         return StepOutput(loss, loss_cls.detach(), loss_guidance.detach(), correct, count)
+
+    def _guidance_loss(self, features: list[Tensor], maps) -> Tensor:
+        """``maps``: tensors, or the compact form that a cached teacher hands out."""
+        own = self.guidance
+        if all(isinstance(teacher, Tensor) for teacher in maps):
+            return own(features, maps)
+        weights, biases = ([getattr(p, name) for p in own.projections] for name in ("weight", "bias"))
+        options = {"grids": own.grids, "reduction": own.reduction, "impl": own.impl}
+        return compact_guidance(features, maps, weights, biases, **options)

@@ -32,6 +32,8 @@ FREE_ON_RESUME = {
     "data.loader",
     "data.download",
     "teacher.weights",
+    "teacher.cache",
+    "teacher.cache_memory",
     "engine.device",
     "log.every_steps",
     "log.checkpoint_steps",

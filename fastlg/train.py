@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from fastlg.assemble import Parts, Stores, assemble, new_model, open_stores, say_plan
+from fastlg.batch import Batch, Views
+from fastlg.cache import build_or_verify, find_features
 from fastlg.checkpoint import LAST
 from fastlg.config import Config, load_config
 from fastlg.engine.schedule import learning_rate
@@ -33,10 +35,11 @@ def train(config: Config, *, resume: str = "auto", dry_run: bool = False) -> dic
         say(f"finished {config.run_dir} is complete (top-1 {done['top1_last']:.2f} %); nothing to do")
         return done
     stores = open_stores(config)
-    teacher, size = None, None
+    teacher, size, features = None, None, None
     if config.teacher is not None:
         teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
-    parts = assemble(config, stores, teacher, size)
+        features = find_features(config, stores, teacher, size, dry_run=dry_run)
+    parts = assemble(config, stores, teacher, size, features)
     say_plan(parts)
     if dry_run:
         return rehearse(parts)
@@ -58,18 +61,18 @@ def fit(parts: Parts, run: Run) -> None:
         parts.engine.set_learning_rate(learning_rate(epoch, **schedule))
         for batch in run.batches(epoch):
             views = parts.views(batch, epoch)
-            guide = guidance(parts, views.teacher)
+            guide = guidance(parts, views, batch)
             out = parts.engine.step(views.student, batch.labels, guide)
             run.after_step(out)
         run.after_epoch()
 
 
-def guidance(parts: Parts, view: torch.Tensor):
-    """What the teacher says of a view, in the student's precision; None when the run is unguided."""
+def guidance(parts: Parts, views: Views, batch: Batch):
+    """What the teacher says of a batch, in the student's precision; None when the run is unguided."""
     if parts.teacher is None:
         return None
     with parts.engine.autocast():
-        return parts.teacher(view)
+        return parts.teacher(views.teacher, batch)
 
 
 def rehearse(parts: Parts) -> dict:
@@ -77,9 +80,20 @@ def rehearse(parts: Parts) -> dict:
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
     views = parts.views(batch, 0)
-    out = parts.engine.step(views.student, batch.labels, guidance(parts, views.teacher))
+    out = parts.engine.step(views.student, batch.labels, guidance(parts, views, batch))
     say(f"dry run  one step on {len(batch.labels)} images: loss {out.loss.item():.4f}; nothing was written")
     return {"loss": out.loss.item()}
+
+
+def make_cache(config: Config) -> Path:
+    """``fastlg cache``: the feature cache of a config, built where it is missing, every byte checked where it is not.
+
+    Raises UserError, RunError.
+    """
+    if config.teacher is None:
+        raise UserError(f"{config.run.name} has no teacher section; there is nothing to cache")
+    stores = open_stores(config)
+    return build_or_verify(config, stores, *find_or_train_teacher(config, stores, dry_run=False))
 
 
 def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> tuple[nn.Module, int]:

@@ -20,7 +20,7 @@ FLOORS = [
     {"objective", "integrations"},
     {"assemble"},
     {"evaluate", "export"},
-    {"run", "prepare"},
+    {"run", "prepare", "cache"},
     {"train"},
     {"compare", "doctor"},
     {"cli"},

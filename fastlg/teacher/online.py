@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastlg.batch import Batch
+
 
 class Guide(NamedTuple):
     """What a teacher gives for one batch, all without gradient.
@@ -44,9 +46,9 @@ class OnlineTeacher:
         return [self.model.dims[stage] for stage in self.stages]
 
     @torch.no_grad()
-    def __call__(self, views: Tensor) -> Guide:
-        """views: float [N, 3, T, T], normalised. Runs in the caller's autocast."""
-        logits, maps = self.model(views)
+    def __call__(self, view: Tensor, batch: Batch | None = None) -> Guide:
+        """view: float [N, 3, T, T], normalised; ``batch`` is what a cached teacher reads. In the caller's autocast."""
+        logits, maps = self.model(view)
         return Guide(tuple(maps[stage] for stage in self.stages), logits)
 
     def state_dict(self) -> dict:
