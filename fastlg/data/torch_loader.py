@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class TorchLoader:
             sampler=range(start_batch, len(batches)),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_parent,
             # its own generator: the default one would advance the run's random state at every epoch and resume
             generator=torch.Generator(),
         )
@@ -58,6 +60,12 @@ class TorchLoader:
             if isinstance(batch, _Failure):
                 raise RunError(batch.message)
             yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A scheduler, or Ctrl-C, signals every process of a job; the parent saves and then ends its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass

@@ -35,7 +35,13 @@ def start(folder, *overrides, name="student"):
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FASTLG_CACHE": str(folder / "cache")}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -108,5 +114,19 @@ def test_a_signal_saves_leaves_with_its_status_and_the_same_command_goes_on(
     position = load_checkpoint(run / "checkpoints" / "last.pt")["position"]
     assert 0 < position["epoch"] * STEPS + position["batch"] < 3 * STEPS
     code, out, err = finish(start(shared_project, "log.checkpoint_steps=0", name=name))
+    assert code == 0 and "resumed" in out, err
+    assert_same_run(uninterrupted, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_saves_though_workers_hear_it_too(shared_project, uninterrupted, number):
+    name = f"group{number}"
+    run = shared_project / "runs" / name
+    process = start(shared_project, "data.workers=2", name=name)
+    wait_for_rows(run, 3, process)
+    os.killpg(process.pid, number)
+    code, out, err = finish(process)
+    assert code == 128 + number and err.startswith("fastlg: stopped by"), (code, err)
+    code, out, err = finish(start(shared_project, "data.workers=2", name=name))
     assert code == 0 and "resumed" in out, err
     assert_same_run(uninterrupted, run)
