@@ -11,6 +11,7 @@ from torch import nn
 from fastlg.config import Config
 from fastlg.data.loaders import make_loader
 from fastlg.data.prepare import Store, find_or_prepare, open_store
+from fastlg.data.mixing import Mixer
 from fastlg.data.views import ViewMaker
 from fastlg.engine.plain import PlainEngine, build_optimizer, pick_device, pick_dtype
 from fastlg.errors import UserError
@@ -118,8 +119,18 @@ def new_model(config: Config, num_classes: int) -> nn.Module:
     return build_model(config.model, num_classes=num_classes, guided=config.teacher is not None, stages=stages)
 
 
-def make_views(config: Config, teacher_size: int | None) -> ViewMaker:
+def make_views(config: Config, teacher_size: int | None, num_classes: int = 0) -> ViewMaker:
+    """``num_classes`` is needed where samples are mixed; without it they are not (evaluation, contact sheets)."""
     augment = config.augment
+    mixer = None
+    if num_classes:
+        mixer = Mixer(
+            mixup=augment.mixup,
+            cutmix=augment.cutmix,
+            probability=augment.mix_probability,
+            switch=0.5,
+            seed=config.run.seed,
+        )
     try:
         return ViewMaker(
             teacher_size=teacher_size,
@@ -130,6 +141,8 @@ def make_views(config: Config, teacher_size: int | None) -> ViewMaker:
             seed=config.run.seed,
             interpolation=augment.interpolation,
             teacher_source=config.teacher.view if config.teacher else "student",
+            mixer=mixer,
+            num_classes=num_classes,
         )
     except ValueError as error:
         raise UserError(f"augment: {error}") from None

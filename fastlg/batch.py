@@ -30,11 +30,13 @@ class Views(NamedTuple):
 
     student  float [N, 3, S, S], normalised
     teacher  float [N, 3, T, T], normalised
+    targets  int64 [N] labels, or float32 [N, K] class probabilities where samples were mixed
     crop     float32 [N, 4] and flip bool [N]: as in Batch, for cached teacher features
     """
 
     student: Tensor
     teacher: Tensor
+    targets: Tensor
     crop: Tensor
     flip: Tensor
 

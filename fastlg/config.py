@@ -55,6 +55,9 @@ class AugmentConfig(Section):
     flip: Fraction = 0.5
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     erase: Fraction = 0.25
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of its Beta distribution; 0 is off
+    cutmix: Annotated[float, Field(ge=0)] = 0.0  # alpha; with mixup too, half of the samples take each
+    mix_probability: Fraction = 1.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
 

@@ -38,11 +38,11 @@ class GuidedStudent(nn.Module):
                 impl=config.impl,
             )
 
-    def forward(self, images: Tensor, labels: Tensor, guide=None) -> StepOutput:
-        """images float [N, 3, S, S]; labels int64 [N]; guide: teacher.Guide or None."""
+    def forward(self, images: Tensor, targets: Tensor, guide=None) -> StepOutput:
+        """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide or None."""
         logits, features = self.student(images)
         logits = logits.float()
-        loss_cls = F.cross_entropy(logits, labels)
+        loss_cls = F.cross_entropy(logits, targets)
         loss, loss_guidance = loss_cls, loss_cls.new_zeros(())
         if self.guidance is not None:
             if self.config.logits != "none":
@@ -51,6 +51,7 @@ class GuidedStudent(nn.Module):
             loss_guidance = self._guidance_loss(features, guide.maps)
             loss = loss + self.config.weight * loss_guidance
         with torch.no_grad():
+            labels = targets if targets.dim() == 1 else targets.argmax(1)  # of a mixed sample, its larger part
             correct = (logits.argmax(1) == labels).sum()
             count = torch.full_like(correct, len(labels))
         return StepOutput(loss, loss_cls.detach(), loss_guidance.detach(), correct, count)

@@ -27,7 +27,7 @@ from fastlg.signals import StopRequest
 def train(config: Config, *, resume: str = "auto", dry_run: bool = False) -> dict:
     """Trains to the end (or from the last checkpoint to the end) and returns summary.json's content.
 
-    ``dry_run`` builds every part and takes one step on two made images, but trains and writes nothing.
+    ``dry_run`` builds every part and takes one step on the first two training images, but trains and writes nothing.
     Raises UserError, RunError, or signals.Stopped after it saved.
     """
     done = finished(config.run_dir, config)
@@ -62,7 +62,7 @@ def fit(parts: Parts, run: Run) -> None:
         for batch in run.batches(epoch):
             views = parts.views(batch, epoch)
             guide = guidance(parts, views, batch)
-            out = parts.engine.step(views.student, batch.labels, guide)
+            out = parts.engine.step(views.student, views.targets, guide)
             run.after_step(out)
         run.after_epoch()
 
@@ -80,7 +80,7 @@ def rehearse(parts: Parts) -> dict:
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
     views = parts.views(batch, 0)
-    out = parts.engine.step(views.student, batch.labels, guidance(parts, views, batch))
+    out = parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
     say(f"dry run  one step on {len(batch.labels)} images: loss {out.loss.item():.4f}; nothing was written")
     return {"loss": out.loss.item()}
 

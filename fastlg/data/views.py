@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastlg.batch import Batch, Views
+from fastlg.data.mixing import Mix, Mixer, mix_images, mix_targets
 from fastlg_kernels.augment import normalise, parse_rand_augment, rand_augment, random_erasing, resize_crops
 from fastlg_kernels.rng import sample_seeds
 
@@ -28,6 +29,7 @@ class ViewMaker:
         dtype: of the views.
         teacher_source: "student": the teacher sees the finished student view, as in the reference. "source": it sees
             the same crop and flip without RandAugment and erasing, reduced with antialias.
+        mixer, num_classes: mixup and CutMix, which both views share and ``Views.targets`` tells; None for none.
 
     Raises:
         ValueError: a spec or option that does not exist, on the first call at the latest.
@@ -45,6 +47,8 @@ class ViewMaker:
         interpolation: str = "bicubic",
         dtype: torch.dtype = torch.float32,
         teacher_source: str = "student",
+        mixer: Mixer | None = None,
+        num_classes: int = 0,
     ):
         if teacher_source not in ("student", "source"):
             raise ValueError(f"teacher_source={teacher_source!r}; choose student or source")
@@ -57,11 +61,17 @@ class ViewMaker:
         self.interpolation = interpolation
         self.dtype = dtype
         self.teacher_source = teacher_source
+        self.mixer, self.num_classes = mixer, num_classes
 
     def __call__(self, batch: Batch, epoch: int, train: bool = True) -> Views:
         """Views of ``batch`` on its device; with ``train=False`` the pixels are only normalised."""
         student = self._student(batch, epoch) if train else self._normalise(batch.images, None)
-        return Views(student, self._teacher(batch, student, train), batch.crop, batch.flip)
+        mix, targets = None, batch.labels
+        if train and self.mixer is not None and self.mixer.active:
+            mix = self.mixer.draw(batch.sample_ids, epoch, student.shape[-1])
+            targets = mix_targets(batch.labels, mix, self.num_classes)
+            student = mix_images(student, mix)
+        return Views(student, self._teacher(batch, student, mix, train), targets, batch.crop, batch.flip)
 
     def _student(self, batch: Batch, epoch: int) -> Tensor:
         if self.rand_augment is None:
@@ -76,7 +86,7 @@ class ViewMaker:
             student = random_erasing(student, seeds, probability=self.erase)
         return student
 
-    def _teacher(self, batch: Batch, student: Tensor, train: bool) -> Tensor:
+    def _teacher(self, batch: Batch, student: Tensor, mix: Mix | None, train: bool) -> Tensor:
         if self.teacher_size is None:
             return student.new_empty(len(student), 3, 0, 0)
         if self.teacher_source == "student":
@@ -84,7 +94,8 @@ class ViewMaker:
         height, width = batch.images.shape[1:3]
         boxes = torch.tensor([0, 0, height, width]).expand(len(batch.images), 4)
         images = resize_crops(batch.images, boxes, self.teacher_size, interpolation="bilinear")
-        return self._normalise(images, batch.flip if train else None)
+        images = self._normalise(images, batch.flip if train else None)
+        return images if mix is None else mix_images(images, mix)
 
     def _normalise(self, images: Tensor, flip: Tensor | None) -> Tensor:
         return normalise(images, self.mean, self.std, flip=flip, dtype=self.dtype)

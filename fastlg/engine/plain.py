@@ -40,7 +40,7 @@ def build_optimizer(groups: list[dict], config: OptimConfig) -> torch.optim.Opti
 class PlainEngine:
     """Owns precision, gradients and the optimizer of one trainable unit.
 
-    ``unit(images, labels, guide) -> StepOutput``; its parameters and the optimizer's moments stay fp32.
+    ``unit(images, targets, guide) -> StepOutput``; its parameters and the optimizer's moments stay fp32.
     """
 
     def __init__(self, unit: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, dtype: torch.dtype):
@@ -54,10 +54,10 @@ class PlainEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def step(self, images: Tensor, labels: Tensor, guide) -> StepOutput:
+    def step(self, images: Tensor, targets: Tensor, guide) -> StepOutput:
         """One update. ``guide`` is what the teacher gave, or None. No host sync (fp16: GradScaler's own)."""
         with self.autocast():
-            out = self.unit(images, labels, guide)
+            out = self.unit(images, targets, guide)
         self.scaler.scale(out.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()

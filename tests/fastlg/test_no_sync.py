@@ -35,7 +35,7 @@ def test_a_training_step_and_its_bookkeeping_never_sync(project):
     views = parts.views(batch, 0)
     with Watch() as watch:
         for step in range(3):
-            out = parts.engine.step(views.student, batch.labels, guidance(parts, views, batch))
+            out = parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
             meter.update(out, step)
     assert watch.seen == []
     with Watch() as watch:

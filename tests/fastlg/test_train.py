@@ -119,6 +119,7 @@ def test_dry_run_takes_one_step_and_writes_no_run(project, fastlg):
         ["engine.precision=bf16"],
         ["model.blocks=auto", "data.loader=torch"],
         ["optim.name=sgd", "optim.global_batch_size=500"],
+        ["augment.mixup=0.8", "augment.cutmix=1.0"],
     ],
     ids=lambda o: o[0],
 )
