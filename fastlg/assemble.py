@@ -10,8 +10,8 @@ from torch import nn
 
 from fastlg.config import Config
 from fastlg.data.loaders import make_loader
-from fastlg.data.prepare import Store, find_or_prepare, open_store
 from fastlg.data.mixing import Mixer
+from fastlg.data.prepare import Store, find_or_prepare, open_store
 from fastlg.data.views import ViewMaker
 from fastlg.engine.plain import PlainEngine, build_optimizer, pick_device, pick_dtype
 from fastlg.errors import UserError

@@ -41,7 +41,7 @@ class Mixer:
         self.tables = [_beta_quantiles(alpha or cutmix or mixup or 1.0) for alpha in (mixup, cutmix)]
 
     def draw(self, sample_ids: Tensor, epoch: int, size: int) -> Mix:
-        """For images of ``size`` x ``size`` px; boxes have whole pixels and are clipped at the border, as timm's are."""
+        """For images of ``size`` x ``size`` px; boxes have whole pixels, clipped at the border as timm does."""
         seeds = sample_seeds(self.seed, epoch, sample_ids, "mix")
         apply, which, quantile, row, column = uniforms(seeds, 5).unbind(1)
         is_mixed, is_cut = apply < self.probability, which < self.switch
