@@ -95,7 +95,7 @@ class TeacherConfig(Section):
     cache_form: Literal["auto", "maps", "compact"] = "auto"  # compact: on the student's grid, for fixed crops alone
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
-    cache_augment: Literal["geometric", "all"] = "geometric"  # all: RandAugment and erasing reach the student alone
+    cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest (RandAugment ...) for the student alone
     cache_memory: Literal["auto", "device", "host", "mmap"] = "auto"
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
@@ -168,7 +168,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _replayable(self):
         if self.teacher is not None and self.teacher.mode != "online" and self.teacher.cache_augment == "geometric":
-            for name, off in (("rand_augment", None), ("erase", 0.0)):
+            for name, off in (("rand_augment", None), ("erase", 0.0), ("mixup", 0.0), ("cutmix", 0.0)):
                 if getattr(self.augment, name) != off:
                     raise ValueError(
                         f"augment.{name} is {getattr(self.augment, name)}, which cached features cannot follow; "

@@ -280,6 +280,7 @@ def test_forms_and_augmentations_that_do_not_fit_are_refused_with_the_fix(projec
     for words, *overrides in (
         ("augment.rand_augment is rand-m9-mstd0.5-inc1, .*teacher.cache_augment=all", "teacher.mode=cache"),
         ("augment.erase is 0.25, .*augment.erase=0", "teacher.mode=auto", "augment.rand_augment=null"),
+        ("augment.cutmix is 1.0, .*augment.cutmix=0", *PLAIN, "augment.cutmix=1.0"),
         (r"augment.crop_scale is \[0.08, 1.0\], not \[1, 1\]; use .*maps", *PLAIN, "teacher.cache_form=compact"),
         ("transform attention needs .*maps", *FIXED, "teacher.cache_form=compact", "guidance.transform=attention"),
     ):
