@@ -1,0 +1,240 @@
+"""What guidance costs per step: teacher online, cached maps, cached compact; and what a cache costs to build and keep.
+
+    python benchmarks/cache.py [--shared PATH] [--batch 32] [--repeats 9] [--json PATH]
+
+DeiT-Ti at 224 with ResNet-56 at 32, on CIFAR-100 images. A step is views + teacher + forward, backward and update, on a
+decoded batch. Variants take turns, so that all of them see the same neighbours, and a row holds medians; on a CPU the
+time is this process's processor time, which a busy machine disturbs less than it does the clock. The teacher's weights
+are random: they change no duration and no size.
+
+    step_ms     the whole step            of_unguided  against the unguided step
+    teacher_ms  the teacher's call alone  loss_ms      guidance loss alone, forward and backward, features given
+    of_target   step / (unguided step + loss): what reading the cache adds, noise of two medians included
+    adds        teacher_ms / (unguided step + loss): the same, measured directly
+    cache_mib   resident or mapped        peak_mib     memory of a process that takes three steps (CUDA: allocated)
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from fastlg.assemble import Parts, Stores, assemble, open_stores
+from fastlg.cache import build, plan_cache
+from fastlg.config import Config, load_config
+from fastlg.models.resnet_cifar import resnet56
+from fastlg.provenance import commit, device_name, versions
+from fastlg.teacher.cache import open_cache
+from fastlg.train import guidance
+
+CROPS = ["augment.crop_scale=[0.08,1]", "augment.crop_ratio=[0.75,1.333]"]
+VARIANTS = {
+    "unguided": ["teacher=null"],
+    "online, batch statistics": [*CROPS, "teacher.mode=online", "teacher.norm_stats=batch"],
+    "online, running statistics": [*CROPS, "teacher.mode=online"],
+    "cached maps": CROPS,
+    "cached maps, from disk": [*CROPS, "teacher.cache_memory=mmap"],
+    "cached compact": [],
+    "cached compact, from disk": ["teacher.cache_memory=mmap"],
+}
+
+
+def config_of(options: argparse.Namespace, variant: str) -> Config:
+    common = [f"data.source={options.source}", "data.workers=0", f"optim.global_batch_size={options.batch}"]
+    common += [f"engine.device={options.device}"]
+    return load_config("cifar100/deit_tiny_cached", [*common, *VARIANTS[variant]])
+
+
+def teacher(stores: Stores):
+    """Random weights; running statistics of noise, so that maps have the size of a trained network's."""
+    torch.manual_seed(0)
+    model = resnet56(len(stores.class_names)).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(64, 3, 32, 32))
+    return model.eval()
+
+
+def first(stores: Stores, count: int) -> Stores:
+    """The first ``count`` training images."""
+    train = copy.copy(stores.train)
+    train.sizes, train.labels = stores.train.sizes[:count], stores.train.labels[:count]
+    return Stores(train, stores.test, stores.path)
+
+
+def parts_of(options: argparse.Namespace, variant: str, stores: Stores) -> Parts:
+    config = config_of(options, variant)
+    if config.teacher is None:
+        return assemble(config, stores, None, None)
+    features = None
+    if config.teacher.mode != "online":
+        job = plan_cache(config, stores, teacher(stores), 32)
+        build(job, config, stores)
+        features = open_cache(job.path, job.fingerprint)
+    return assemble(config, stores, teacher(stores), 32, features)
+
+
+def step(parts: Parts, batch) -> None:
+    views = parts.views(batch, 0)
+    parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
+
+
+def timed(device: torch.device, work) -> float:
+    """Milliseconds of one call: of the device where it is CUDA, else this process's processor time."""
+    if device.type != "cuda":
+        start = time.process_time()
+        work()
+        return 1e3 * (time.process_time() - start)
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    work()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def loss_work(parts: Parts, batch):
+    """The guidance loss alone, forward and backward, on features that need a gradient."""
+    views = parts.views(batch, 0)
+    guide = guidance(parts, views, batch)
+    with torch.no_grad(), parts.engine.autocast():
+        features = [f.detach().requires_grad_(True) for f in parts.unit.student(views.student)[1]]
+
+    def work():
+        with parts.engine.autocast():
+            loss = parts.unit._guidance_loss(features, guide.maps)
+        loss.backward()
+
+    return work
+
+
+def steps(options: argparse.Namespace, stores: Stores, stamp: dict) -> list[dict]:
+    made = {name: parts_of(options, name, stores) for name in VARIANTS}
+    work = {}
+    for name, parts in made.items():
+        parts.unit.train()
+        batch = next(iter(parts.train_loader.epoch(0)))
+        work[name, "step"] = lambda parts=parts, batch=batch: step(parts, batch)
+        if parts.teacher is not None:
+            views = parts.views(batch, 0)
+            work[name, "teacher"] = lambda parts=parts, views=views, batch=batch: guidance(parts, views, batch)
+            work[name, "loss"] = loss_work(parts, batch)
+    times = {key: [] for key in work}
+    device = next(iter(made.values())).device
+    for repeat in range(options.repeats + 1):
+        for key, call in work.items():
+            took = timed(device, call)
+            if repeat:  # the first round warms up
+                times[key].append(took)
+    median = {key: statistics.median(values) for key, values in times.items()}
+    rows = []
+    for name, parts in made.items():
+        values, unguided = times[name, "step"], median["unguided", "step"]
+        loss, call = median.get((name, "loss"), 0.0), median.get((name, "teacher"), 0.0)
+        cache = getattr(parts.teacher, "cache", None)
+        row = {
+            "case": "step",
+            "variant": name,
+            "batch": options.batch,
+            "step_ms": round(median[name, "step"], 2),
+            "spread": round((max(values) - min(values)) / median[name, "step"], 3),
+            "of_unguided": round(median[name, "step"] / unguided, 3),
+            "teacher_ms": round(call, 2),
+            "loss_ms": round(loss, 2),
+            "of_target": round(median[name, "step"] / (unguided + loss), 3),
+            "adds": round(call / (unguided + loss), 4),
+            "cache_mib": round(cache.bytes / 2**20, 1) if cache else 0.0,
+            "peak_mib": peak(options, name),
+        }
+        rows.append({**row, **stamp})
+        print("  ".join(f"{key} {value}" for key, value in row.items() if key != "case"), flush=True)
+    return rows
+
+
+def peak(options: argparse.Namespace, variant: str) -> float:
+    """Memory of a fresh process that takes three steps."""
+    command = [sys.executable, __file__, "--peak", variant, "--source", options.source, "--batch", str(options.batch)]
+    command += ["--device", options.device, "--images", str(options.images)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(answer.stdout.splitlines()[-1])
+
+
+def print_peak(options: argparse.Namespace) -> None:
+    stores = first(open_stores(config_of(options, "unguided")), options.images)
+    parts = parts_of(options, options.peak, stores)
+    parts.unit.train()
+    loader = iter(parts.train_loader.epoch(0))
+    for _ in range(3):
+        step(parts, next(loader))
+    if parts.device.type == "cuda":
+        print(round(torch.cuda.max_memory_allocated() / 2**20, 1))
+    else:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()  # getrusage keeps the parent's peak
+        print(round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10, 1))
+
+
+def builds(options: argparse.Namespace, stores: Stores, folder: Path, stamp: dict) -> list[dict]:
+    """Build rate and size, for growing numbers of images."""
+    rows = []
+    for variant in ("cached maps", "cached compact"):
+        for count in (options.images // 4, options.images // 2, options.images):
+            part, config = first(stores, count), config_of(options, variant)
+            job = plan_cache(config.replace({"teacher.cache": str(folder / f"{variant}-{count}")}), part, teacher(part), 32)
+            start = time.perf_counter()
+            build(job, config, part)
+            built, start = time.perf_counter() - start, time.perf_counter()
+            cache = open_cache(job.path, job.fingerprint, verify=True)
+            row = {
+                "case": "build",
+                "variant": variant,
+                "images": count,
+                "images_per_s": round(count / built, 1),
+                "bytes_per_image": cache.bytes // count,
+                "mib": round(cache.bytes / 2**20, 2),
+                "verify_mib_per_s": round(cache.bytes / 2**20 / (time.perf_counter() - start)),
+            }
+            rows.append({**row, **stamp})
+            print("  ".join(f"{key} {value}" for key, value in row.items() if key != "case"), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar100"
+    parser.add_argument("--source", default=str(default), help="any data.source; CIFAR-100 in the published rows")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--images", type=int, default=1000, help="of the training split that are cached")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.peak:
+        return print_peak(options)
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["FASTLG_CACHE"] = name
+        stores = first(open_stores(config_of(options, "unguided")), options.images)
+        device = torch.device(options.device)
+        load = [round(value, 2) for value in os.getloadavg()]
+        stamp = {"commit": commit(), "device": device_name(device), "versions": versions(), "load_average": load}
+        rows = builds(options, stores, Path(name), stamp) + steps(options, stores, stamp)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
