@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -50,8 +49,6 @@ def guidance_loss(
         raise ValueError(f"reduction is {reduction!r}; use one of {', '.join(map(repr, REDUCTIONS))}")
     if impl not in IMPLS:
         raise ValueError(f"impl is {impl!r}; use one of {', '.join(map(repr, IMPLS))}")
-    if impl == "triton":
-        raise RuntimeError("impl='triton' has no kernel for these inputs; use impl='auto' or 'torch'")
     _check_counts(students, teachers, weights, biases)
     grids = student_grids(students, grids)
     for index, pair in enumerate(zip(students, teachers, weights, biases, strict=True)):
@@ -68,8 +65,8 @@ def guidance_loss(
         reduction == "sum_channels",
         grad_mode and any(student.requires_grad for student in students),
         grad_mode and any(tensor.requires_grad for tensor in (*weights, *biases)),
-        False,
-        False,
+        impl,
+        torch.is_autocast_enabled(students[0].device.type),
     )[0]
 
 
@@ -100,7 +97,7 @@ def _student_grid(index: int, student: Tensor, grid: Sequence[int] | None) -> tu
         return int(student.shape[2]), int(student.shape[3])
     length = int(student.shape[1])
     if grid is None:
-        height = width = math.isqrt(length)
+        height = width = round(length**0.5)
         if height * width != length:
             raise ValueError(
                 f"{name} has {length} tokens, which is no square grid; pass its (H, W) in grids "

@@ -1,8 +1,9 @@
 """The guidance loss as two torch.library operators: one forward and one backward call for all pairs together.
 
 The forward leaves, per pair, the residual on the student's grid (D channels per token) and the finished weight and
-bias gradients; the backward turns residuals into token gradients at the true upstream gradient. Nothing here is scaled
-in half precision before that: 1 / (N D H W) alone would be lost in float16.
+bias gradients; the backward turns residuals into token gradients at the true upstream gradient. So a second backward
+is right, and no gradient is rounded to half precision before the upstream gradient (a gradient scaler's, say) is in
+it: 1 / (N D H W) alone would be lost in float16.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import guidance_torch
-from ._ops import add_op_namespace_prefix
+from ._ops import add_op_namespace_prefix, ops
 
 TOKENS, NCHW, CHANNELS_LAST = 0, 1, 2
 
@@ -23,9 +25,9 @@ def pair_grids(grids: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(grids[::2], grids[1::2], strict=True))
 
 
-def pair_count(student: Tensor, teacher: Tensor, grid: tuple[int, int], sum_channels: bool) -> int:
+def pair_count(teacher_shape: Sequence[int], grid: tuple[int, int], sum_channels: bool) -> int:
     """What the pair's sum of squares is divided by."""
-    batch, dim, height, width = teacher.shape
+    batch, dim, height, width = teacher_shape
     positions = batch * max(grid[0], height) * max(grid[1], width)
     return positions if sum_channels else positions * dim
 
@@ -53,6 +55,38 @@ def empty_gradient(residual: Tensor, weight: Tensor, layout: Sequence[int]) -> T
     return residual.new_empty((batch, first, second, channels)).permute(0, 3, 1, 2)
 
 
+def triton_obstacle(device: torch.device, dtypes: set[torch.dtype]) -> str:
+    """Why the Triton kernels cannot take these inputs; "" where they can."""
+    try:
+        import triton
+    except ImportError:
+        return "Triton is not installed"
+    if torch.float64 in dtypes:
+        return "they know no float64"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return "" if major >= 8 else f"they need compute capability 8.0, this GPU has {major}.{minor}"
+    if device.type == "cpu" and triton.knobs.runtime.interpret:
+        return "" if dtypes == {torch.float32} else "Triton's interpreter is right in float32 only"
+    return f"they do not run on {device.type} tensors (Triton's interpreter needs TRITON_INTERPRET=1)"
+
+
+def takes_triton(impl: str, *groups: Sequence[Tensor]) -> bool:
+    """Whether this call runs the Triton kernels. Raises RuntimeError where impl="triton" cannot be met."""
+    tensors = [tensor for group in groups for tensor in group]
+    if impl == "torch" or (impl == "auto" and tensors[0].device.type != "cuda"):
+        return False
+    obstacle = triton_obstacle(tensors[0].device, {tensor.dtype for tensor in tensors})
+    if impl == "triton" and obstacle:
+        raise RuntimeError(f"impl='triton' cannot run the guidance kernels: {obstacle}; use impl='auto' or 'torch'")
+    return not obstacle
+
+
+def allows_tf32(autocast: bool) -> bool:
+    """One TF32 product instead of three for float32 tokens, where the caller has given up that precision already."""
+    return autocast or torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 @torch.library.custom_op(add_op_namespace_prefix("guidance_forward"), mutates_args=())
 def guidance_forward(
     students: Sequence[Tensor],
@@ -63,39 +97,28 @@ def guidance_forward(
     sum_channels: bool,
     with_residuals: bool,
     with_weights: bool,
-    use_triton: bool,
-    allow_tf32: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Loss (0-d), residuals [N, H*W, D] in the students' dtypes, weight gradients [D, C], bias gradients [D]."""
-    loss_dtype = guidance_torch.compute_dtype(*students, *teachers, *weights, *biases)
-    total, residuals, weight_grads, bias_grads = None, [], [], []
-    for pair in zip(students, teachers, weights, biases, pair_grids(grids), strict=True):
-        loss, residual, weight_grad, bias_grad = guidance_torch.pair_forward(*pair, with_residuals, with_weights)
-        count = pair_count(pair[0], pair[1], pair[4], sum_channels)
-        total = loss / count if total is None else total + loss / count
-        if with_residuals:
-            residuals.append(residual)
-        if with_weights:
-            weight_grads.append(weight_grad * (2 / count))
-            bias_grads.append(bias_grad * (2 / count))
-    return total.to(loss_dtype), residuals, weight_grads, bias_grads
+    impl: str,
+    autocast: bool,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Loss (0-d), residuals [N, H*W, D] in the students' dtypes, and W0, b0, W1, ... gradients in one flat tensor."""
+    pairs = list(zip(students, teachers, weights, biases, pair_grids(grids), strict=True))
+    counts = [pair_count(teacher.shape, grid, sum_channels) for _, teacher, _, _, grid in pairs]
+    if takes_triton(impl, students, teachers, weights, biases):
+        from . import guidance_triton
+
+        return guidance_triton.forward(pairs, counts, with_residuals, with_weights, allows_tf32(autocast))
+    return guidance_torch.forward(pairs, counts, with_residuals, with_weights)
 
 
 @guidance_forward.register_fake
-def _(students, teachers, weights, biases, grids, sum_channels, with_residuals, with_weights, use_triton, allow_tf32):
-    loss_dtype = guidance_torch.compute_dtype(*students, *teachers, *weights, *biases)
-    loss = students[0].new_empty((), dtype=loss_dtype)
-    residuals, weight_grads, bias_grads = [], [], []
-    for student, teacher, weight, bias, (height, width) in zip(
-        students, teachers, weights, biases, pair_grids(grids), strict=True
-    ):
-        if with_residuals:
-            residuals.append(student.new_empty((student.shape[0], height * width, weight.shape[0])))
-        if with_weights:
-            dtype = guidance_torch.compute_dtype(student, teacher, weight, bias)
-            weight_grads.append(weight.new_empty(weight.shape, dtype=dtype))
-            bias_grads.append(bias.new_empty(bias.shape, dtype=dtype))
-    return loss, residuals, weight_grads, bias_grads
+def _(students, teachers, weights, biases, grids, sum_channels, with_residuals, with_weights, impl, autocast):
+    dtype = guidance_torch.compute_dtype(*students, *teachers, *weights, *biases)
+    residuals = []
+    for student, weight, (height, width) in zip(students, weights, pair_grids(grids), strict=True):
+        residuals.append(student.new_empty((student.shape[0], height * width, weight.shape[0])))
+    size = sum(tensor.numel() for tensor in (*weights, *biases)) if with_weights else 0
+    loss = students[0].new_empty((), dtype=dtype)
+    return loss, residuals if with_residuals else [], students[0].new_empty((size,), dtype=dtype)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("guidance_backward"), mutates_args=())
@@ -103,59 +126,77 @@ def guidance_backward(
     grad: Tensor,
     residuals: Sequence[Tensor],
     weights: Sequence[Tensor],
-    weight_grads: Sequence[Tensor],
-    bias_grads: Sequence[Tensor],
+    param_grads: Tensor,
     layouts: Sequence[int],
     counts: Sequence[int],
-    use_triton: bool,
-    allow_tf32: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of students, weights and biases at the upstream gradient ``grad`` (0-d); [] for what was not kept."""
+    impl: str,
+    autocast: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of the students, and the flat parameter gradients, at the upstream gradient ``grad`` (0-d)."""
     outs = []
-    for index, residual in enumerate(residuals):
-        out = empty_gradient(residual, weights[index], layouts[3 * index : 3 * index + 3])
-        guidance_torch.pair_backward(residual, weights[index], grad * (2 / counts[index]), out)
-        outs.append(out)
-    scaled = [[grad.to(g.dtype) * g for g in group] for group in (weight_grads, bias_grads)]
-    return outs, scaled[0], scaled[1]
+    use_triton = bool(residuals) and takes_triton(impl, residuals, weights)
+    for index, (residual, weight, count) in enumerate(zip(residuals, weights, counts, strict=True)):
+        outs.append(empty_gradient(residual, weight, layouts[3 * index : 3 * index + 3]))
+        if use_triton:
+            from . import guidance_triton
+
+            guidance_triton.token_grad(residual, weight, grad, 2 / count, outs[-1], allows_tf32(autocast))
+        else:
+            guidance_torch.token_grad(residual, weight, grad * (2 / count), outs[-1])
+    return outs, param_grads * grad.to(param_grads.dtype)
 
 
 @guidance_backward.register_fake
-def _(grad, residuals, weights, weight_grads, bias_grads, layouts, counts, use_triton, allow_tf32):
+def _(grad, residuals, weights, param_grads, layouts, counts, impl, autocast):
     outs = [empty_gradient(r, weights[i], layouts[3 * i : 3 * i + 3]) for i, r in enumerate(residuals)]
-    return outs, [torch.empty_like(g) for g in weight_grads], [torch.empty_like(g) for g in bias_grads]
+    return outs, torch.empty_like(param_grads)
 
 
 def _setup_context(ctx, inputs, output):
-    students, teachers, weights, biases, grids, sum_channels, _, _, use_triton, allow_tf32 = inputs
-    _, residuals, weight_grads, bias_grads = output
+    students, teachers, weights, biases, grids, sum_channels, _, with_weights, impl, autocast = inputs
+    _, residuals, param_grads = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*residuals, *weight_grads, *bias_grads)
-    ctx.save_for_backward(*residuals, *(weights if residuals else ()), *weight_grads, *bias_grads)
-    ctx.pairs, ctx.with_residuals, ctx.with_weights = len(students), bool(residuals), bool(weight_grads)
-    ctx.dtypes = [w.dtype for w in weights], [b.dtype for b in biases]
-    shapes = list(zip(students, teachers, pair_grids(grids), strict=True))
-    ctx.layouts = [n for s, _, grid in shapes for n in student_layout(s, grid)]
-    ctx.counts = [pair_count(s, t, grid, sum_channels) for s, t, grid in shapes]
-    ctx.flags = use_triton, allow_tf32
+    ctx.mark_non_differentiable(*residuals, param_grads)
+    ctx.save_for_backward(param_grads, *residuals, *(weights if residuals else ()))
+    ctx.parameters = [(p.shape, p.dtype) for pair in zip(weights, biases, strict=True) for p in pair]
+    ctx.with_weights, ctx.flags = with_weights, (impl, autocast)
+    pairs = list(zip(students, teachers, pair_grids(grids), strict=True))
+    ctx.layouts = [n for student, _, grid in pairs for n in student_layout(student, grid)]
+    ctx.counts = [pair_count(teacher.shape, grid, sum_channels) for _, teacher, grid in pairs]
 
 
 def _backward(ctx, grad, *_):
-    none = [None] * ctx.pairs
+    none = [None] * len(ctx.counts)
+    options = (None,) * 6
     if grad is None:
-        return none, none, none, none, None, None, None, None, None, None
-    saved, pairs = ctx.saved_tensors, ctx.pairs
-    groups = [saved[i : i + pairs] for i in range(0, len(saved), pairs)]
-    residuals, weights = groups[:2] if ctx.with_residuals else ((), ())
-    weight_grads, bias_grads = groups[-2:] if ctx.with_weights else ((), ())
-    tokens, weight_grads, bias_grads = guidance_backward(
-        grad, residuals, weights, weight_grads, bias_grads, ctx.layouts, ctx.counts, *ctx.flags
-    )
-    cast = [
-        [g.to(dtype) for g, dtype in zip(group, dtypes, strict=True)] if ctx.with_weights else none
-        for group, dtypes in zip((weight_grads, bias_grads), ctx.dtypes, strict=True)
-    ]
-    return tokens if ctx.with_residuals else none, none, *cast, None, None, None, None, None, None
+        return none, none, none, none, *options
+    param_grads, *saved = ctx.saved_tensors
+    residuals, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+    counts = ctx.counts if residuals else []
+    tokens, param_grads = guidance_backward(grad, residuals, weights, param_grads, ctx.layouts, counts, *ctx.flags)
+    parameters = 2 * none
+    if ctx.with_weights:
+        parts = param_grads.split([shape.numel() for shape, _ in ctx.parameters])
+        parameters = [part.view(shape).to(dtype) for part, (shape, dtype) in zip(parts, ctx.parameters, strict=True)]
+    return tokens if residuals else none, none, parameters[::2], parameters[1::2], *options
 
 
 guidance_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _product_flops(token_count: int, weight_shape: Sequence[int]) -> int:
+    """Multiply-adds count twice; one product of all tokens with the projection."""
+    return 2 * token_count * weight_shape[0] * weight_shape[1]
+
+
+@register_flop_formula(ops.guidance_forward)
+def _forward_flops(students, teachers, weights, biases, grids, sum_channels, with_residuals, with_weights, *_, **__):
+    """Projection, and the weight gradient where it is made; resizes are left out, as for interpolate."""
+    grids = pair_grids(grids)
+    triples = zip(students, weights, grids, strict=True)
+    return sum(_product_flops(s[0] * h * w, weight) for s, weight, (h, w) in triples) * (2 if with_weights else 1)
+
+
+@register_flop_formula(ops.guidance_backward)
+def _backward_flops(grad, residuals, weights, *_, **__):
+    return sum(_product_flops(r[0] * r[1], weight) for r, weight in zip(residuals, weights, strict=True))

@@ -10,6 +10,7 @@ so the upsampled student map is never formed: with ``E = A P A - G``, |R|^2 = <P
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -68,19 +69,34 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def pair_forward(
-    student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, grid: Grid, with_residual: bool, with_weight: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Sum of squares of one pair, and what its gradients are made of; nothing is scaled.
+def forward(
+    pairs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Grid]],
+    counts: Sequence[int],
+    with_residuals: bool,
+    with_weights: bool,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Loss, residuals, and all weight and bias gradients in one flat tensor (W0, b0, W1, ...), divided by counts."""
+    dtype = compute_dtype(*(tensor for pair in pairs for tensor in pair[:4]))
+    total, residuals, grads = None, [], []
+    for (student, teacher, weight, bias, grid), count in zip(pairs, counts, strict=True):
+        tokens = student_tokens(student, grid).to(dtype)
+        loss, residual = pair_residual(tokens, teacher.to(dtype), weight.to(dtype), bias.to(dtype), grid)
+        total = loss / count if total is None else total + loss / count
+        if with_weights:
+            weight_grad = torch.matmul(residual.mT, tokens).sum(0)
+            grads += [weight_grad.flatten() * (2 / count), residual.sum((0, 1)) * (2 / count)]
+        if with_residuals:
+            residuals.append(residual.to(student.dtype).contiguous())
+    return total, residuals, torch.cat(grads) if grads else total.new_empty(0)
 
-    student [N, L, C] or [N, C, H, W]; teacher [N, D, h, w]; weight [D, C]; bias [D]; grid (H, W) of the student.
-    Returns ``|R|^2`` (0-d), the residual ``E = U'RU`` [N, H*W, D] in the student's dtype, ``E'T`` [D, C] and the sum
-    of E over tokens [D], the last two in float32 (float64 where an input is). None for what was not asked.
+
+def pair_residual(tokens: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """|R|^2 (0-d) and E = U'RU [N, H*W, D] of one pair; all in one dtype.
+
+    tokens [N, H*W, C]; teacher [N, D, h, w]; weight [D, C]; bias [D]; grid (H, W) of the student.
     """
-    dtype = compute_dtype(student, teacher, weight, bias)
-    tokens, teacher = student_tokens(student, grid).to(dtype), teacher.to(dtype)
-    projected = torch.matmul(tokens, weight.to(dtype).T) + bias.to(dtype)
-    maps = projected.transpose(1, 2).unflatten(2, grid)  # [N, D, H, W]
+    projected = torch.matmul(tokens, weight.T) + bias
+    maps = projected.mT.unflatten(2, grid)  # [N, D, H, W]
     size = max(grid[0], teacher.shape[2]), max(grid[1], teacher.shape[3])
     target = apply_axes(teacher, *(axis_matrix(teacher.shape[2 + k], size[k], maps) for k in (0, 1)))
     if size == grid:
@@ -92,21 +108,15 @@ def pair_forward(
         residual = apply_axes(maps, *(None if u is None else u.T @ u for u in (rows, columns))) - pulled
         terms = (maps * (residual - pulled)).sum() + target.square().sum()
         loss = terms.clamp(min=0)  # three rounded terms of an exact match may end just below zero
-    residual = residual.flatten(2).transpose(1, 2)
-    weight_grad = bias_grad = None
-    if with_weight:
-        weight_grad = torch.matmul(residual.transpose(1, 2), tokens).sum(0)
-        bias_grad = residual.sum((0, 1))
-    residual = residual.to(student.dtype).contiguous() if with_residual else None
-    return loss, residual, weight_grad, bias_grad
+    return loss, residual.flatten(2).mT
 
 
-def pair_backward(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-    """``scale * E W`` into ``out`` (the student's gradient, layout as the student's), zeros on its prefix tokens."""
+def token_grad(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
+    """``scale * E W`` into ``out`` [N, L, C] or [N, C, H, W], zeros on prefix tokens."""
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     grad = torch.matmul(residual.to(dtype), weight.to(dtype) * scale.to(dtype))
     if out.dim() == 4:
-        out.copy_(grad.transpose(1, 2).unflatten(2, out.shape[2:]))
+        out.copy_(grad.mT.unflatten(2, out.shape[2:]))
         return
     prefix = out.shape[1] - grad.shape[1]
     out[:, :prefix].zero_()

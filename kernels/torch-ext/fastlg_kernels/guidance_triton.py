@@ -9,45 +9,43 @@ import torch
 import triton
 from torch import Tensor
 
-from . import guidance_kernels as kernels
 from .guidance_configs import Config, choose
+from .guidance_triton_forward import flat_kernel, window_kernel
+from .guidance_triton_gradients import reduce_kernel, token_grad_kernel, weight_grad_kernel
 
-WINDOW = 16  # side of a window of tokens; the smallest a tensor-core product can contract
-MAX_CHANNELS = 2048  # a program keeps a [channels, 16] block of the weight gradient in registers
+Grid = tuple[int, int]
+WINDOW = 16  # side of a window of tokens: the smallest a tensor-core product contracts over
 
 
 class Plan(NamedTuple):
-    """How one pair is run: kernel, constants for it, number of tiles."""
+    """How the forward pass of one pair is run."""
 
     kernel: object
     constants: dict
     config: Config
     tiles: int
-    blocks: int
+    blocks: int  # of the teacher's channels
 
 
-def plan_pair(shape: Sequence[int], grid: tuple[int, int], teacher: Sequence[int], itemsize: int, family: str) -> Plan:
-    """Choose the kernel for students [N, L, C] (``shape`` = N, C), their grid and teacher maps [N, D, h, w]."""
-    batch, channels = shape
-    dim, height, width = teacher[1:]
+def plan_pair(batch: int, channels: int, grid: Grid, teacher: Sequence[int], itemsize: int, family: str) -> Plan:
+    """Kernel, constants and tiles for students of C channels on ``grid`` and teacher maps [N, D, h, w]."""
+    _, dim, height, width = teacher
     constants = {"C": channels, "D": dim, "HS": grid[0], "WS": grid[1], "HT": height, "WT": width}
     if grid[0] >= height and grid[1] >= width:
-        config = choose("flat", family, channels, dim, itemsize)
+        kernel, config = flat_kernel, choose("flat", family, channels, dim, itemsize)
         constants["BT"] = config.tokens
         tiles = triton.cdiv(batch * grid[0] * grid[1], config.tokens)
-        kernel = kernels.flat_kernel
     else:
-        config = choose("window", family, channels, dim, itemsize)
+        kernel, config = window_kernel, choose("window", family, channels, dim, itemsize)
         window = window_constants(grid, (height, width), config)
         constants.update(window)
         tiles = triton.cdiv(batch, window["PACK"] ** 2) * window["TILES_Y"] * window["TILES_X"]
-        kernel = kernels.window_kernel
-    constants.update(BC=config.channels, BD=config.dims, CHUNKS=triton.cdiv(channels, config.channels), KEEP=config.keep)
+    constants.update(BC=config.channels, BD=config.dims, CHUNKS=triton.cdiv(channels, config.channels))
     return Plan(kernel, constants, config, tiles, triton.cdiv(dim, config.dims))
 
 
-def window_constants(grid: tuple[int, int], teacher: tuple[int, int], config: Config) -> dict:
-    """Windows over the student's grid, blocks of the larger grid. Samples of up to 8 x 8 on both sides share one."""
+def window_constants(grid: Grid, teacher: Grid, config: Config) -> dict:
+    """Windows over the student's grid, blocks over the larger grid; samples of at most 8 x 8 share a window."""
     pack = 2 if max(*grid, *teacher) <= WINDOW // 2 else 1
     constants = {"S": WINDOW, "PACK": pack, "H": max(grid[0], teacher[0]), "W": max(grid[1], teacher[1])}
     for axis, size, big, block in zip("YX", grid, teacher, (config.rows, config.columns), strict=True):
@@ -62,15 +60,15 @@ def window_constants(grid: tuple[int, int], teacher: tuple[int, int], config: Co
 
 
 def device_family(device: torch.device) -> tuple[str, int]:
-    """(family of the tuned configurations, number of multiprocessors); ("default", 2) under Triton's interpreter."""
+    """Name of the family of tuned configurations, and the number of multiprocessors."""
     if device.type != "cuda":
-        return "default", 2
+        return "interpreter", 2
     properties = torch.cuda.get_device_properties(device)
     return f"sm{properties.major}{properties.minor}", properties.multi_processor_count
 
 
-def token_strides(student: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """The student without its prefix tokens, and its strides along sample, row, column, channel."""
+def student_strides(student: Tensor, grid: Grid) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """The student without its prefix tokens, and its strides along sample, row, column and channel."""
     if student.dim() == 4:
         n, c, y, x = student.stride()
         return student, (n, y, x, c)
@@ -79,63 +77,109 @@ def token_strides(student: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple
     return student, (n, t * grid[1], t, c)
 
 
+def needs_64_bit(student: Tensor, strides: Sequence[int], teacher: Tensor, grid: Grid, plan: Plan) -> bool:
+    """Whether offsets within one tile pass 2^31; those between tiles are always 64-bit."""
+    samples = plan.constants.get("PACK", 1) ** 2 + plan.config.tokens // (grid[0] * grid[1]) + 1
+    samples = min(samples, student.shape[0])
+    own = sum(size * stride for size, stride in zip((samples, *grid, plan.constants["C"]), strides, strict=True))
+    theirs = sum(size * stride for size, stride in zip((samples, *teacher.shape[1:]), teacher.stride(), strict=True))
+    return max(own, theirs) >= 2**31
+
+
 def precision(dtype: torch.dtype, allow_tf32: bool) -> str:
     """Of tensor-core products of float32 values: three TF32 products make float32, one is enough for half inputs."""
     return "tf32" if allow_tf32 or dtype != torch.float32 else "tf32x3"
 
 
 def forward(
-    pairs: Sequence[tuple],
+    pairs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Grid]],
     counts: Sequence[int],
     with_residuals: bool,
     with_weights: bool,
     allow_tf32: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """All pairs (student, teacher, weight, bias, grid): loss, residuals, weight and bias gradients in one flat tensor."""
+    """Loss, residuals, and all weight and bias gradients in one flat tensor (W0, b0, W1, ...), divided by counts."""
     device = pairs[0][0].device
     family, processors = device_family(device)
     plans = [
-        plan_pair((s.shape[0], w.shape[1]), grid, t.shape, s.element_size(), family) for s, t, w, _, grid in pairs
+        plan_pair(student.shape[0], weight.shape[1], grid, teacher.shape, student.element_size(), family)
+        for student, teacher, weight, _, grid in pairs
     ]
     losses = sum(plan.blocks for plan in plans)
-    sizes = [w.numel() + b.numel() for _, _, w, b, _ in pairs] if with_weights else []
+    sizes = [w.numel() + b.numel() if with_weights else 0 for _, _, w, b, _ in pairs]
     programs = max(min(plan.tiles, processors * plan.config.programs) for plan in plans)
     partials = torch.empty((programs, losses + sum(sizes)), dtype=torch.float32, device=device)
-    residuals, loss_column, grad_column = [], 0, losses
+    residuals, columns = [], [0, losses]
     with torch.cuda.device_of(partials):
-        for index, ((student, teacher, weight, bias, grid), plan) in enumerate(zip(pairs, plans, strict=True)):
-            residual = student.new_empty((student.shape[0], grid[0] * grid[1], weight.shape[0]))
-            tokens, strides = token_strides(student, grid)
-            plan.kernel[(plan.blocks, programs)](
-                tokens, teacher, weight.contiguous(), bias.contiguous(), residual, partials, *strides, *teacher.stride(),
-                tokens.shape[0] * (grid[0] * grid[1] if plan.kernel is kernels.flat_kernel else 1),
-                triton.cdiv(plan.tiles, programs), 1 / counts[index], partials.shape[1], loss_column, grad_column,
-                **plan.constants, WITH_RESIDUAL=with_residuals, WITH_WEIGHT=with_weights,
-                PRECISION=precision(student.dtype, allow_tf32), WIDE=False, **plan.config.launch,
-                **({"CHANNELS_LAST": teacher.stride(1) == 1} if plan.kernel is kernels.flat_kernel else {}),
-            )  # fmt: skip
-            residuals.append(residual)
-            loss_column += plan.blocks
-            grad_column += sizes[index] if with_weights else 0
+        for pair, plan, count, size in zip(pairs, plans, counts, sizes, strict=True):
+            flags = (with_residuals, with_weights, allow_tf32)
+            residuals.append(_forward_pair(pair, plan, partials, columns, 1 / count, family, *flags))
+            columns[0] += plan.blocks
+            columns[1] += size
         loss, grads = partials.new_empty(()), partials.new_empty(sum(sizes))
-        columns = 128
-        kernels.reduce_kernel[(1 + triton.cdiv(grads.numel(), columns),)](
+        reduce_kernel[(1 + triton.cdiv(sum(sizes), 128),)](
             partials, loss, grads, programs, partials.shape[1],
-            LOSSES=losses, BL=triton.next_power_of_2(losses), BP=32, BX=columns, num_warps=4, enable_fp_fusion=True,
+            LOSSES=losses, BL=triton.next_power_of_2(losses), BP=32, BX=128, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return loss, residuals if with_residuals else [], grads
 
 
-def token_grad(residual: Tensor, weight: Tensor, upstream: Tensor, scale: float, out: Tensor, allow_tf32: bool) -> None:
-    """``upstream * scale * E W`` into ``out`` [N, L, C] or [N, C, H, W], zeros on prefix tokens."""
+def _forward_pair(
+    pair: tuple,
+    plan: Plan,
+    partials: Tensor,
+    columns: list[int],
+    scale: float,
+    family: str,
+    with_residuals: bool,
+    with_weights: bool,
+    allow_tf32: bool,
+) -> Tensor:
+    """Launch one pair: partial sums into ``partials`` at ``columns`` (loss, gradients); returns the residual."""
+    student, teacher, weight, bias, grid = pair
     dim, channels = weight.shape
-    length = out.shape[1] if out.dim() == 3 else out.shape[2] * out.shape[3]
-    n, *_, t = out.stride() if out.dim() == 4 else (out.stride(0), out.stride(1))
-    c = out.stride(1 if out.dim() == 4 else 2)
+    fused = plan.config.fused and with_weights
+    store = with_residuals or (with_weights and not fused)
+    residual = student.new_empty((student.shape[0], grid[0] * grid[1], dim) if store else (0,))
+    tokens, strides = student_strides(student, grid)
+    rows = student.shape[0] * grid[0] * grid[1]
+    constants = dict(plan.constants)
+    if plan.kernel is flat_kernel:
+        constants["CHANNELS_LAST"] = teacher.stride(1) == 1
+    programs, width = partials.shape
+    common = {
+        "PRECISION": precision(student.dtype, allow_tf32),
+        "WIDE": needs_64_bit(student, strides, teacher, grid, plan),
+    }
+    plan.kernel[(plan.blocks, programs)](
+        tokens, teacher, weight.contiguous(), bias.contiguous(), residual, partials, *strides, *teacher.stride(),
+        rows if plan.kernel is flat_kernel else student.shape[0],
+        triton.cdiv(plan.tiles, programs), scale, width, *columns,
+        **constants, FUSED=fused, WITH_RESIDUAL=store, **common, **plan.config.launch,
+    )  # fmt: skip
+    if with_weights and not fused:
+        config = choose("weight_grad", family, channels, dim, student.element_size())
+        blocks = triton.cdiv(channels, config.channels), triton.cdiv(dim, config.dims)
+        weight_grad_kernel[(*blocks, programs)](
+            tokens, residual, partials, *strides,
+            rows, triton.cdiv(triton.cdiv(rows, config.tokens), programs), 2 * scale, width, columns[1],
+            C=channels, D=dim, HS=grid[0], WS=grid[1], BT=config.tokens, BC=config.channels, BD=config.dims,
+            **common, **config.launch,
+        )  # fmt: skip
+    return residual
+
+
+def token_grad(residual: Tensor, weight: Tensor, upstream: Tensor, scale: float, out: Tensor, allow_tf32: bool) -> None:
+    """``upstream * scale * E W`` into ``out`` [N, L, C] or [N, C, H, W] (dense), zeros on prefix tokens."""
+    dim, channels = weight.shape
+    if out.dim() == 3:
+        length, (n, t, c) = out.shape[1], out.stride()
+    else:
+        length, (n, c, _, t) = out.shape[2] * out.shape[3], out.stride()
     config = choose("token_grad", device_family(out.device)[0], channels, dim, out.element_size())
     rows = out.shape[0] * length
     with torch.cuda.device_of(out):
-        kernels.token_grad_kernel[(triton.cdiv(rows, config.tokens),)](
+        token_grad_kernel[(triton.cdiv(rows, config.tokens),)](
             upstream, residual, weight.contiguous(), out, n, t, c, rows, scale,
             C=channels, D=dim, LENGTH=length, PREFIX=length - residual.shape[1],
             BT=config.tokens, BC=config.channels, BD=config.dims,

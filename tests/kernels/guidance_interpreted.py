@@ -1,0 +1,173 @@
+"""Every guidance kernel and branch under Triton's interpreter, in float32, scratch filled with NaN.
+
+Run by test_guidance_triton.py in a process of its own: TRITON_INTERPRET must be set before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from guidance_truth import GOLDEN_CASES, draw, golden_inputs, golden_token_grad, relative, truth
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlg_kernels import guidance_configs, guidance_loss, guidance_op, guidance_triton
+
+FLAT = [((14, 14), 24, 10, (8, 8)), ((5, 4), 70, 20, (5, 4)), ((9, 11), 3, 1, (9, 2)), ((33, 2), 130, 70, (1, 1))]
+WINDOWS = [
+    ((14, 14), 24, 10, (32, 32)),
+    ((14, 14), 70, 20, (16, 16)),
+    ((1, 1), 1, 1, (40, 33)),
+    ((5, 16), 9, 3, (33, 9)),
+]
+PACKED = [((7, 7), 24, 70, (8, 8)), ((7, 4), 9, 17, (8, 3)), ((1, 1), 3, 2, (2, 8))]
+TILED = [((27, 19), 40, 3, (32, 32)), ((19, 33), 5, 2, (40, 15)), ((33, 19), 5, 2, (15, 40)), ((20, 3), 4, 2, (21, 3))]
+SHAPES = {"flat": FLAT, "windows": WINDOWS, "packed": PACKED, "tiled": TILED}
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["safe", "fused", "fused, 64-bit"])
+def family(request, monkeypatch):
+    """The tuned tables: what a GPU would run on half-precision tokens, run here on float32."""
+    if request.param != "safe":
+        choose = guidance_configs.choose
+        monkeypatch.setattr(guidance_triton, "choose", lambda kernel, _, c, d, __: choose(kernel, "sm90", c, d, 2))
+    if "64" in request.param:
+        monkeypatch.setattr(guidance_triton, "needs_64_bit", lambda *_: True)
+    return request.param
+
+
+def check(inputs, limit=1e-6, **options):
+    reduction = options.get("reduction", "mean")
+    expected, expected_grads = truth(inputs, reduction, upstream=-0.3)
+    loss = guidance_loss(*inputs[:4], grids=inputs.grids, impl="triton", **options)
+    assert loss.item() == pytest.approx(expected, rel=limit)
+    grads = torch.autograd.grad(-0.3 * loss, inputs.leaves())
+    for ours, correct in zip(grads, expected_grads, strict=True):
+        assert (ours - correct).norm() <= limit * (correct.norm() + 1e-3)
+    return loss.detach(), grads
+
+
+@pytest.mark.parametrize("pairs", SHAPES)
+def test_every_branch_agrees_with_float64(pairs, family):
+    for batch, pair in zip((1, 5, 2, 3), SHAPES[pairs], strict=False):
+        check(draw(batch, [pair], prefix=1))
+
+
+def test_shapes_take_the_kernels_they_are_meant_for():
+    def plan(batch, channels, grid, teacher):
+        return guidance_triton.plan_pair(batch, channels, grid, teacher, 2, "sm90")
+
+    assert plan(9, 192, (14, 14), (9, 64, 8, 8)).kernel is guidance_triton.flat_kernel
+    whole = plan(9, 192, (14, 14), (9, 16, 32, 32))
+    assert whole.kernel is guidance_triton.window_kernel and whole.tiles == 9 and whole.constants["HALO_Y"] == 0
+    assert plan(9, 512, (7, 7), (9, 64, 8, 8)).tiles == 3  # four samples to a window
+    tiled = plan(9, 64, (27, 40), (9, 16, 32, 15))
+    assert tiled.constants["HALO_Y"] == 1 and tiled.constants["HALO_X"] == 0 and tiled.tiles == 9 * 2 * 3
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES)
+def test_golden(golden, case):
+    inputs, numbers = golden_inputs(golden, case, torch.float32)
+    loss = guidance_loss(*inputs[:4], grids=inputs.grids, impl="triton")
+    assert loss.item() == pytest.approx(float(numbers["linear_total_f64"]), rel=1e-6)
+    grads = torch.autograd.grad(loss, inputs.leaves())
+    pairs = len(inputs.students)
+    for index in range(pairs):
+        for kind, ours, expected, _ in golden_token_grad(numbers, index, "linear", grads[index]):
+            assert relative(ours, expected) < 2e-6, (index, kind)
+        for name, grad in (("gW", grads[pairs + index]), ("gb", grads[2 * pairs + index])):
+            assert relative(grad, torch.as_tensor(numbers[f"p{index}_linear_{name}"])) < 1e-6, (index, name)
+
+
+axes = st.integers(1, 24)
+
+
+@settings(max_examples=12, deadline=None)
+@given(axes, axes, axes, axes, st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2), st.data())
+def test_any_shape_agrees_with_float64(height, width, rows, columns, channels, dim, batch, prefix, data):
+    choose = guidance_configs.choose
+    with pytest.MonkeyPatch.context() as patch:
+        if data.draw(st.booleans(), label="fused"):
+            patch.setattr(guidance_triton, "choose", lambda kernel, _, c, d, __: choose(kernel, "sm90", c, d, 2))
+        check(draw(batch, [((height, width), channels, dim, (rows, columns))], prefix=prefix), limit=2e-6)
+
+
+STRIDED = {
+    "contiguous map": lambda t: t.mT.unflatten(2, (5, 6)).contiguous(),
+    "channels_last map": lambda t: t.mT.unflatten(2, (5, 6)),
+    "strided map": lambda t: t.mT.unflatten(2, (5, 6)).repeat(1, 1, 2, 3)[:, :, ::2, 1:7],
+    "transposed tokens": lambda t: t.mT.contiguous().mT,
+    "every second sample and channel": lambda t: t.repeat_interleave(2, 0).repeat_interleave(2, 2)[::2, :, ::2],
+    "broadcast batch": lambda t: t[:1].expand(t.shape[0], -1, -1),
+}
+
+
+@pytest.mark.parametrize("teacher", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("view", STRIDED)
+def test_any_strides(view, teacher, family):
+    for size in ((3, 3), (8, 7)):
+        inputs = draw(3, [((5, 6), 5, 3, size)])
+        inputs.students[0] = STRIDED[view](inputs.students[0].detach()).requires_grad_()
+        if teacher == "channels_last":
+            inputs.teachers[0] = inputs.teachers[0].to(memory_format=torch.channels_last)
+        check(inputs)
+
+
+def test_offsets_beyond_32_bits():
+    stride = 2**31 + 16
+    try:
+        storage = torch.empty(0).set_(torch.UntypedStorage(4 * (2 * stride)))  # address space, never touched as a whole
+    except RuntimeError:
+        pytest.skip("no 16 GiB of address space")
+    for teacher in ((3, 3), (8, 8)):
+        inputs = draw(2, [((5, 5), 6, 3, teacher)])
+        student = storage.as_strided((2, 25, 6), (stride, 6, 1))
+        student.copy_(inputs.students[0].detach())
+        check(inputs._replace(students=[student.requires_grad_()]))
+
+
+def test_several_pairs_mixed_kernels_both_reductions(family):
+    pairs = [FLAT[0], WINDOWS[0], PACKED[0], TILED[3]]
+    for reduction in ("mean", "sum_channels"):
+        check(draw(2, pairs, prefix=2), reduction=reduction)
+
+
+def test_frozen_parts_are_left_out_and_get_no_gradient(family):
+    inputs = draw(2, [FLAT[0], WINDOWS[1]])
+    expected, expected_grads = truth(inputs)
+    for frozen in ([0, 1], [2, 3, 4, 5], list(range(6))):
+        leaves = [leaf.detach().requires_grad_(i not in frozen) for i, leaf in enumerate(inputs.leaves())]
+        loss = guidance_loss(leaves[:2], inputs.teachers, leaves[2:4], leaves[4:], grids=inputs.grids, impl="triton")
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        if loss.requires_grad:
+            loss.backward()
+        for index, (leaf, correct) in enumerate(zip(leaves, expected_grads, strict=True)):
+            assert leaf.grad is None if index in frozen else relative(leaf.grad, correct) < 1e-6
+
+
+def test_the_same_input_gives_the_same_bits(family):
+    inputs = draw(5, [FLAT[0], WINDOWS[0]], prefix=1)
+    first, second = (check(inputs) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+
+def test_opcheck():
+    inputs = draw(2, [FLAT[2], WINDOWS[3]], prefix=1)
+    flat = [size for grid in inputs.grids for size in grid]
+    arguments = (*inputs[:4], flat, False, True, True, "triton", False)
+    torch.library.opcheck(guidance_op.guidance_forward, arguments)
+
+
+def test_half_precision_is_refused_by_the_interpreter():
+    inputs = draw(2, FLAT[:1], torch.bfloat16)
+    with pytest.raises(RuntimeError, match="interpreter is right in float32 only"):
+        guidance_loss(*inputs[:4], grids=inputs.grids, impl="triton")
