@@ -191,7 +191,8 @@ def builds(options: argparse.Namespace, stores: Stores, folder: Path, stamp: dic
     for variant in ("cached maps", "cached compact"):
         for count in (options.images // 4, options.images // 2, options.images):
             part, config = first(stores, count), config_of(options, variant)
-            job = plan_cache(config.replace({"teacher.cache": str(folder / f"{variant}-{count}")}), part, teacher(part), 32)
+            config = config.replace({"teacher.cache": str(folder / f"{variant}-{count}")})
+            job = plan_cache(config, part, teacher(part), 32)
             start = time.perf_counter()
             build(job, config, part)
             built, start = time.perf_counter() - start, time.perf_counter()

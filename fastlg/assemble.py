@@ -91,8 +91,14 @@ def assemble(
             teacher = OnlineTeacher(teacher_model.to(device), stages=settings.stages, norm_stats=settings.norm_stats)
         else:
             sizes = torch.from_numpy(stores.train.sizes)
-            replay, memory = settings.cache_replay, settings.cache_memory
-            teacher = CachedTeacher(features, sizes, device=device, replay=replay, memory=memory)
+            teacher = CachedTeacher(
+                features,
+                sizes,
+                device=device,
+                replay=settings.cache_replay,
+                memory=settings.cache_memory,
+                batch_size=config.optim.global_batch_size,
+            )
         if len(model.blocks) != len(settings.stages):
             raise UserError(
                 f"model.blocks {model.blocks} and teacher.stages {settings.stages} differ in length; "

@@ -96,7 +96,7 @@ class TeacherConfig(Section):
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
     cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest (RandAugment ...) for the student alone
-    cache_memory: Literal["auto", "device", "host", "mmap"] = "auto"
+    cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache_memory.py
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
 

@@ -90,15 +90,22 @@ class CachedTeacher:
         sizes: int64 [count, 2], height and width of every stored image in pixels.
         device: of the batches.
         replay: rule by which a crop is cut from a map, see ``fastlg_kernels.gather.map_boxes``.
-        memory: where rows are kept, see ``RowReader``.
+        memory, batch_size: where rows are kept, see ``RowReader``.
     """
 
     def __init__(
-        self, cache: FeatureCache, sizes: Tensor, *, device: torch.device, replay: str = "exact", memory: str = "auto"
+        self,
+        cache: FeatureCache,
+        sizes: Tensor,
+        *,
+        device: torch.device,
+        replay: str = "exact",
+        memory: str = "auto",
+        batch_size: int = 0,
     ):
         self.cache, self.replay = cache, replay
         self.stages = cache.stages
-        self.reader = RowReader(cache.arrays, device, memory)
+        self.reader = RowReader(cache.arrays, device, memory, batch_size)
         self.sizes = sizes.to(device)
 
     @property

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fastlg.batch import Batch
 from fastlg.errors import UserError
+from fastlg.teacher.cache_shard import ShardedRows, agreed_minimum, world_size
 
 SHARE = 0.5  # of the free memory that "auto" lets a cache take
-PLACES = ("device", "host", "mmap")
+PLACES = ("device", "shard", "host", "mmap")
 
 
 class RowReader:
@@ -22,20 +23,23 @@ class RowReader:
 
     Args:
         arrays: [rows, ...] each, memory-mapped on the CPU.
-        memory: "device" keeps them all there; "host" in pinned host memory and "mmap" on disk, from where a thread
-            brings the next batch's rows over while the device computes (``follow``). "auto" takes the first that fits
-            in half of what is free; on a CPU device, host memory is the device's.
+        memory: "device" keeps them all there, "shard" each rank's share of them; "host" in pinned host memory and
+            "mmap" on disk, from where a thread brings the next batch's rows over while the device computes
+            (``follow``). "auto" takes the first that fits in half of what is free; a CPU's own memory is the host's.
+        batch_size: the most samples a batch ever has; used by "shard".
 
     Raises:
         UserError: they do not fit where they were told to be.
     """
 
-    def __init__(self, arrays: dict[str, Tensor], device: torch.device, memory: str = "auto"):
+    def __init__(self, arrays: dict[str, Tensor], device: torch.device, memory: str = "auto", batch_size: int = 0):
         self.device, self.arrays = device, arrays
         self.place = choose_place(sum(a.numel() * a.element_size() for a in arrays.values()), device, memory)
         try:
             if self.place == "device":
                 self.arrays = {name: array.clone().to(device) for name, array in arrays.items()}
+            elif self.place == "shard":
+                self.shard = ShardedRows(arrays, device, batch_size)
             elif self.place == "host":
                 pin = device.type == "cuda"
                 self.arrays = {name: array.pin_memory() if pin else array.clone() for name, array in arrays.items()}
@@ -48,6 +52,8 @@ class RowReader:
         """(arrays on the device, int64 rows [N] of them); ``sample_ids`` is the tensor of a batch of ``follow``."""
         if self.place == "device":
             return self.arrays, rows()
+        if self.place == "shard":
+            return self.shard.fetch(rows()), torch.arange(len(sample_ids), device=self.device)
         while self.ahead:
             known, pending = self.ahead.popleft()
             if known is sample_ids:
@@ -63,7 +69,7 @@ class RowReader:
 
     def follow(self, loader, rows: Callable[[Batch], Tensor]):
         """``loader`` itself when everything is on the device; else one that is a batch ahead of its consumer."""
-        return loader if self.place == "device" else ReadAhead(loader, self, rows)
+        return loader if self.place in ("device", "shard") else ReadAhead(loader, self, rows)
 
     def start(self, batch: Batch, rows: Tensor, pool: ThreadPoolExecutor) -> None:
         """Begins to fetch a batch's rows in ``pool``."""
@@ -109,12 +115,21 @@ class ReadAhead:
 
 
 def choose_place(size: int, device: torch.device, memory: str) -> str:
-    """One of PLACES for ``size`` bytes; "auto" takes the first that half of the free memory can hold."""
+    """One of PLACES for ``size`` bytes, the same on all ranks; "auto" takes the first that half of what is free holds.
+
+    Raises UserError for a shard of one process.
+    """
+    world = world_size()
+    if memory == "shard" and world == 1:
+        raise UserError("teacher.cache_memory is shard, but one process has nobody to share with; use auto")
     if memory != "auto":
         return memory
-    if device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]:
+    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type != "cuda":
+        return "device" if size <= SHARE * agreed_minimum(host, device) else "mmap"
+    free = agreed_minimum(torch.cuda.mem_get_info(device)[0], device)
+    if size <= SHARE * free:
         return "device"
-    free_host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size <= SHARE * free_host:
-        return "host" if device.type == "cuda" else "device"
-    return "mmap"
+    if world > 1 and size <= SHARE * free * world:
+        return "shard"
+    return "host" if size * world <= SHARE * agreed_minimum(host, device) else "mmap"
