@@ -103,5 +103,3 @@ def test_mistakes_are_named():
         resize_crops(images, box, 4, interpolation="lanczos")
     with pytest.raises(ValueError, match="got 0"):
         resize_crops(images, box, 0)
-
-

@@ -57,8 +57,7 @@ def resize_crops(
     boxes = boxes.to(torch.int64)
     if boxes.device.type == "cpu":
         _check_boxes(boxes, image_sizes(images).cpu())
-    out = resize_torch.resize_crops(images, boxes, size, interpolation)
-    return out if flip is None else torch.where(flip.to(out.device).view(-1, 1, 1, 1), out.flip(2), out)
+    return resize_torch.resize_crops(images, boxes, size, interpolation, flip)
 
 
 def apply_op(

@@ -1,10 +1,13 @@
 """timm's pixel operations in plain torch, with Pillow's arithmetic: uint8 [N, H, W, 3] in and out.
 
 Sources: timm.data.auto_augment for the operations, Pillow's ImageOps, ImageEnhance, libImaging/Blend.c, Convert.c and
-Filter.c for the arithmetic. Arguments are float64 [N], one per image.
+Filter.c for the arithmetic. Arguments are float64 [N], one per image. The forms are those that CPUs run in vectors:
+masks as numbers (torch.where on bytes is many times slower), channels as planes, whole rows of look-ups.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,106 +28,119 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values at or above the threshold; 256 leaves the image as it is."""
-    # A threshold of 256 does not fit uint8: compare with the largest value that stays.
-    stays = threshold.ceil().clamp(0, 256).to(torch.int64) - 1
-    below = images <= _per_image(stays.clamp(min=0).to(torch.uint8))
-    below = below & _per_image(stays >= 0)
-    return torch.where(below, images, 255 - images)
+    first = threshold.ceil().clamp(0, 256)
+    above = images - torch.minimum(images, _per_image((first - 1).clamp(min=0).to(torch.uint8)))
+    inverted = above.clamp_(max=1).mul_(255).bitwise_or_(_per_image(torch.where(first == 0, 255, 0).to(torch.uint8)))
+    # 255 - x is x with every bit turned.
+    return inverted.bitwise_xor_(images)
 
 
 def solarize_add(images: Tensor, amount: Tensor) -> Tensor:
     """Adds to the values below 128, up to 255."""
-    amount = _per_image(amount.to(torch.uint8))
-    return torch.where(images < 128, images + torch.minimum(255 - images, amount), images)
+    # The upper bit minus one: every bit set below 128, none from there on.
+    added = (images >> 7).sub_(1).bitwise_and_(_per_image(amount.clamp(0, 255).to(torch.uint8)))
+    return torch.minimum(255 - images, added).add_(images)
 
 
 def auto_contrast(images: Tensor) -> Tensor:
     """Stretches each channel's range to 0..255; a flat channel stays."""
-    low = images.amin(dim=(1, 2)).to(torch.float64)[:, :, None]
-    high = images.amax(dim=(1, 2)).to(torch.float64)[:, :, None]
+    flat = images.permute(0, 3, 1, 2).contiguous().flatten(2)
+    low, high = flat.amin(2, keepdim=True).to(torch.float64), flat.amax(2, keepdim=True).to(torch.float64)
     # A tensor numerator: torch turns number / tensor into a product with the reciprocal, which rounds twice.
     scale = torch.full_like(high, 255.0) / (high - low).clamp(min=1.0)
     level = torch.arange(256, dtype=torch.float64, device=images.device)
-    # Whole numbers divide exactly where Pillow's do: same expression, same order, cut towards zero.
-    table = (level * scale + -low * scale).clamp_(0.0, 255.0).to(torch.int64)
-    table = torch.where(high > low, table, level.to(torch.int64))
-    return apply_tables(images, table.to(torch.uint8))
+    # Pillow's expression in Pillow's order, cut towards zero.
+    table = (level * scale + -low * scale).clamp_(0.0, 255.0)
+    return _look_up(_table_index(images), torch.where(high > low, table, level), images.shape)
 
 
 def equalize(images: Tensor) -> Tensor:
     """Flattens each channel's histogram."""
-    histogram = histograms(images)
-    occupied = histogram > 0
-    total = images.shape[1] * images.shape[2]
-    last = torch.where(occupied, torch.arange(256, device=images.device), -1).amax(-1, keepdim=True)
-    step = (total - histogram.gather(-1, last.clamp(min=0))) // 255
-    before = histogram.cumsum(-1) - histogram
-    table = (step // 2 + before) // step.clamp(min=1)
+    index = _table_index(images)
+    count, total = images.shape[0], images.shape[1] * images.shape[2]
+    histogram = torch.bincount(index.view(-1), minlength=count * 768).view(count, 3, 256)
     level = torch.arange(256, device=images.device)
-    return apply_tables(images, torch.where(step > 0, table.clamp(max=255), level).to(torch.uint8))
+    last = torch.where(histogram > 0, level, 0).amax(-1, keepdim=True)
+    step = (total - histogram.gather(-1, last)) // 255
+    before = histogram.cumsum(-1) - histogram
+    table = ((step // 2 + before) // step.clamp(min=1)).clamp(max=255)
+    return _look_up(index, torch.where(step > 0, table, level), images.shape)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return _to_uint8(images.to(torch.float32).mul_(_per_image(factor.to(torch.float32))))
+    return to_bytes(images.to(torch.float32).mul_(_per_image(factor.to(torch.float32))))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the mean luma of the image."""
-    mean = luma(images).sum(dim=(1, 2, 3), dtype=torch.int64).to(torch.float64) / (images.shape[1] * images.shape[2])
-    return _blend(_per_image((mean + 0.5).floor().to(torch.float32)), images, factor)
+    grey = luma(planes(images)).sum(dim=(1, 2), dtype=torch.float64)
+    mean = (grey / (images.shape[1] * images.shape[2]) + 0.5).floor_()
+    return to_bytes(_blend(_per_image(mean.to(torch.float32)), images.to(torch.float32), _per_image(factor)))
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the grey image."""
-    return _blend(luma(images).to(torch.float32), images, factor)
+    values = planes(images)
+    return interleave(_blend(luma(values), values, factor.view(-1, 1, 1)))
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; border pixels stay."""
     if min(images.shape[1:3]) < 3:
         return images.clone()
-    wide = images.to(torch.int16)
-    rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
-    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
+    values = planes(images)
+    inner = values[:, :, 1:-1, 1:-1]
+    rows = (values[:, :, :-2] + values[:, :, 1:-1]).add_(values[:, :, 2:])
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(inner, alpha=4.0)
     # Pillow rounds total / 13 in float32; a 13th is never near a half, so any float arithmetic agrees.
-    smooth = total.to(torch.float32).add_(6.5).div_(13.0).floor_()
-    out = images.clone()
-    out[:, 1:-1, 1:-1] = _blend(smooth, images[:, 1:-1, 1:-1], factor)
-    return out
+    smooth = total.add_(6.5).div_(13.0).floor_()
+    values[:, :, 1:-1, 1:-1] = _blend(smooth, inner, factor.view(-1, 1, 1))
+    return interleave(values)
 
 
-def luma(images: Tensor) -> Tensor:
-    """Pillow's conversion to grey: uint8 [N, H, W, 3] -> int32 [N, H, W, 1]."""
-    weights = torch.tensor(_LUMA, device=images.device)[:, None]
-    return (images.to(torch.float32) @ weights).add_(32768.0).mul_(2.0**-16).to(torch.int32)
+def planes(images: Tensor) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [3, N, H, W]."""
+    return images.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def histograms(images: Tensor) -> Tensor:
-    """int64 [N, 3, 256]: how often each value occurs in each channel."""
-    count = images.shape[0]
-    offset = torch.arange(count * 3, device=images.device).view(count, 1, 1, 3) * 256
-    return torch.bincount((images + offset).reshape(-1), minlength=count * 768).view(count, 3, 256)
+def interleave(values: Tensor) -> Tensor:
+    """float32 [3, N, H, W], changed in place -> uint8 [N, H, W, 3]."""
+    return torch.stack(to_bytes(values).unbind(), dim=-1)
 
 
-def apply_tables(images: Tensor, tables: Tensor) -> Tensor:
-    """Replaces every value by its channel's table entry: tables uint8 [N, 3, 256]."""
-    count = images.shape[0]
-    offset = torch.arange(count * 3, dtype=torch.int32, device=images.device).view(count, 1, 1, 3) * 256
-    index = images.to(torch.int32).add_(offset).reshape(-1)
-    return tables.reshape(-1).index_select(0, index).view(images.shape)
-
-
-def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """degenerate + factor * (images - degenerate) in float32, cut to uint8 (Blend.c)."""
-    change = (images.to(torch.float32) - degenerate).mul_(_per_image(factor.to(torch.float32)))
-    return _to_uint8(change.add_(degenerate))
-
-
-def _to_uint8(values: Tensor) -> Tensor:
-    """Clipped to 0..255 and cut towards zero; the way over int32 is the one that CPUs do in vectors."""
+def to_bytes(values: Tensor) -> Tensor:
+    """Clipped to 0..255, in place, and cut towards zero; the way over int32 is the one that CPUs do in vectors."""
     return values.clamp_(0.0, 255.0).to(torch.int32).to(torch.uint8)
+
+
+def luma(values: Tensor) -> Tensor:
+    """Pillow's conversion to grey: float32 [3, N, H, W] -> whole numbers in float32 [N, H, W]."""
+    grey = (values[0] * _LUMA[0]).add_(values[1], alpha=_LUMA[1]).add_(values[2], alpha=_LUMA[2])
+    return grey.add_(32768.0).mul_(2.0**-16).floor_()
+
+
+def _table_index(images: Tensor) -> Tensor:
+    """int32 [N, H * W * 3]: every value's place in tables [N, 3, 256], flattened."""
+    count = images.shape[0]
+    image = torch.arange(count, dtype=torch.int32, device=images.device)[:, None] * 768
+    index = images.reshape(count, -1).to(torch.int32)
+    return index.add_(_channel_places(index.shape[1], images.device)).add_(image)
+
+
+@lru_cache(maxsize=8)
+def _channel_places(values: int, device: torch.device) -> Tensor:
+    """int32 [values]: 0, 256, 512, 0, 256, ... Kept, because making it costs more than all its uses on an image."""
+    return (torch.arange(3, dtype=torch.int32, device=device) * 256).repeat(values // 3)
+
+
+def _look_up(index: Tensor, tables: Tensor, shape: torch.Size) -> Tensor:
+    return tables.to(torch.uint8).reshape(-1).index_select(0, index.view(-1)).view(shape)
+
+
+def _blend(degenerate: Tensor, values: Tensor, factor: Tensor) -> Tensor:
+    """degenerate + factor * (values - degenerate), rounded to float32 after each step like Blend.c."""
+    return (values - degenerate).mul_(factor.to(torch.float32)).add_(degenerate)
 
 
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
-

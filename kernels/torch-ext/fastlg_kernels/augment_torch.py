@@ -15,10 +15,23 @@ from .rng import normals, uniforms
 # Draws of one rectangle attempt: area, ratio, top, left.
 _ATTEMPTS, _ATTEMPT_DRAWS = 10, 4
 _NOISE_OFFSET = 1 << 24
+_CPU_CHUNK_PIXELS = 2 * 224 * 224
 
 
 def apply_op(images: Tensor, name: str, value: Tensor, resample: str, fill: Tensor) -> Tensor:
     """The plain torch twin of `augment.apply_op`: `value` float64 [N], `fill` uint8 [3]."""
+    parts = [_apply(images[part], name, value[part], resample, fill) for part in _parts(images, len(images))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parts(images: Tensor, count: int) -> list[slice]:
+    """0..count in steps; on the CPU so few images of this size at a time that the float scratch stays in cache."""
+    step = max(1, _CPU_CHUNK_PIXELS // (images.shape[1] * images.shape[2]))
+    step = step if images.device.type == "cpu" else max(1, count)
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def _apply(images: Tensor, name: str, value: Tensor, resample: str, fill: Tensor) -> Tensor:
     match name:
         case "AutoContrast":
             return ops.auto_contrast(images)
@@ -55,24 +68,35 @@ def apply_op(images: Tensor, name: str, value: Tensor, resample: str, fill: Tens
 
 def rand_augment(images: Tensor, draw: RandAugmentDraw, resample: str, fill: Tensor) -> Tensor:
     """Applies every sample's drawn operations, each operation once per layer on the samples that drew it."""
-    out = images.clone()
+    out = images.clone(memory_format=torch.contiguous_format)
     numbers = torch.where(draw.applied, draw.op, -1).cpu()
     for layer in range(numbers.shape[1]):
         for number in numbers[:, layer].unique().tolist():
-            if number >= 0:
-                chosen = (numbers[:, layer] == number).nonzero().reshape(-1).to(images.device)
-                value = draw.value[chosen, layer]
-                out[chosen] = apply_op(out[chosen], OP_NAMES[number], value, resample, fill)
+            if number < 0:
+                continue
+            chosen = (numbers[:, layer] == number).nonzero().reshape(-1).tolist()
+            for part in _parts(images, len(chosen)):
+                members = chosen[part]
+                some = torch.stack([out[i] for i in members])
+                result = _apply(some, OP_NAMES[number], draw.value[members, layer], resample, fill)
+                # Image by image: whole-row copies, which index_copy_ on bytes is not.
+                for i, image in zip(members, result, strict=True):
+                    out[i] = image
     return out
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, flip: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(x / 255 - mean) / std in the order of torchvision's ToTensor and Normalize: float32 results are equal."""
-    out = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    out = out.div_(255.0).sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
+    count, height, width, channels = images.shape
+    out = torch.empty(count, channels, height, width, dtype=dtype, device=images.device)
+    mean, std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+    for part in _parts(images, count):
+        values = images[part].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        out[part] = values.div_(255.0).sub_(mean).div_(std)
     if flip is not None:
-        out = torch.where(flip.view(-1, 1, 1, 1), out.flip(3), out)
-    return out.to(dtype)
+        turned = flip.nonzero().reshape(-1)
+        out.index_copy_(0, turned, out.index_select(0, turned).flip(3))
+    return out
 
 
 def draw_erasing(

@@ -3,7 +3,7 @@
 Source: libImaging/Geometry.c. An output pixel's centre is mapped into the source; where that point lies outside, the
 pixel gets the fill colour, else it is interpolated with source positions clamped to the border, and cut (not rounded)
 to 8 bits. The bicubic kernel here is the one with a = -1, unlike the resize's. Coordinates are float64 as in Pillow,
-values float32.
+values float32 in planes [3, N, H, W].
 """
 
 from __future__ import annotations
@@ -11,38 +11,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# So many images at a time that the float scratch stays in cache.
-_CHUNK_PIXELS = 2 * 224 * 224
+from .augment_ops_torch import interleave, planes
 
 
 def shear_x(images: Tensor, factor: Tensor, resample: str, fill: Tensor) -> Tensor:
-    rows = torch.arange(images.shape[1], dtype=torch.float64, device=images.device) + 0.5
-    return _shift_rows(images, factor[:, None] * rows, resample, fill)
+    return _shift(images, factor[:, None] * _centres(images.shape[1], images.device), 1, resample, fill)
 
 
 def shear_y(images: Tensor, factor: Tensor, resample: str, fill: Tensor) -> Tensor:
-    return shear_x(images.transpose(1, 2), factor, resample, fill).transpose(1, 2).contiguous()
+    return _shift(images, factor[:, None] * _centres(images.shape[2], images.device), 0, resample, fill)
 
 
 def translate_x(images: Tensor, fraction: Tensor, resample: str, fill: Tensor) -> Tensor:
     """Moves the content left by a fraction of the width."""
-    shift = (fraction * images.shape[2])[:, None].expand(-1, images.shape[1])
-    return _shift_rows(images, shift, resample, fill)
+    return _shift(images, (fraction * images.shape[2])[:, None].expand(-1, images.shape[1]), 1, resample, fill)
 
 
 def translate_y(images: Tensor, fraction: Tensor, resample: str, fill: Tensor) -> Tensor:
     """Moves the content up by a fraction of the height."""
-    return translate_x(images.transpose(1, 2), fraction, resample, fill).transpose(1, 2).contiguous()
+    return _shift(images, (fraction * images.shape[1])[:, None].expand(-1, images.shape[2]), 0, resample, fill)
 
 
 def rotate(images: Tensor, degrees: Tensor, resample: str, fill: Tensor) -> Tensor:
     """Turns counter-clockwise around the image's centre."""
-    height, width = images.shape[1:3]
-    out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    matrix = rotation_matrix(degrees, height, width)
-    for part in _parts(images):
-        out[part] = _affine(images[part], matrix[part], resample, fill)
-    return out
+    matrix = rotation_matrix(degrees, images.shape[1], images.shape[2])
+    a, b, c, d, e, f = (value.view(-1, 1, 1) for value in matrix.unbind(1))
+    column, row = _centres(images.shape[2], images.device), _centres(images.shape[1], images.device)[:, None]
+    return _sample(images, a * column + b * row + c, d * column + e * row + f, resample, fill)
 
 
 def rotation_matrix(degrees: Tensor, height: int, width: int) -> Tensor:
@@ -54,67 +49,111 @@ def rotation_matrix(degrees: Tensor, height: int, width: int) -> Tensor:
     return torch.stack((cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y), dim=1)
 
 
-def _shift_rows(images: Tensor, shift: Tensor, resample: str, fill: Tensor) -> Tensor:
-    """Row y of the output at x is the source row y at x + shift[n, y]: float64 shift [N, H], in pixels."""
-    out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    width = images.shape[2]
-    column = torch.arange(width, device=images.device)
-    before, taps = _TAPS[resample]
-    reach = torch.arange(-before, width - before + taps - 1, device=images.device)
-    for part in _parts(images):
-        whole = shift[part].floor()
-        index = (whole.to(torch.int64)[:, :, None] + reach).clamp_(0, width - 1)
-        source = images[part].gather(2, index[..., None].expand(-1, -1, -1, 3)).to(torch.float32)
-        fraction = (shift[part] - whole).to(torch.float32)[:, :, None, None]
-        value = _interpolate([source[:, :, tap : tap + width] for tap in range(taps)], fraction)
-        centre = (column + 0.5) + shift[part][:, :, None]
-        inside = (centre >= 0.0) & (centre < width)
-        out[part] = torch.where(inside[..., None], _to_uint8(value), fill)
-    return out
+def _shift(images: Tensor, shift: Tensor, axis: int, resample: str, fill: Tensor) -> Tensor:
+    """Moves every row (axis 1) or column (axis 0) along itself: out[n, p] = in[n, p + shift].
 
-
-def _affine(images: Tensor, matrix: Tensor, resample: str, fill: Tensor) -> Tensor:
+    shift: float64 in pixels, [N, H] for rows and [N, W] for columns.
+    """
     count, height, width, _ = images.shape
-    a, b, c, d, e, f = (value.view(-1, 1, 1) for value in matrix.unbind(1))
-    column = (torch.arange(width, dtype=torch.float64, device=images.device) + 0.5)[None, None, :]
-    row = (torch.arange(height, dtype=torch.float64, device=images.device) + 0.5)[None, :, None]
-    x, y = a * column + b * row + c, d * column + e * row + f
-    inside = (x >= 0.0) & (x < width) & (y >= 0.0) & (y < height)
-    x, y = x.sub_(0.5), y.sub_(0.5)
-    left, top = x.floor(), y.floor()
-    across, down = x.sub_(left).to(torch.float32)[..., None], y.sub_(top).to(torch.float32)[..., None]
+    length, device = images.shape[1 + axis], images.device
     before, taps = _TAPS[resample]
-    first = torch.arange(count, device=images.device).view(-1, 1, 1) * (height * width)
-    columns = [(left.to(torch.int64) + tap - before).clamp_(0, width - 1) for tap in range(taps)]
-    pixels = images.reshape(-1, 3)
-    lines = []
-    for tap in range(taps):
-        line = (top.to(torch.int64) + tap - before).clamp_(0, height - 1) * width + first
-        sources = [pixels[(line + each).reshape(-1)].view(images.shape).to(torch.float32) for each in columns]
-        lines.append(_interpolate(sources, across))
-    return torch.where(inside[..., None], _to_uint8(_interpolate(lines, down)), fill)
+    reach, centre = torch.arange(-before, length - before + taps - 1, device=device), _centres(length, device)
+    shift = shift[:, :, None] if axis == 1 else shift[:, None, :]
+    reach, centre = (reach, centre) if axis == 1 else (reach[:, None], centre[:, None])
+    whole = shift.floor()
+    along = (whole.to(torch.int64) + reach).clamp_(0, length - 1)
+    # The other axis's position, in pixels of the flattened batch.
+    across = torch.arange(height, device=device)[:, None] * width if axis == 1 else torch.arange(width, device=device)
+    first = torch.arange(count, device=device).view(-1, 1, 1) * (height * width)
+    source = _gather(planes(images).view(3, -1), along.mul_(width if axis == 0 else 1).add_(across).add_(first))
+    pixels = [source.narrow(2 + axis, tap, length) for tap in range(taps)]
+    return _filled(_interpolate(pixels, _weights(shift - whole, resample)), _inside(centre + shift, length), fill)
+
+
+def _sample(images: Tensor, x: Tensor, y: Tensor, resample: str, fill: Tensor) -> Tensor:
+    """Interpolates at float64 positions x, y [N, H, W] of the source, whose first pixel's centre is at 0.5."""
+    count, height, width, _ = images.shape
+    inside = _inside(x, width) & _inside(y, height)
+    x, y = x - 0.5, y - 0.5
+    left, top = x.floor(), y.floor()
+    across, down = _weights(x.sub_(left), resample), _weights(y.sub_(top), resample)
+    before, taps = _TAPS[resample]
+    # The point's own pixel comes first: the others are added as weighted differences to it.
+    steps = [0, *(tap - before for tap in range(taps) if tap != before)]
+    columns = [(left.to(torch.int32) + step).clamp_(0, width - 1) for step in steps]
+    first = torch.arange(count, dtype=torch.int32, device=images.device).view(-1, 1, 1) * (height * width)
+    source, top = _packed(images), top.to(torch.int32)
+    # A rotation reads all over the image, and one packed word per pixel is all that the cache need hold. Scratch is
+    # reused: fresh memory would cost more than the arithmetic.
+    index, word = torch.empty_like(top), torch.empty_like(source)
+    own, other, line, own_line, total = torch.empty(5, 3, *top.shape, device=images.device).unbind()
+    for number, step in enumerate(steps):
+        start = (top + step).clamp_(0, height - 1).mul_(width).add_(first)
+        for tap, place in enumerate(columns):
+            torch.index_select(source, 0, torch.add(start, place, out=index).view(-1), out=word)
+            pixel = _unpack(word, other if tap else own)
+            line = line.copy_(pixel) if tap == 0 else line.addcmul_(pixel.sub_(own), across[tap - 1])
+        if number == 0:
+            own_line.copy_(line)
+            total.copy_(line)
+        else:
+            total.addcmul_(line.sub_(own_line), down[number - 1])
+    return _filled(total, inside, fill)
+
+
+def _packed(images: Tensor) -> Tensor:
+    """int32 [N * H * W]: the three channels of a pixel in one word."""
+    red, green, blue = images.permute(3, 0, 1, 2).to(torch.int32, memory_format=torch.contiguous_format).flatten(1)
+    return red | (green << 8) | (blue << 16)
+
+
+def _unpack(words: Tensor, out: Tensor) -> Tensor:
+    """Words of `_packed` into float32 planes [3, N, H, W]."""
+    flat = out.view(3, -1)
+    flat[0].copy_(words & 255)
+    flat[1].copy_((words >> 8) & 255)
+    flat[2].copy_(words >> 16)
+    return out
 
 
 # Name -> (taps before the point's own pixel, taps in all).
 _TAPS = {"bilinear": (0, 2), "bicubic": (1, 4)}
 
 
-def _interpolate(taps: list[Tensor], fraction: Tensor) -> Tensor:
-    """Pillow's polynomials, in its order: exact where the taps are equal, which a sum of weights would not be."""
-    if len(taps) == 2:
-        return (taps[1] - taps[0]).mul_(fraction).add_(taps[0])
-    v1, v2, v3, v4 = taps
-    slope, bend = v3 - v1, v4 - v3
-    first = v1 - v2
-    # 2 * (v1 - v2) + v3 - v4 and -v1 + v2 - v3 + v4: whole numbers, exact in any order.
-    value = (bend - first).mul_(fraction).add_(first.mul_(2.0).sub_(bend))
-    return value.mul_(fraction).add_(slope).mul_(fraction).add_(v2)
+def _weights(fraction: Tensor, resample: str) -> list[Tensor]:
+    """float32 weights of all taps but the point's own pixel, from the float64 fraction."""
+    d = fraction
+    if resample == "bilinear":
+        return [d.to(torch.float32)]
+    square, cube = d * d, d * d * d
+    return [each.to(torch.float32) for each in (2.0 * square - d - cube, d + square - cube, cube - square)]
 
 
-def _to_uint8(values: Tensor) -> Tensor:
-    return values.clamp_(0.0, 255.0).to(torch.int32).to(torch.uint8)
+def _interpolate(taps: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """The point's own pixel plus weighted differences to it: exact where all taps are equal, as Pillow's formula is."""
+    own = taps.pop(len(taps) // 2 - 1)
+    value = own.clone()
+    for tap, weight in zip(taps, weights, strict=True):
+        value.addcmul_(tap - own, weight)
+    return value
 
 
-def _parts(images: Tensor) -> list[slice]:
-    step = max(1, _CHUNK_PIXELS // (images.shape[1] * images.shape[2]))
-    return [slice(first, first + step) for first in range(0, images.shape[0], step)]
+def _filled(values: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
+    """uint8 [N, H, W, 3] of planes [3, N, H, W], with the fill colour where the point lay outside."""
+    colour = fill.view(3, 1, 1, 1).to(torch.float32)
+    # Clipped and cut first, so that taking the colour away and adding it again is exact.
+    values = values.clamp_(0.0, 255.0).floor_().sub_(colour).mul_(inside.to(torch.float32)).add_(colour)
+    return interleave(values)
+
+
+def _gather(source: Tensor, index: Tensor) -> Tensor:
+    """[3, pixels] at index [N, H, W] -> [3, N, H, W]."""
+    return source.gather(1, index.view(1, -1).expand(3, -1)).view(3, *index.shape)
+
+
+def _inside(position: Tensor, length: int) -> Tensor:
+    return (position >= 0.0) & (position < length)
+
+
+def _centres(length: int, device: torch.device) -> Tensor:
+    return torch.arange(length, dtype=torch.float64, device=device) + 0.5

@@ -25,8 +25,10 @@ _CHUNK_PIXELS = 4 * 224 * 224
 SUPPORT_PX = {"bilinear": 1.0, "bicubic": 2.0}
 
 
-def resize_crops(images: Tensor | RaggedImages, boxes: Tensor, size: int, interpolation: str) -> Tensor:
-    """The plain torch twin of `augment.resize_crops`, without flip; arguments already checked."""
+def resize_crops(
+    images: Tensor | RaggedImages, boxes: Tensor, size: int, interpolation: str, flip: Tensor | None
+) -> Tensor:
+    """The plain torch twin of `augment.resize_crops`; arguments already checked."""
     device = images.data.device
     rows = boxes.cpu().tolist()
     out = torch.empty(len(rows), size, size, 3, dtype=torch.uint8, device=device)
@@ -34,17 +36,25 @@ def resize_crops(images: Tensor | RaggedImages, boxes: Tensor, size: int, interp
         return out
     lengths, slot = torch.unique(boxes[:, 2:].cpu(), return_inverse=True)
     start, coefficients = (part.to(device) for part in resize_coefficients(lengths, size, interpolation))
+    if flip is not None:
+        # A mirrored result is the same sums in mirrored order: a second set of rows for the widths.
+        start, coefficients = (torch.cat((part, part.flip(1))) for part in (start, coefficients))
+        slot[:, 1] += len(lengths) * flip.cpu()
     crops = [view[y : y + h, x : x + w] for view, (y, x, h, w) in zip(image_views(images), rows, strict=True)]
     columns_first = vertical_first(boxes.cpu(), size)
+    step = max(1, _CHUNK_PIXELS // max(size * size, *(h * w for _, _, h, w in rows)))
     for transposed in (False, True):
         members = (columns_first == transposed).nonzero().reshape(-1)
-        for part in members.split(max(1, _CHUNK_PIXELS // (size * size))) if len(members) else ():
+        for part in members.split(step) if len(members) else ():
             # The pass that comes first always runs along axis 1 here.
             first, second = slot[part].flip(1).unbind(1) if not transposed else slot[part].unbind(1)
-            chosen = [crops[i] if transposed else crops[i].transpose(0, 1) for i in part.tolist()]
-            pixels = _resample(_padded(chosen), start[first], coefficients[first])
-            pixels = _resample(pixels.to(torch.float32).transpose(1, 2), start[second], coefficients[second])
-            out[part] = (pixels.transpose(1, 2) if transposed else pixels).to(torch.uint8)
+            part = part.tolist()
+            chosen = [crops[i] if transposed else crops[i].transpose(0, 1) for i in part]
+            pixels = _resample(_padded(chosen), start[first], coefficients[first]).transpose(1, 2)
+            pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+            pixels = _resample(pixels, start[second], coefficients[second])
+            for i, image in zip(part, pixels.transpose(1, 2) if transposed else pixels, strict=True):
+                out[i] = image
     return out
 
 
