@@ -161,9 +161,13 @@ def build(job: CacheJob, config: Config, stores: Stores) -> None:
             ) from None
         free = shutil.disk_usage(writer.work).free
         say(f"cache    building {job.path}: {job.sizes()}; {free / 2**30:,.1f} GiB free")
-        writer.check_space()
         try:
+            writer.check_space()
             _fill(writer, job, config, stores)
+        except UserError:
+            if not writer.done:
+                writer.discard()
+            raise
         except OSError as error:
             raise RunError(
                 f"cannot go on writing the feature cache {job.path}: {error.strerror or error}; "

@@ -77,6 +77,10 @@ class CacheWriter:
             os.fsync(journal.fileno())
         self.chunks.append(chunk)
 
+    def discard(self) -> None:
+        """Removes what was written so far."""
+        shutil.rmtree(self.work)
+
     def finish(self, map_sizes: list[tuple[int, int]], about: dict) -> None:
         """Writes the manifest and moves the cache to its place.
 
@@ -95,10 +99,10 @@ class CacheWriter:
         manifest = json.loads(json.dumps(manifest))
         manifest["sha256"] = manifest_digest(manifest)
         (self.work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for name in ("fingerprint", "chunks.jsonl"):
-            (self.work / name).unlink()
         write_stamp(self.work, manifest)
         self.work.rename(self.path)
+        for name in ("fingerprint", "chunks.jsonl"):  # after: a kill in between leaves a whole cache or a whole journal
+            (self.path / name).unlink()
 
     def _bytes(self, info: ArrayInfo, values: Tensor) -> bytes:
         stored = values.detach().to("cpu", DTYPES[info.dtype]).contiguous()

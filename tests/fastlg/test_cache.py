@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cache_cases import FIXED, PLAIN, RUNNING, built, parts_of, teacher
+from test_no_sync import Watch
 
 from fastlg.cache import CachePlan
+from fastlg.checkpoint import load_checkpoint, save_checkpoint
 from fastlg.data.plan import SamplePlan
 from fastlg.data.torch_loader import TorchLoader
 from fastlg.data.views import ViewMaker
+from fastlg.errors import UserError
 from fastlg.teacher.cache import CachedTeacher
 from fastlg.teacher.cache_format import Chunking
 from fastlg.teacher.cache_memory import choose_place
@@ -170,3 +173,25 @@ def test_train_with_a_cache_is_the_online_run(project, fastlg):
     assert status == 0 and "building" not in out, err
     status, out, err = fastlg("cache", "student.yaml", *common)
     assert status == 0 and "is whole" in out, err
+
+
+@pytest.mark.parametrize("overrides", [PLAIN, FIXED], ids=["crops", "compact"])
+def test_a_cached_step_never_syncs(project, overrides):
+    config, stores, cache = built(*overrides)
+    parts = parts_of(config, stores, cache)
+    batch = next(iter(parts.train_loader.epoch(0)))
+    views = parts.views(batch, 0)
+    with Watch() as watch:
+        parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
+    assert watch.seen == []
+
+
+def test_a_checkpoint_knows_the_features_it_was_trained_with(project, tmp_path):
+    config, stores, cache = built(*PLAIN)
+    mine = parts_of(config, stores, cache).teacher
+    save_checkpoint(tmp_path / "saved", {"teacher": mine.state_dict()})
+    state = load_checkpoint(tmp_path / "saved" / "last.pt")["teacher"]
+    mine.load_state_dict(state)
+    config, stores, other = built(*PLAIN, model=teacher(seed=1))
+    with pytest.raises(UserError, match="begun with other teacher features"):
+        parts_of(config, stores, other).teacher.load_state_dict(state)

@@ -151,7 +151,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(project, monkey
     calls = count_calls(job, monkeypatch)
     with pytest.raises(UserError, match=r"needs 0\.\d\d GiB more at .*0\.00 GiB free; set teacher.cache"):
         build(job, config, stores)
-    assert not calls
+    assert not calls and not list(job.path.parent.iterdir())
 
 
 def test_places_that_cannot_be_written_or_hold_something_else(project):
