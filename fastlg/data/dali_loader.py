@@ -85,20 +85,66 @@ class DaliLoader:
                 self._idle.append(pipeline)
 
     def _pipeline(self) -> _Pipeline:
-        return _Pipeline(self.plan, self.store, self.beton, self.device, self.workers)
+        return _Pipeline(self.plan, _Feed(self.store, self.beton), self.device, self.workers)
+
+
+class _Feed:
+    """What DALI asks for its next batch. It knows no pipeline: see _Pipeline."""
+
+    def __init__(self, store: Store, beton: Beton | None):
+        self.store = store
+        self.beton = beton
+        self.draws: Iterator[Draw] = iter(())
+        self.begun: deque[Draw] = deque()  # asked for by DALI, not delivered yet
+
+    def raw_crops(self) -> list[np.ndarray]:
+        """The boxes' pixels, uint8 [h, w, 3] each."""
+        draw = self._begin()
+        crops = []
+        for sample, (y, x, height, width) in zip(draw.sample_ids.tolist(), draw.boxes.tolist(), strict=True):
+            try:
+                crop = self.store.images(sample)[y : y + height, x : x + width]
+            except Exception as error:
+                raise RunError(f"{self.store.path} {self.store.split}, sample {sample}: {error!r}") from error
+            crops.append(np.ascontiguousarray(crop))
+        return crops
+
+    def jpeg_files(self) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """JPEG files uint8 [bytes], box corners int32 [2] and box sizes int32 [2]."""
+        draw = self._begin()
+        boxes = draw.boxes.int().numpy()
+        return [self.beton.stored(i) for i in draw.sample_ids.tolist()], list(boxes[:, :2]), list(boxes[:, 2:])
+
+    def _begin(self) -> Draw:
+        draw = next(self.draws)  # at the end StopIteration, which tells DALI that the epoch is over
+        self.begun.append(draw)
+        return draw
+
+    def blame(self, error: Exception) -> str:
+        """One line for an error of the batches begun. DALI seldom says which file it was: ask Pillow."""
+        if self.beton is not None:
+            for sample in (int(i) for draw in self.begun for i in draw.sample_ids):
+                try:
+                    decode_image(self.beton.stored(sample).tobytes(), f"sample {sample}")
+                except BadImage as bad:
+                    return f"{self.beton.path}, {bad}; write it again"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if re.search("fail|sample #", line, re.I)), lines[-1] if lines else "")
+        return f"DALI failed on {self.store.path} {self.store.split}: {reason[:160] or type(error).__name__}"
 
 
 class _Pipeline:
-    """A DALI pipeline, fed by ``run``. After an error it cannot be used again."""
+    """A DALI pipeline, fed by ``run``. After an error it cannot be used again.
 
-    def __init__(self, plan: SamplePlan, store: Store, beton: Beton | None, device: torch.device, threads: int):
+    Nothing it refers to refers back, so it ends when it is dropped. Left to the garbage collector it might be collected
+    in a forked process, say a DataLoader's worker, and wait there forever for threads that only the parent has.
+    """
+
+    def __init__(self, plan: SamplePlan, feed: _Feed, device: torch.device, threads: int):
         from nvidia.dali import Pipeline, fn, types
 
-        self._store = store
-        self._beton = beton
+        self._feed = feed
         self._device = device
-        self._draws: Iterator[Draw] = iter(())
-        self._begun: deque[Draw] = deque()
         gpu = device.type == "cuda"
         interpolation = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}[plan.resample]
         self._pipeline = Pipeline(
@@ -108,12 +154,12 @@ class _Pipeline:
             prefetch_queue_depth=BATCHES_AHEAD,
         )
         with self._pipeline:
-            if beton is None:
-                crops = fn.external_source(source=self._raw_crops, dtype=types.UINT8, ndim=3, layout="HWC")
+            if feed.beton is None:
+                crops = fn.external_source(source=feed.raw_crops, dtype=types.UINT8, ndim=3, layout="HWC")
                 crops = crops.gpu() if gpu else crops
             else:
                 files, starts, shapes = fn.external_source(
-                    source=self._jpeg_files,
+                    source=feed.jpeg_files,
                     num_outputs=3,
                     dtype=[types.UINT8, types.INT32, types.INT32],
                     ndim=[1, 1, 1],
@@ -127,9 +173,8 @@ class _Pipeline:
                     adjust_orientation=False,  # boxes and sizes are those of the pixels as stored
                     jpeg_fancy_upsampling=True,  # nvJPEG's chroma as libjpeg's
                 )
-            self._pipeline.set_outputs(
-                fn.resize(crops, size=(plan.size, plan.size), interp_type=interpolation, antialias=True)
-            )
+            resized = fn.resize(crops, size=(plan.size, plan.size), interp_type=interpolation, antialias=True)
+            self._pipeline.set_outputs(resized)
         self._pipeline.build()
 
     def run(self, draws: Iterator[Draw]) -> Iterator[tuple[Draw, Tensor]]:
@@ -138,19 +183,19 @@ class _Pipeline:
         Raises:
             RunError: an image cannot be decoded; the sample is named.
         """
-        self._draws = draws
+        self._feed.draws = draws
         while (images := self._next()) is not None:
-            yield self._begun.popleft(), images
+            yield self._feed.begun.popleft(), images
 
     def drain(self) -> bool:
         """Wait for the batches that were begun; whether the pipeline can be used again."""
-        self._draws = iter(())
+        self._feed.draws = iter(())
         try:
             while self._next() is not None:
                 pass
         except RunError:
             return False
-        self._begun.clear()
+        self._feed.begun.clear()
         return True
 
     def _next(self) -> Tensor | None:
@@ -162,48 +207,15 @@ class _Pipeline:
         except StopIteration:
             self._pipeline.reset()
             return None
-        except RunError:  # from _raw_crops
+        except RunError:  # from _Feed.raw_crops
             raise
         except Exception as error:
-            raise RunError(self._blame(error)) from error
+            raise RunError(self._feed.blame(error)) from error
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         crops = outputs.as_tensor()
         images = feed_ndarray(crops, torch.empty(crops.shape(), dtype=torch.uint8, device=self._device), stream)
         self._pipeline.release_outputs()
         return images
-
-    def _blame(self, error: Exception) -> str:
-        """One line for an error of the batches begun. DALI seldom says which file it was: ask Pillow."""
-        if self._beton is not None:
-            for sample in (int(i) for draw in self._begun for i in draw.sample_ids):
-                try:
-                    decode_image(self._beton.stored(sample).tobytes(), f"sample {sample}")
-                except BadImage as bad:
-                    return f"{self._beton.path}, {bad}; write it again"
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in lines if re.search("fail|sample #", line, re.I)), lines[-1] if lines else "")
-        return f"DALI failed on {self._store.path} {self._store.split}: {reason[:160] or type(error).__name__}"
-
-    def _raw_crops(self) -> list[np.ndarray]:
-        draw = self._begin()
-        crops = []
-        for sample, (y, x, height, width) in zip(draw.sample_ids.tolist(), draw.boxes.tolist(), strict=True):
-            try:
-                crop = self._store.images(sample)[y : y + height, x : x + width]
-            except Exception as error:
-                raise RunError(f"{self._store.path} {self._store.split}, sample {sample}: {error!r}") from error
-            crops.append(np.ascontiguousarray(crop))
-        return crops
-
-    def _jpeg_files(self) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-        draw = self._begin()
-        boxes = draw.boxes.int().numpy()
-        return [self._beton.stored(i) for i in draw.sample_ids.tolist()], list(boxes[:, :2]), list(boxes[:, 2:])
-
-    def _begin(self) -> Draw:
-        draw = next(self._draws)  # at the end StopIteration, which tells DALI the epoch is over
-        self._begun.append(draw)
-        return draw
 
 
 def _jpeg_beton(store: Store) -> Beton | None:

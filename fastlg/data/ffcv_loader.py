@@ -159,9 +159,9 @@ def _resize(crop: np.ndarray, size: int, interpolation: str) -> np.ndarray:
 
     Within 2 levels of Pillow on 99.9 % of values and several times as fast; for JPEG files, whose decoders differ more.
     """
-    planes = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None]
-    resized = functional.interpolate(planes, (size, size), mode=interpolation, antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    batch = torch.from_numpy(np.ascontiguousarray(crop))[None].permute(0, 3, 1, 2)  # channels last: the result too
+    resized = functional.interpolate(batch, (size, size), mode=interpolation, antialias=True)
+    return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
 def _decode(beton: Beton, imdecode: Callable, sample: int) -> np.ndarray:

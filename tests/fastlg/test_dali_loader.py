@@ -1,5 +1,7 @@
 """DALI: our samples and boxes fed from outside, exact epochs, pixels near Pillow's, failures by name."""
 
+import gc
+import os
 import shutil
 import sys
 
@@ -159,6 +161,33 @@ def test_files_of_raw_and_jpeg_images_are_refused_raw_ones_are_read_from_the_sto
     store.sizes[0] = (height, width)
     with pytest.raises(UserError, match="JPEG and raw"):
         dali_loader(store, plan())
+
+
+def test_a_dropped_loader_ends_its_threads_at_once_not_when_a_forked_worker_collects_garbage(path, tmp_path):
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    store = own_copy(path, tmp_path)
+    beton = open_beton(write_beton(store, mode="jpeg"))
+    rewrite(
+        beton.path, lambda content: content.__setitem__(slice(int(beton.starts[5]), int(beton.starts[5]) + 4), b"text")
+    )
+    before = threads()
+    gc.disable()
+    try:
+        for stop in (0, 1):
+            loader = dali_loader(store, plan(), workers=2)
+            batches = loader.epoch(0)
+            for _ in range(stop):
+                next(batches)
+            del loader, batches
+            assert threads() == before
+        loader = dali_loader(store, plan(), workers=2)
+        with pytest.raises(RunError):
+            list(loader.epoch(0))
+        assert threads() == before
+    finally:
+        gc.enable()
 
 
 def test_a_missing_dali_is_one_line_with_the_command(path, monkeypatch):
