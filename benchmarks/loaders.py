@@ -1,10 +1,10 @@
 """Images per second of every loader, with and without augmentation, against workers and against dataset size.
 
-    python benchmarks/loaders.py [--shared PATH] [--workers 1,2] [--quick] [--json PATH]
+    python benchmarks/loaders.py [--shared PATH] [--workers 1,2] [--full] [--quick] [--json PATH]
 
 Cases (skipped with a line where their data is absent):
 
-    cifar100    32 -> 224, lossless images
+    cifar100    32 -> 224, lossless images: 1,500 of them, with --full all 50,000
     flowers17   JPEG files of short side 256
     originals   256 JPEG files of original size, about 500 x 600
     sizes       cifar100 cut to 1,000, 10,000 and 50,000 images
@@ -246,18 +246,20 @@ def main() -> None:
     parser.add_argument("--cases", default="cifar100,flowers17,originals,sizes,two-views")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="one worker, one repeat, the small CIFAR-100")
+    parser.add_argument("--full", action="store_true", help="all of CIFAR-100 in every epoch of its case")
+    parser.add_argument("--quick", action="store_true", help="one worker, one repeat, 1,000 images in case sizes")
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
     if options.quick:
         options.workers, options.repeats = [1], 1
     data = options.shared / "data"
-    cifar = data / ("cifar100-mini" if options.quick else "cifar100")
-    flowers = data / "flowers17"
+    mini, flowers = data / "cifar100-mini", data / "flowers17"
+    cifar = data / "cifar100" if options.full else mini
+    sources = {"cifar100": cifar, "sizes": mini if options.quick else data / "cifar100", "flowers17": flowers}
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(options, Path(name))
         for case in options.cases.split(","):
-            source = {"cifar100": cifar, "sizes": cifar, "flowers17": flowers}.get(case, flowers / "decode-sample-256")
+            source = sources.get(case, flowers / "decode-sample-256")
             if not source.is_dir():
                 print(f"skipped {case}: no data at {source} (give --shared)", flush=True)
                 continue
