@@ -232,6 +232,15 @@ def main() -> None:
         load = [round(value, 2) for value in os.getloadavg()]
         stamp = {"commit": commit(), "device": device_name(device), "versions": versions(), "load_average": load}
         rows = builds(options, stores, Path(name), stamp) + steps(options, stores, stamp)
+        save(options, rows)
+        for row in rows:
+            if row["case"] == "step":
+                row["peak_mib"] = peak(options, row["variant"])
+                print(f"variant {row['variant']}  peak_mib {row['peak_mib']}", flush=True)
+        save(options, rows)
+
+
+def save(options: argparse.Namespace, rows: list[dict]) -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
