@@ -156,7 +156,6 @@ def steps(options: argparse.Namespace, stores: Stores, stamp: dict) -> list[dict
             "of_target": round(median[name, "step"] / (unguided + loss), 3),
             "adds": round(call / (unguided + loss), 4),
             "cache_mib": round(cache.bytes / 2**20, 1) if cache else 0.0,
-            "peak_mib": peak(options, name),
         }
         rows.append({**row, **stamp})
         print("  ".join(f"{key} {value}" for key, value in row.items() if key != "case"), flush=True)
