@@ -22,7 +22,7 @@ from torch.nn import functional
 from fastlg.batch import Batch
 from fastlg.data.beton import Beton, find_beton
 from fastlg.data.decode import BadImage, decode_image
-from fastlg.data.ffcv_store import write_beton
+from fastlg.data.ffcv_store import ensure_beton
 from fastlg.data.plan import Draw, SamplePlan
 from fastlg.data.store import Store
 from fastlg.data.torch_loader import crop_and_resize
@@ -114,7 +114,8 @@ class FfcvLoader:
                 else:
                     crop = crop_and_resize(image, box, size, interpolation)
             except Exception as error:
-                raise RunError(f"{self.beton.path}, sample {sample}: {first_line(error)}; write it again") from error
+                reason = error.reason if isinstance(error, BadImage) else first_line(error)
+                raise RunError(f"{self.beton.path}, sample {sample}: {reason}; write it again") from error
             pixels[start : start + crop.size].reshape(crop.shape)[:] = crop
 
     def _finish(self, batch: _Batch) -> Batch:
@@ -183,7 +184,7 @@ def _decode(beton: Beton, imdecode: Callable, sample: int) -> np.ndarray:
 def _beton_of(store: Store) -> Beton:
     beton = find_beton(store)
     if beton is None:
-        write_beton(store)
+        ensure_beton(store, "raw")
         beton = find_beton(store)
     return beton
 

@@ -27,6 +27,7 @@ from fastlg.data.beton import (
     find_beton,
     metadata_type,
 )
+from fastlg.data.lock import file_lock
 from fastlg.data.progress import progress_bar
 from fastlg.data.source import Source
 from fastlg.data.store import Store
@@ -89,13 +90,21 @@ def write_beton(
     return path
 
 
-def ensure_beton(store: Store, mode: str, source: Source) -> Path:
-    """Write the .beton file of a store's folder unless it is there already, whole and of this ``mode``."""
-    with contextlib.suppress(UserError):
-        beton = find_beton(store)
-        if beton is not None and (beton.is_jpeg == (mode == "jpeg")).all() and mode in MODES:
-            return beton.path
-    return write_beton(store, mode=mode, source=source)
+def ensure_beton(store: Store, mode: str, source: Source | None = None) -> Path:
+    """Write the .beton file of a store's folder unless it is there already, whole and of this ``mode``.
+
+    Of several processes at once, one writes and the others wait for it. Arguments and errors: as ``write_beton``.
+    """
+    path = store.path / store.split / FILE_NAME
+    try:
+        with file_lock(path.with_name(path.name + ".lock"), f"writing {path}"):
+            with contextlib.suppress(UserError):
+                beton = find_beton(store)
+                if beton is not None and mode in MODES and (beton.is_jpeg == (mode == "jpeg")).all():
+                    return path
+            return write_beton(store, mode=mode, source=source)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; make the store's folder writable") from error
 
 
 def _raw(store: Store) -> Callable[[int], np.ndarray]:
