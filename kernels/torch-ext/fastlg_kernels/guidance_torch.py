@@ -48,12 +48,25 @@ def axis_matrix(size_in: int, size_out: int, like: Tensor) -> Tensor | None:
 
 
 def apply_axes(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """``rows @ maps @ columns'`` for maps [..., h, w]; None is the identity."""
-    if columns is not None:
-        maps = maps @ columns.T
+    """``rows @ maps @ columns'`` for maps [N, D, h, w]; None is the identity."""
     if rows is not None:
-        maps = rows @ maps
-    return maps
+        flat = maps.flatten(0, 1)
+        maps = torch.bmm(rows.expand(len(flat), -1, -1), flat).unflatten(0, maps.shape[:2])
+    return maps if columns is None else maps @ columns.T
+
+
+def subtract_axes_(out: Tensor, maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """``out - rows @ maps @ columns'`` in ``out`` [N, D, H, W], which must be contiguous."""
+    maps = apply_axes(maps, rows, None)
+    if columns is None:
+        return out.sub_(maps)
+    out.view(-1, out.shape[3]).addmm_(maps.reshape(-1, maps.shape[3]), columns.T, alpha=-1)
+    return out
+
+
+def sum_of_squares(maps: Tensor) -> Tensor:
+    """Of all entries, by rows of one sample and channel: one long float32 sum would lose digits."""
+    return torch.linalg.vector_norm(maps.flatten(2), dim=2).square().sum()
 
 
 def student_tokens(student: Tensor, grid: Grid) -> Tensor:
@@ -75,49 +88,60 @@ def forward(
     with_residuals: bool,
     with_weights: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Loss, residuals, and all weight and bias gradients in one flat tensor (W0, b0, W1, ...), divided by counts."""
+    """Loss, residuals, and all weight and bias gradients in one flat tensor (W0, b0, W1, ...), divided by counts.
+
+    Residuals come as [N, H*W, D] views of [N, D, H*W], which is how they are made.
+    """
     dtype = compute_dtype(*(tensor for pair in pairs for tensor in pair[:4]))
     total, residuals, grads = None, [], []
-    for (student, teacher, weight, bias, grid), count in zip(pairs, counts, strict=True):
-        tokens = student_tokens(student, grid).to(dtype)
-        loss, residual = pair_residual(tokens, teacher.to(dtype), weight.to(dtype), bias.to(dtype), grid)
-        total = loss / count if total is None else total + loss / count
-        if with_weights:
-            weight_grad = torch.matmul(residual.mT, tokens).sum(0)
-            grads += [weight_grad.flatten() * (2 / count), residual.sum((0, 1)) * (2 / count)]
-        if with_residuals:
-            residuals.append(residual.to(student.dtype).contiguous())
+    with torch.autocast(pairs[0][0].device.type, enabled=False):
+        for (student, teacher, weight, bias, grid), count in zip(pairs, counts, strict=True):
+            tokens = student_tokens(student, grid).to(dtype)
+            loss, residual = pair_residual(tokens, teacher.to(dtype), weight.to(dtype), bias.to(dtype), grid)
+            total = loss / count if total is None else total + loss / count
+            if with_weights:
+                weight_grad = torch.bmm(residual, tokens).sum(0)
+                grads += [weight_grad.flatten() * (2 / count), residual.sum((0, 2)) * (2 / count)]
+            if with_residuals:
+                residuals.append(residual.to(student.dtype).mT)
     return total, residuals, torch.cat(grads) if grads else total.new_empty(0)
 
 
 def pair_residual(tokens: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """|R|^2 (0-d) and E = U'RU [N, H*W, D] of one pair; all in one dtype.
+    """|R|^2 (0-d) and E = U'RU [N, D, H*W] of one pair; all in one dtype.
 
     tokens [N, H*W, C]; teacher [N, D, h, w]; weight [D, C]; bias [D]; grid (H, W) of the student.
     """
-    projected = torch.matmul(tokens, weight.T) + bias
-    maps = projected.mT.unflatten(2, grid)  # [N, D, H, W]
+    projected = torch.baddbmm(bias.unsqueeze(1), weight.expand(len(tokens), -1, -1), tokens.mT)
+    maps = projected.unflatten(2, grid)  # P [N, D, H, W]
     size = max(grid[0], teacher.shape[2]), max(grid[1], teacher.shape[3])
-    target = apply_axes(teacher, *(axis_matrix(teacher.shape[2 + k], size[k], maps) for k in (0, 1)))
+    widen = [axis_matrix(teacher.shape[2 + k], size[k], maps) for k in (0, 1)]
     if size == grid:
-        residual = maps - target
-        loss = residual.square().sum()
+        residual = subtract_axes_(maps, teacher, *widen)
+        loss = sum_of_squares(residual)
     else:
-        rows, columns = (axis_matrix(grid[k], size[k], maps) for k in (0, 1))
-        pulled = apply_axes(target, *(None if u is None else u.T for u in (rows, columns)))
-        residual = apply_axes(maps, *(None if u is None else u.T @ u for u in (rows, columns))) - pulled
-        terms = (maps * (residual - pulled)).sum() + target.square().sum()
-        loss = terms.clamp(min=0)  # three rounded terms of an exact match may end just below zero
-    return loss, residual.flatten(2).mT
+        target = apply_axes(teacher, *widen)
+        up = [axis_matrix(grid[k], size[k], maps) for k in (0, 1)]
+        smoothed = apply_axes(maps, *(None if u is None else u.T @ u for u in up))
+        quadratic = (maps * smoothed).sum()
+        residual = subtract_axes_(smoothed, target, *(None if u is None else u.T for u in up))
+        # <P, E> - <P, G> + |V M V'|^2; three rounded terms of an exact match may end just below zero
+        loss = (2 * (maps * residual).sum() - quadratic + sum_of_squares(target)).clamp(min=0)
+    return loss, residual.flatten(2)
 
 
 def token_grad(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-    """``scale * E W`` into ``out`` [N, L, C] or [N, C, H, W], zeros on prefix tokens."""
-    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
-    grad = torch.matmul(residual.to(dtype), weight.to(dtype) * scale.to(dtype))
-    if out.dim() == 4:
-        out.copy_(grad.mT.unflatten(2, out.shape[2:]))
-        return
-    prefix = out.shape[1] - grad.shape[1]
-    out[:, :prefix].zero_()
-    out[:, prefix:].copy_(grad)
+    """``scale * E W`` into ``out`` [N, L, C] or [N, C, H, W], zeros on prefix tokens; residual [N, H*W, D]."""
+    dtype = compute_dtype(out)
+    with torch.autocast(out.device.type, enabled=False):
+        weight = (weight.to(dtype) * scale.to(dtype)).expand(len(residual), -1, -1)
+        residual = residual.to(dtype)
+        if out.dim() == 4:
+            out.copy_(torch.bmm(weight.mT, residual.mT).unflatten(2, out.shape[2:]))
+            return
+        prefix = out.shape[1] - residual.shape[1]
+        out[:, :prefix].zero_()
+        if out.dtype == dtype:
+            torch.bmm(residual, weight, out=out[:, prefix:])
+        else:
+            out[:, prefix:].copy_(torch.bmm(residual, weight))

@@ -43,29 +43,32 @@ def weight_grad_kernel(
         tl.store(partials + D * C + d, bias_sum * scale, mask=d < D)
 
 
+@triton.jit
+def _column_sums(partials, column, end, programs, width, BP: tl.constexpr):
+    """Sums of partials [programs, width] over the programs, for columns below ``end``, always in the same order."""
+    row = tl.arange(0, BP)
+    total = tl.zeros([column.shape[0]], tl.float32)
+    for start in range(0, programs, BP):
+        mask = (start + row < programs)[:, None] & (column < end)[None, :]
+        at = partials + ((start + row).to(tl.int64)[:, None] * width + column[None, :])
+        total += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
+    return total
+
+
 @triton.jit(do_not_specialize=["programs", "width"])
 def reduce_kernel(
     partials, loss, grads, programs, width,
     LOSSES: tl.constexpr, BL: tl.constexpr, BP: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
-    """Column sums of partials [programs, width] in a fixed order: program 0 the loss, the others gradients."""
-    row, program = tl.arange(0, BP), tl.program_id(0)
-    if program == 0:
-        column = tl.arange(0, BL)
-        total = tl.zeros([BL], tl.float32)
-        for start in range(0, programs, BP):
-            mask = (start + row < programs)[:, None] & (column < LOSSES)[None, :]
-            at = partials + ((start + row).to(tl.int64)[:, None] * width + column[None, :])
-            total += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
-        tl.store(loss, tl.sum(total))
+    """Column sums of partials [programs, width]: the first program makes the loss, the others BX gradients each."""
+    block = tl.program_id(0) - 1
+    if block < 0:
+        tl.store(loss, tl.sum(_column_sums(partials, tl.arange(0, BL), LOSSES, programs, width, BP)))
     else:
-        column = LOSSES + (program - 1) * BX + tl.arange(0, BX)
-        total = tl.zeros([BX], tl.float32)
-        for start in range(0, programs, BP):
-            mask = (start + row < programs)[:, None] & (column < width)[None, :]
-            at = partials + ((start + row).to(tl.int64)[:, None] * width + column[None, :])
-            total += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
-        tl.store(grads + column - LOSSES, total, mask=column < width)
+        column = LOSSES + block * BX + tl.arange(0, BX)
+        tl.store(
+            grads + column - LOSSES, _column_sums(partials, column, width, programs, width, BP), mask=column < width
+        )
 
 
 @triton.jit(do_not_specialize=["rows"])
