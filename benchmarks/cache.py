@@ -192,15 +192,16 @@ def builds(options: argparse.Namespace, stores: Stores, folder: Path, stamp: dic
             part, config = first(stores, count), config_of(options, variant)
             config = config.replace({"teacher.cache": str(folder / f"{variant}-{count}")})
             job = plan_cache(config, part, teacher(part), 32)
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             build(job, config, part)
-            built, start = time.perf_counter() - start, time.perf_counter()
+            processor, built, start = time.process_time() - processor, time.perf_counter() - start, time.perf_counter()
             cache = open_cache(job.path, job.fingerprint, verify=True)
             row = {
                 "case": "build",
                 "variant": variant,
                 "images": count,
                 "images_per_s": round(count / built, 1),
+                "images_per_core_s": round(count / processor, 1),
                 "bytes_per_image": cache.bytes // count,
                 "mib": round(cache.bytes / 2**20, 2),
                 "verify_mib_per_s": round(cache.bytes / 2**20 / (time.perf_counter() - start)),
