@@ -137,9 +137,8 @@ def main() -> int:
     import pytest
 
     spilled = 0
-    print(
-        f"{'family':6} {'case':12} {'dtype':8} {'tf32':5} {'teacher':8} {'kernel':20} {'regs':>4} {'stack':>5} {'smem':>7}"
-    )
+    names = "family", "case", "dtype", "tf32", "teacher", "kernel", "regs", "stack", "smem"
+    print("{:6} {:12} {:8} {:5} {:8} {:20} {:>4} {:>5} {:>7}".format(*names))
     for family in MULTIPROCESSORS:
         for case, shape in SHAPES.items():
             for dtype, tf32 in ((torch.bfloat16, False), (torch.float32, False), (torch.float32, True)):

@@ -1,4 +1,4 @@
-"""Every tuned configuration compiles for Ampere and Hopper without a GPU, spills nothing and fits into shared memory."""
+"""Every tuned configuration compiles for Ampere and Hopper without a GPU, spills nothing and fits on the chip."""
 
 from __future__ import annotations
 
