@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -52,7 +53,15 @@ from fastlg.errors import UserError
 from fastlg.provenance import commit, device_name, versions
 
 SIZE, TEACHER_SIZE, BATCH = 224, 32, 128
+CASES = ("cifar100", "flowers17", "originals", "sizes", "two-views")
 SPEC = "rand-m9-mstd0.5-inc1"
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 class JpegStore:
@@ -161,7 +170,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder, self.rows = options, folder, []
         self.device = torch.device(options.device)
-        self.stamp = {"commit": commit(), "device": device_name(self.device), "versions": versions()}
+        libraries = {name: version(name) for name in ("ffcv", "nvidia-dali-cuda130")}
+        self.stamp = {"commit": commit(), "device": device_name(self.device), "versions": {**versions(), **libraries}}
 
     def store(self, name: str, source: Path, mode: str | None = None) -> Store:
         """The training split of a source, with a .beton file of ``mode``."""
@@ -243,13 +253,15 @@ def main() -> None:
     default = Path(__file__).resolve().parents[2] / "shared"
     parser.add_argument("--shared", type=Path, default=default, help="folder that holds data/cifar100, data/flowers17")
     parser.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
-    parser.add_argument("--cases", default="cifar100,flowers17,originals,sizes,two-views")
+    parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--full", action="store_true", help="all of CIFAR-100 in every epoch of its case")
     parser.add_argument("--quick", action="store_true", help="one worker, one repeat, 1,000 images in case sizes")
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
+    if unknown := set(options.cases.split(",")) - set(CASES):
+        parser.error(f"unknown case {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
     if options.quick:
         options.workers, options.repeats = [1], 1
     data = options.shared / "data"
