@@ -74,6 +74,22 @@ class GuidanceLoss(nn.Module):
         return f"transform={self.transform}, reduction={self.reduction}, impl={self.impl}"
 
 
+class LinearGuidance(nn.Module):
+    """The forward pass of a linear ``GuidanceLoss`` alone, for Hugging Face's ``kernelize``.
+
+    It replaces the forward of a module that has ``projections`` (layers with ``weight`` and ``bias``), ``grids`` and
+    ``reduction``, whose forward takes (students, teachers).
+    """
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, students: Tensor | Sequence[Tensor], teachers: Tensor | Sequence[Tensor]) -> Tensor:
+        weights = [projection.weight for projection in self.projections]
+        biases = [projection.bias for projection in self.projections]
+        return guidance_loss(students, teachers, weights, biases, grids=self.grids, reduction=self.reduction)
+
+
 def _same_size(student: Tensor, teacher: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Student (tokens or map) and teacher as maps of the larger size per axis, float32 or wider."""
     if student.dim() == 3:
