@@ -13,6 +13,7 @@ from .augment import (
 from .guidance import guidance_loss
 from .layers import GuidanceLoss, distillation_loss
 from .rng import sample_seeds
+from .views import train_views
 
 __all__ = [
     "GuidanceLoss",
@@ -27,4 +28,5 @@ __all__ = [
     "random_erasing",
     "resize_crops",
     "sample_seeds",
+    "train_views",
 ]

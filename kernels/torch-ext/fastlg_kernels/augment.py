@@ -13,11 +13,22 @@ import torch
 from torch import Tensor
 
 from . import augment_torch, resize_torch
-from .images import RaggedImages, image_sizes
+from .augment_checks import (
+    check_boxes,
+    check_flip,
+    check_images,
+    check_resample,
+    check_seeds,
+    fill_colour,
+    kind,
+    three,
+)
+from .images import RaggedImages, image_sizes, takes_triton
 from .rand_augment import LEVELS, OP_NAMES, RandAugmentSpec, draw_rand_augment, parse_rand_augment
 
 IMAGENET_FILL = (124, 116, 104)
 ERASING_MODES = ("pixel", "const", "rand")
+ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
 
 
 def resize_crops(
@@ -32,8 +43,8 @@ def resize_crops(
 
     Args:
         images: uint8 [N, H, W, 3], or `RaggedImages` for images of mixed sizes stored back to back.
-        boxes: integer [N, 4]: y, x, height, width in pixels of the source image, inside it. May stay on the CPU when
-            the images are on a GPU; only there are the numbers checked, which on a GPU would stall the stream.
+        boxes: integer [N, 4]: y, x, height, width in pixels of the source image, inside it. Best left on the CPU also
+            when the images are on a GPU: their extremes are needed there, and their numbers are only checked there.
         size: side of the output in pixels.
         interpolation: "bicubic" (a = -0.5) or "bilinear", both with antialiasing where the image shrinks.
         flip: bool [N]; True mirrors the result left to right.
@@ -44,20 +55,25 @@ def resize_crops(
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape, a box outside its image, an unknown interpolation.
     """
-    count = _check_images(images)
+    count = check_images(images)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size must be a positive number of pixels, got {size!r}")
     if interpolation not in resize_torch.SUPPORT_PX:
         raise ValueError(f"interpolation must be 'bicubic' or 'bilinear', got {interpolation!r}")
     if not isinstance(boxes, Tensor) or boxes.is_floating_point() or boxes.dtype == torch.bool:
-        raise TypeError(f"boxes must be an integer tensor [N, 4] (y, x, height, width), got {_kind(boxes)}")
+        raise TypeError(f"boxes must be an integer tensor [N, 4] (y, x, height, width), got {kind(boxes)}")
     if boxes.shape != (count, 4):
         raise ValueError(f"boxes must have shape ({count}, 4), one box per image, got {tuple(boxes.shape)}")
-    _check_flip(flip, count)
+    check_flip(flip, count)
     boxes = boxes.to(torch.int64)
-    if boxes.device.type == "cpu":
-        _check_boxes(boxes, image_sizes(images).cpu())
-    return resize_torch.resize_crops(images, boxes, size, interpolation, flip)
+    sizes = image_sizes(images)
+    if boxes.device.type == sizes.device.type == "cpu":
+        check_boxes(boxes, sizes)
+    if takes_triton(images.data):
+        from .resize_triton import resize_crops as run
+    else:
+        from .resize_torch import resize_crops as run
+    return run(images, boxes, size, interpolation, flip)
 
 
 def apply_op(
@@ -84,10 +100,10 @@ def apply_op(
     Raises:
         TypeError: a wrong type or dtype. ValueError: an unknown name, a missing or misshapen value, a bad fill.
     """
-    count = _check_images(images)
+    count = check_images(images)
     if name not in LEVELS:
         raise ValueError(f"unknown operation {name!r}; known are {', '.join(OP_NAMES)}")
-    _check_resample(resample)
+    check_resample(resample)
     takes_value = name not in ("AutoContrast", "Equalize", "Invert")
     if takes_value == (value is None):
         raise ValueError(f"{name} {'needs a value' if takes_value else 'takes no value'}, got {value!r}")
@@ -95,11 +111,11 @@ def apply_op(
         if value.shape not in ((), (count,)):
             raise ValueError(f"value must be one number or a tensor [{count}], got shape {tuple(value.shape)}")
     elif value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"value must be a number or a tensor, got {_kind(value)}")
+        raise TypeError(f"value must be a number or a tensor, got {kind(value)}")
     value = torch.as_tensor(0.0 if value is None else value, dtype=torch.float64, device=images.device).expand(count)
     if count == 0:
         return images.clone()
-    return augment_torch.apply_op(images, name, value, resample, _fill_colour(fill, images.device))
+    return pixel_module(images).apply_op(images, name, value, resample, fill_colour(fill))
 
 
 def rand_augment(
@@ -124,11 +140,11 @@ def rand_augment(
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape or a bad spec, naming the part.
     """
-    count = _check_images(images)
-    _check_seeds(seeds, count)
-    _check_resample(resample)
-    draw = draw_rand_augment(seeds, spec)
-    return augment_torch.rand_augment(images, draw, resample, _fill_colour(fill, images.device))
+    count = check_images(images)
+    check_seeds(seeds, count)
+    check_resample(resample)
+    draw = draw_rand_augment(seeds.to(images.device), spec)
+    return pixel_module(images).rand_augment(images, draw, resample, fill_colour(fill))
 
 
 def normalise(
@@ -153,13 +169,12 @@ def normalise(
     Raises:
         TypeError: a wrong dtype. ValueError: a wrong shape, or a standard deviation that is not positive.
     """
-    count = _check_images(images)
+    count = check_images(images)
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type, got {dtype}")
-    mean, std = (_three(values, name, images.device) for values, name in ((mean, "mean"), (std, "std")))
-    _check_flip(flip, count)
-    flip = None if flip is None else flip.to(images.device)
-    return augment_torch.normalise(images, mean, std, flip, dtype)
+    mean, std = three(mean, "mean"), three(std, "std")
+    check_flip(flip, count)
+    return pixel_module(images).normalise(images, mean, std, flip, dtype)
 
 
 def random_erasing(
@@ -167,8 +182,8 @@ def random_erasing(
     seeds: Tensor,
     *,
     probability: float = 0.25,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+    area: tuple[float, float] = ERASED_AREA,
+    ratio: tuple[float, float] = ERASED_RATIO,
     mode: str = "pixel",
     count: int = 1,
 ) -> Tensor:
@@ -190,10 +205,10 @@ def random_erasing(
         TypeError: a wrong dtype. ValueError: a wrong shape, range or mode.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"images must be a floating-point tensor [N, C, H, W], got {_kind(images)}: normalise first")
+        raise TypeError(f"images must be a floating-point tensor [N, C, H, W], got {kind(images)}: normalise first")
     if images.dim() != 4:
         raise ValueError(f"images must be [N, C, H, W], got shape {tuple(images.shape)}")
-    _check_seeds(seeds, images.shape[0])
+    check_seeds(seeds, images.shape[0])
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability must lie in 0..1, got {probability}")
     if not 0.0 < area[0] <= area[1] <= 1.0:
@@ -205,71 +220,20 @@ def random_erasing(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be a positive integer, got {count!r}")
     height, width = images.shape[2:]
+    seeds = seeds.to(images.device)
     rectangles = augment_torch.draw_erasing(seeds, height, width, probability, area, ratio, count)
-    return augment_torch.erase(images, rectangles, seeds, mode)
+    if not images.is_contiguous():
+        return images.copy_(pixel_module(images).erase(images.contiguous(), rectangles, seeds, mode))
+    return pixel_module(images).erase(images, rectangles, seeds, mode)
 
 
-def _check_images(images: Tensor | RaggedImages) -> int:
-    """Type, dtype and shape; returns the number of images."""
-    if isinstance(images, RaggedImages):
-        data, offsets, sizes = images
-        if data.dtype != torch.uint8 or data.dim() != 1:
-            raise TypeError(f"RaggedImages.data must be uint8 [bytes], got {data.dtype} {tuple(data.shape)}")
-        if offsets.dim() != 1 or sizes.shape != (offsets.shape[0], 2):
-            raise ValueError(
-                f"RaggedImages wants offsets [N] and sizes [N, 2], got {tuple(offsets.shape)} and {tuple(sizes.shape)}"
-            )
-        return offsets.shape[0]
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        raise TypeError(f"images must be a uint8 tensor [N, H, W, 3], got {_kind(images)}")
-    if images.dim() != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"images must be [N, H, W, 3] (channels last), got shape {tuple(images.shape)}")
-    return images.shape[0]
+def pixel_module(images: Tensor):
+    """The module that works on these images' pixels."""
+    if takes_triton(images):
+        from . import augment_triton
 
-
-def _check_boxes(boxes: Tensor, sizes: Tensor) -> None:
-    y, x, h, w = boxes.unbind(1)
-    wrong = (y < 0) | (x < 0) | (h < 1) | (w < 1) | (y + h > sizes[:, 0]) | (x + w > sizes[:, 1])
-    if wrong.any():
-        number = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"boxes[{number}] = {boxes[number].tolist()} (y, x, height, width) does not lie inside its image of "
-            f"height and width {sizes[number].tolist()}"
-        )
-
-
-def _check_seeds(seeds: Tensor, count: int) -> None:
-    if not isinstance(seeds, Tensor) or seeds.dtype != torch.int64:
-        raise TypeError(f"seeds must be an int64 tensor [N], got {_kind(seeds)}: make them with sample_seeds")
-    if seeds.shape != (count,):
-        raise ValueError(f"seeds must have shape ({count},), one per image, got {tuple(seeds.shape)}")
-
-
-def _check_flip(flip: Tensor | None, count: int) -> None:
-    if flip is not None and (not isinstance(flip, Tensor) or flip.dtype != torch.bool or flip.shape != (count,)):
-        raise ValueError(f"flip must be a bool tensor [{count}], got {_kind(flip)}")
-
-
-def _check_resample(resample: str) -> None:
-    if resample not in ("bicubic", "bilinear"):
-        raise ValueError(f"resample must be 'bicubic' or 'bilinear', got {resample!r}")
-
-
-def _fill_colour(fill: Sequence[int], device: torch.device) -> Tensor:
-    if len(fill) != 3 or any(isinstance(v, bool) or v != int(v) or not 0 <= v <= 255 for v in fill):
-        raise ValueError(f"fill must be three whole numbers in 0..255 (R, G, B), got {fill!r}")
-    return torch.tensor([int(v) for v in fill], dtype=torch.uint8, device=device)
-
-
-def _three(values: Sequence[float], name: str, device: torch.device) -> Tensor:
-    numbers = [float(v) for v in values]
-    if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
-        raise ValueError(f"{name} must be three numbers{' above 0' if name == 'std' else ''} (R, G, B), got {values!r}")
-    return torch.tensor(numbers, device=device)
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        return augment_triton
+    return augment_torch
 
 
 __all__ = [

@@ -14,12 +14,13 @@ from .rng import normals, uniforms
 
 # Draws of one rectangle attempt: area, ratio, top, left.
 _ATTEMPTS, _ATTEMPT_DRAWS = 10, 4
-_NOISE_OFFSET = 1 << 24
+NOISE_OFFSET = 1 << 24
+Triple = tuple[float, float, float]
 _CPU_CHUNK_PIXELS = 2 * 224 * 224
 
 
-def apply_op(images: Tensor, name: str, value: Tensor, resample: str, fill: Tensor) -> Tensor:
-    """The plain torch twin of `augment.apply_op`: `value` float64 [N], `fill` uint8 [3]."""
+def apply_op(images: Tensor, name: str, value: Tensor, resample: str, fill: geometry.Colour) -> Tensor:
+    """The plain torch twin of `augment.apply_op`: `value` float64 [N]."""
     parts = [_apply(images[part], name, value[part], resample, fill) for part in _parts(images, len(images))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -31,7 +32,7 @@ def _parts(images: Tensor, count: int) -> list[slice]:
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
-def _apply(images: Tensor, name: str, value: Tensor, resample: str, fill: Tensor) -> Tensor:
+def _apply(images: Tensor, name: str, value: Tensor, resample: str, fill: geometry.Colour) -> Tensor:
     match name:
         case "AutoContrast":
             return ops.auto_contrast(images)
@@ -66,7 +67,7 @@ def _apply(images: Tensor, name: str, value: Tensor, resample: str, fill: Tensor
     raise ValueError(f"unknown operation {name!r}; known are {', '.join(OP_NAMES)}")
 
 
-def rand_augment(images: Tensor, draw: RandAugmentDraw, resample: str, fill: Tensor) -> Tensor:
+def rand_augment(images: Tensor, draw: RandAugmentDraw, resample: str, fill: geometry.Colour) -> Tensor:
     """Applies every sample's drawn operations, each operation once per layer on the samples that drew it."""
     out = images.clone(memory_format=torch.contiguous_format)
     numbers = torch.where(draw.applied, draw.op, -1).cpu()
@@ -85,18 +86,22 @@ def rand_augment(images: Tensor, draw: RandAugmentDraw, resample: str, fill: Ten
     return out
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor, flip: Tensor | None, dtype: torch.dtype) -> Tensor:
+def normalise(images: Tensor, mean: Triple, std: Triple, flip: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(x / 255 - mean) / std in the order of torchvision's ToTensor and Normalize: float32 results are equal."""
     count, height, width, channels = images.shape
     out = torch.empty(count, channels, height, width, dtype=dtype, device=images.device)
-    mean, std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (mean, std))
     for part in _parts(images, count):
         values = images[part].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         out[part] = values.div_(255.0).sub_(mean).div_(std)
-    if flip is not None:
-        turned = flip.nonzero().reshape(-1)
-        out.index_copy_(0, turned, out.index_select(0, turned).flip(3))
-    return out
+    return out if flip is None else mirror(out, flip, 3)
+
+
+def mirror(images: Tensor, flip: Tensor, columns: int) -> Tensor:
+    """Turns the chosen images left to right, in place; `columns` is the dimension of the columns."""
+    for number in flip.nonzero().reshape(-1).tolist():
+        images[number] = images[number].flip(columns - 1)
+    return images
 
 
 def draw_erasing(
@@ -143,7 +148,7 @@ def erase(images: Tensor, rectangles: Tensor, seeds: Tensor, mode: str) -> Tenso
                 continue
             # Each rectangle has its own stretch of the sample's noise.
             shape = (channels, h, w) if mode == "pixel" else (channels, 1, 1)
-            offset = _NOISE_OFFSET * (slot + 1)
+            offset = NOISE_OFFSET * (slot + 1)
             noise = normals(seeds[number : number + 1], math.prod(shape), offset=offset, dtype=torch.float32)
             patch.copy_(noise.view(shape))
     return images

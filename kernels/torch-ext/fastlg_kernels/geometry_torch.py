@@ -13,26 +13,28 @@ from torch import Tensor
 
 from .augment_ops_torch import interleave, planes
 
+Colour = tuple[int, int, int]
 
-def shear_x(images: Tensor, factor: Tensor, resample: str, fill: Tensor) -> Tensor:
+
+def shear_x(images: Tensor, factor: Tensor, resample: str, fill: Colour) -> Tensor:
     return _shift(images, factor[:, None] * _centres(images.shape[1], images.device), 1, resample, fill)
 
 
-def shear_y(images: Tensor, factor: Tensor, resample: str, fill: Tensor) -> Tensor:
+def shear_y(images: Tensor, factor: Tensor, resample: str, fill: Colour) -> Tensor:
     return _shift(images, factor[:, None] * _centres(images.shape[2], images.device), 0, resample, fill)
 
 
-def translate_x(images: Tensor, fraction: Tensor, resample: str, fill: Tensor) -> Tensor:
+def translate_x(images: Tensor, fraction: Tensor, resample: str, fill: Colour) -> Tensor:
     """Moves the content left by a fraction of the width."""
     return _shift(images, (fraction * images.shape[2])[:, None].expand(-1, images.shape[1]), 1, resample, fill)
 
 
-def translate_y(images: Tensor, fraction: Tensor, resample: str, fill: Tensor) -> Tensor:
+def translate_y(images: Tensor, fraction: Tensor, resample: str, fill: Colour) -> Tensor:
     """Moves the content up by a fraction of the height."""
     return _shift(images, (fraction * images.shape[1])[:, None].expand(-1, images.shape[2]), 0, resample, fill)
 
 
-def rotate(images: Tensor, degrees: Tensor, resample: str, fill: Tensor) -> Tensor:
+def rotate(images: Tensor, degrees: Tensor, resample: str, fill: Colour) -> Tensor:
     """Turns counter-clockwise around the image's centre."""
     matrix = rotation_matrix(degrees, images.shape[1], images.shape[2])
     a, b, c, d, e, f = (value.view(-1, 1, 1) for value in matrix.unbind(1))
@@ -49,7 +51,7 @@ def rotation_matrix(degrees: Tensor, height: int, width: int) -> Tensor:
     return torch.stack((cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y), dim=1)
 
 
-def _shift(images: Tensor, shift: Tensor, axis: int, resample: str, fill: Tensor) -> Tensor:
+def _shift(images: Tensor, shift: Tensor, axis: int, resample: str, fill: Colour) -> Tensor:
     """Moves every row (axis 1) or column (axis 0) along itself: out[n, p] = in[n, p + shift].
 
     shift: float64 in pixels, [N, H] for rows and [N, W] for columns.
@@ -70,7 +72,7 @@ def _shift(images: Tensor, shift: Tensor, axis: int, resample: str, fill: Tensor
     return _filled(_interpolate(pixels, _weights(shift - whole, resample)), _inside(centre + shift, length), fill)
 
 
-def _sample(images: Tensor, x: Tensor, y: Tensor, resample: str, fill: Tensor) -> Tensor:
+def _sample(images: Tensor, x: Tensor, y: Tensor, resample: str, fill: Colour) -> Tensor:
     """Interpolates at float64 positions x, y [N, H, W] of the source, whose first pixel's centre is at 0.5."""
     count, height, width, _ = images.shape
     inside = _inside(x, width) & _inside(y, height)
@@ -138,9 +140,9 @@ def _interpolate(taps: list[Tensor], weights: list[Tensor]) -> Tensor:
     return value
 
 
-def _filled(values: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
+def _filled(values: Tensor, inside: Tensor, fill: Colour) -> Tensor:
     """uint8 [N, H, W, 3] of planes [3, N, H, W], with the fill colour where the point lay outside."""
-    colour = fill.view(3, 1, 1, 1).to(torch.float32)
+    colour = torch.tensor(fill, dtype=torch.float32, device=values.device).view(3, 1, 1, 1)
     # Clipped and cut first, so that taking the colour away and adding it again is exact.
     values = values.clamp_(0.0, 255.0).floor_().sub_(colour).mul_(inside.to(torch.float32)).add_(colour)
     return interleave(values)

@@ -175,8 +175,7 @@ def draw_rand_augment(seeds: Tensor, spec: str | RandAugmentSpec = "rand-m9-mstd
         chosen = (choice * len(spec.ops)).to(torch.int64)
     else:
         # Exponential clocks: the order in which they ring is a weighted choice without replacement.
-        weights = torch.tensor(spec.weights, dtype=torch.float64, device=device)
-        clocks = -torch.log1p(-uniforms(seeds, len(spec.ops), offset=_WEIGHTED_OFFSET)) / weights
+        clocks = -torch.log1p(-uniforms(seeds, len(spec.ops), offset=_WEIGHTED_OFFSET)) / _weights(spec.weights, device)
         chosen = clocks.argsort(dim=1)[:, : spec.layers]
     numbers, levels = _tables(spec.ops, device)
     base, slope, fixed_sign, whole, cap, low = levels[chosen].unbind(-1)
@@ -194,6 +193,11 @@ def _magnitudes(seeds: Tensor, spec: RandAugmentSpec) -> Tensor:
     else:
         drawn = normals(seeds, spec.layers, offset=_NORMAL_OFFSET) * spec.magnitude_std + spec.magnitude
     return drawn.clamp_(0.0, spec.magnitude_max)
+
+
+@lru_cache(maxsize=64)
+def _weights(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(weights, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)

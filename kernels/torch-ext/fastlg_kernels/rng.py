@@ -69,7 +69,7 @@ def normals(seeds: Tensor, count: int, *, offset: int = 0, dtype: torch.dtype = 
         `dtype` [N, count], on the device of `seeds`.
     """
     bits = random_bits(seeds, (count + 1) // 2, offset=offset)
-    return normals_from_bits(bits, dtype).reshape(bits.shape[0], -1)[:, :count]
+    return normals_from_bits(bits, dtype).flatten(1)[:, :count]
 
 
 def normals_from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
