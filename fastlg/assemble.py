@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,11 @@ class Stores:
     path: Path
 
     @property
+    def fingerprints(self) -> list[str]:
+        """What the images of both splits hash to, wherever they lie."""
+        return [self.train.fingerprint, self.test.fingerprint]
+
+    @property
     def class_names(self) -> list[str]:
         return self.train.class_names
 
@@ -45,6 +51,7 @@ def open_stores(config: Config) -> Stores:
         on_bad=data.on_bad,
         holdout=data.holdout,
         label_column=data.label_column,
+        image_column=data.image_column,
         download=data.download,
         workers=max(1, data.workers),
     )
@@ -63,6 +70,7 @@ class Parts:
     train_loader: object
     test_loader: object
     views: ViewMaker
+    teacher_id: str  # what the teacher's weights and statistics hash to; "" without a teacher
 
     @property
     def device(self) -> torch.device:
@@ -115,8 +123,24 @@ def assemble(
         teacher=teacher,
         train_loader=train_loader if features is None else teacher.follow(train_loader),
         test_loader=new_loader(config, stores.test, device, train=False),
-        views=make_views(config, teacher_size if features is None else None),
+        views=make_views(config, teacher_size if features is None else None, len(stores.class_names)),
+        teacher_id=weights_id(teacher_model) if teacher_model is not None else "",
     )
+
+
+def weights_id(model: nn.Module) -> str:
+    """Hex digest of every parameter and buffer of a model on the CPU or elsewhere."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_buildable(config: Config, stores: Stores) -> None:
+    """Raises UserError for a model, view or device that cannot be built, before anything is trained for it."""
+    pick_dtype(config.engine, pick_device(config.engine))
+    new_model(config, len(stores.class_names))
+    make_views(config, None, len(stores.class_names))
 
 
 def new_model(config: Config, num_classes: int) -> nn.Module:

@@ -85,7 +85,7 @@ def set_random_state(state: dict) -> None:
 
 
 def _write_atomically(target: Path, data) -> None:
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -98,7 +98,7 @@ def _write_atomically(target: Path, data) -> None:
 
 def _link_atomically(source: Path, target: Path) -> None:
     """Hard link where the file system has it, else a copy; ``source`` is later replaced, never rewritten."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:
         try:

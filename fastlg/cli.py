@@ -46,12 +46,12 @@ def train(config: ConfigName, overrides: Overrides = None, resume: Resume = "aut
 
 
 @app.command()
-def compare(config: ConfigName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+def compare(config: ConfigName, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Train the same student without and with guidance, and show the difference."""
     from fastlg.compare import compare as run
     from fastlg.config import load_config
 
-    run(load_config(config, overrides or []), resume=resume, dry_run=dry_run)
+    run(load_config(config, overrides or []), dry_run=dry_run)
 
 
 @app.command("eval")

@@ -5,17 +5,18 @@ from __future__ import annotations
 from rich.table import Table
 
 from fastlg.analysis.plots import plot_curves
-from fastlg.assemble import open_stores
+from fastlg.assemble import check_buildable, open_stores
 from fastlg.config import Config
 from fastlg.errors import UserError
 from fastlg.report import console, read_metrics, say
 from fastlg.run import write_summary
-from fastlg.train import teacher_config, train
+from fastlg.teacher_recipe import teacher_config, teacher_summary
+from fastlg.train import train
 
 COLUMNS = {"top1_last": "top-1 %", "top1_best": "best %", "images_per_s": "images/s", "wall_s": "wall s"}
 
 
-def compare(config: Config, *, resume: str = "auto", dry_run: bool = False) -> dict:
+def compare(config: Config, *, dry_run: bool = False) -> dict:
     """Trains teacher, unguided and guided student of one config; returns {teacher, unguided, guided: summary}.
 
     Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json and curves.png in
@@ -24,7 +25,11 @@ def compare(config: Config, *, resume: str = "auto", dry_run: bool = False) -> d
     if config.teacher is None:
         raise UserError(f"{config.run.name} has no teacher section; compare needs one to guide with")
     folder = config.run_dir
-    teacher = teacher_config(config, open_stores(config)) if config.teacher.weights is None else None
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds a single run; choose another run.name for the comparison")
+    stores = open_stores(config)
+    check_buildable(config, stores)
+    teacher = teacher_config(config, stores) if config.teacher.weights is None else None
     guided = config.replace({"run.root": str(folder), "run.name": "guided"})
     unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
     if teacher is not None:  # both students and later comparisons share the teacher of the outer root
@@ -33,17 +38,16 @@ def compare(config: Config, *, resume: str = "auto", dry_run: bool = False) -> d
     if teacher is not None:
         say("\n1/3 teacher")
         summaries["teacher"] = train(teacher, dry_run=dry_run)
+    elif known := teacher_summary(config.teacher.weights):
+        summaries["teacher"] = known
     say("\n2/3 unguided")
-    summaries["unguided"] = train(unguided, resume=resume, dry_run=dry_run)
+    summaries["unguided"] = train(unguided, dry_run=dry_run)
     say("\n3/3 guided")
-    if dry_run:
-        guided = guided.replace({"teacher.weights": None})
-    summaries["guided"] = train(guided, resume=resume, dry_run=dry_run)
+    summaries["guided"] = train(config if dry_run else guided, dry_run=dry_run)
     if dry_run:
         return summaries
     write_summary(folder, summaries)
-    names = [name for name in ("unguided", "guided")]
-    plot_curves({name: read_metrics(folder / name) for name in names}, folder / "curves.png")
+    plot_curves({name: read_metrics(folder / name) for name in ("unguided", "guided")}, folder / "curves.png")
     show(summaries)
     say(f"curves and summary in {folder}")
     return summaries

@@ -6,16 +6,18 @@ Each part of fastlg receives its own section. Only cli.py, assemble.py, train.py
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fastlg.errors import UserError
+from fastlg.errors import UserError, first_line
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,6 +40,7 @@ class DataConfig(Section):
 
     source: str = Field(min_length=1)
     label_column: str | None = None  # parquet and hf:// only
+    image_column: str | None = None  # likewise
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a source without a test split that is held out
     download: bool = True  # torchvision: and hf:// sources may be fetched
     store: Path | None = None  # where the decoded store is kept; None: the cache folder
@@ -123,8 +126,8 @@ class OptimConfig(Section):
     epochs: Count = 300
     global_batch_size: Count = 128
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # adamw
-    momentum: Fraction = 0.9  # sgd, Nesterov
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # adamw
+    momentum: Momentum = 0.9  # sgd, Nesterov
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
 
 
@@ -217,7 +220,7 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     path = find_config(name)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, dates that do not exist
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}; a config is a mapping of sections")
@@ -238,13 +241,35 @@ def parse_overrides(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
             raise UserError(f"override '{override}' is not of the form section.key=value")
         try:
             parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
             raise UserError(f"override '{override}': the value is not valid YAML; quote it") from None
     return parsed
 
 
 def save_config(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Atomically, and only when it changed: a kill or a full disk leaves the old file or the new one."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_saved_config(path: Path) -> Config:
+    """A run's own config.yaml; fields that are newer than it take their defaults. Raises UserError."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    return config_from(tree, str(path))
+
+
+def config_from(tree: Any, where: str) -> Config:
+    """Validates a mapping of sections. Raises UserError that begins with ``where``."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{where} holds a {type(tree).__name__}; a config is a mapping of sections")
+    return _validate(tree, where)
 
 
 def _assign(tree: dict, key: str, value: Any) -> None:

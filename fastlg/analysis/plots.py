@@ -52,5 +52,9 @@ def plot_curves(runs: dict[str, list[dict]], path: Path) -> bool:
         axes.spines[["top", "right"]].set_visible(False)
     if any(runs.values()):
         loss.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        say(f"cannot write {path}: {error.strerror}; metrics.jsonl holds what it would show")
+        return False
     return True

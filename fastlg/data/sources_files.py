@@ -52,10 +52,11 @@ def class_folders(root: Path, split: str) -> Source | None:
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split under one of its usual names, or None."""
+    """The folder of a split under one of its usual names in any case (Train/), or None."""
+    folders = {path.name.lower(): path for path in _visible_folders(root)}
     for name in TRAIN_NAMES if split == "train" else TEST_NAMES:
-        if (root / name).is_dir():
-            return root / name
+        if name in folders:
+            return folders[name]
     return None
 
 

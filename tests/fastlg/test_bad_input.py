@@ -26,6 +26,8 @@ def refused(result, *words, status=2):
         ("model.blocks=[0, 1]", ["[0, 1]", "[0, 1, 2]"]),
         ("model.name=resnet50_clip", ["resnet50_clip"]),
         ("model.args.depht=2", ["depht"]),
+        ("run.name=2024-13-45", ["2024-13-45"]),
+        ("optim.betas=[0.9, 1.0]", ["optim.betas", "1.0"]),
         ("data.source=no/such/folder", ["no/such/folder"]),
         ("teacher.recipe=nothing", ["nothing"]),
         ("teacher.weights=no/such/run", ["no/such/run"]),
@@ -39,7 +41,7 @@ def test_bad_values_are_refused_before_anything_is_trained(project, fastlg, over
     if "cuda" in override and __import__("torch").cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     refused(fastlg("train", "student.yaml", override), *words)
-    assert not (project / "runs" / "student").exists()
+    assert not (project / "runs").exists(), "something was trained before the mistake was found"
 
 
 def test_a_folder_of_other_files_and_another_run_are_left_alone(project, fastlg):
@@ -118,3 +120,39 @@ def test_hostile_files_in_a_class_folder_behave_as_their_manifest_says(project, 
         shutil.copy(shared / "data" / "corrupt" / name, good / "train" / "red")
     status, out, err = fastlg("train", "student.yaml", "--dry-run", "teacher=null", f"data.source={good}")
     assert status == 0 and f"{78 + len(accepted)} train" in out, err
+
+
+def test_a_loss_that_explodes_only_in_the_test_is_not_saved(project, fastlg):
+    """With one update per epoch, every loss seen in training is that of the weights before the explosion."""
+    one_step = ("optim.global_batch_size=78", "optim.warmup_epochs=0", "optim.name=sgd")
+    refused(fastlg("train", "student.yaml", "teacher=null", "optim.lr=1e30", *one_step), "not", "optim.lr", status=1)
+    assert not (project / "runs" / "student" / "checkpoints").exists()
+
+
+def test_another_teacher_cannot_take_over_a_started_run(project, fastlg):
+    assert fastlg("train", "student.yaml", "optim.epochs=1")[0] == 0
+    (project / "runs" / "student" / "summary.json").unlink()
+    recipe = project / "teacher.yaml"
+    recipe.write_text(recipe.read_text().replace("lr: 0.05", "lr: 0.04"))
+    refused(fastlg("train", "student.yaml", "optim.epochs=1"), "another teacher", "teacher.weights")
+
+
+def test_compare_and_train_do_not_overwrite_each_other(project, fastlg):
+    assert fastlg("train", "student.yaml", "optim.epochs=1")[0] == 0
+    before = (project / "runs" / "student" / "summary.json").read_text()
+    refused(fastlg("compare", "student.yaml", "optim.epochs=1"), "runs/student", "run.name")
+    assert (project / "runs" / "student" / "summary.json").read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["", "optim: [1", "just words"])
+def test_a_damaged_config_of_a_run_is_named(project, fastlg, damage):
+    assert fastlg("train", "student.yaml", "teacher=null", "optim.epochs=1")[0] == 0
+    run = project / "runs" / "student"
+    (run / "config.yaml").write_text(damage)
+    for command in (("eval", run), ("train", "student.yaml", "teacher=null", "optim.epochs=1")):
+        refused(fastlg(*command), "config.yaml")
+
+
+def test_eval_refuses_to_change_the_trained_model(project, fastlg):
+    assert fastlg("train", "student.yaml", "teacher=null", "optim.epochs=1")[0] == 0
+    refused(fastlg("eval", project / "runs" / "student", "model.image_size=64"), "model.image_size")

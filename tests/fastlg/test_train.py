@@ -119,10 +119,41 @@ def test_dry_run_takes_one_step_and_writes_no_run(project, fastlg):
         ["engine.precision=bf16"],
         ["model.blocks=auto", "data.loader=torch"],
         ["optim.name=sgd", "optim.global_batch_size=500"],
-        ["augment.mixup=0.8", "augment.cutmix=1.0"],
     ],
     ids=lambda o: o[0],
 )
 def test_every_objective_trains_a_step(project, fastlg, overrides):
     status, out, err = fastlg("train", "student.yaml", "--dry-run", *overrides)
     assert status == 0 and "loss" in out, err
+
+
+def test_mixing_reaches_the_loss(project, fastlg):
+    """Same weights, images and draws: only the mix may change the first loss."""
+    losses = []
+    for name, overrides in (("plain", []), ("mixed", ["augment.mixup=0.8", "augment.cutmix=1.0"])):
+        arguments = ("teacher=null", "model.init=timm", "optim.epochs=1", f"run.name={name}", *overrides)
+        assert fastlg("train", "student.yaml", *arguments)[0] == 0
+        losses.append(rows(project / "runs" / name)[0]["loss_cls"])
+    assert losses[0] != losses[1]
+
+
+def test_a_run_of_an_older_version_is_still_its_own(project, fastlg):
+    """A config.yaml that lacks a field added since means that field's default."""
+    import yaml
+
+    arguments = ("train", "student.yaml", "teacher=null", "optim.epochs=1")
+    assert fastlg(*arguments)[0] == 0
+    saved = project / "runs" / "student" / "config.yaml"
+    tree = yaml.safe_load(saved.read_text())
+    del tree["augment"]["mix_probability"]
+    saved.write_text(yaml.safe_dump(tree))
+    status, out, err = fastlg(*arguments)
+    assert status == 0 and "is complete" in out, err
+
+
+def test_nested_and_dotted_teacher_overrides_mean_the_same(project, fastlg):
+    assert fastlg("train", "student.yaml", "optim.epochs=1", "teacher.overrides={optim: {lr: 0.01}}")[0] == 0
+    status, out, err = fastlg(
+        "train", "student.yaml", "run.name=b", "optim.epochs=1", "teacher.overrides.optim.lr=0.01"
+    )
+    assert status == 0 and len(list((project / "runs" / "teachers").iterdir())) == 1, out
