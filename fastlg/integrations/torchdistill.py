@@ -5,7 +5,8 @@ to the student's wrapper, ``secondary_forward`` hands them on through a forward 
 
     teacher: {auxiliary_model_wrapper: {key: LocalityGuidanceTeacher, kwargs: {size: 32}}, requires_grad: False,
               forward_hook: {output: [teacher_model.layer1, teacher_model.layer2]}}
-    student: {auxiliary_model_wrapper: {key: LocalityGuidanceStudent, kwargs: {student_dims: [...], teacher_dims: [...]}},
+    student: {auxiliary_model_wrapper: {key: LocalityGuidanceStudent,
+                                        kwargs: {student_dims: [...], teacher_dims: [...]}},
               forward_hook: {output: [student_model.blocks.0, student_model.blocks.6, guidance]}}
     criterion: {key: LocalityGuidanceLoss, kwargs: {student_paths: [...], teacher_paths: [...], grids: [...]}}
 
