@@ -74,10 +74,9 @@ def normals(seeds: Tensor, count: int, *, offset: int = 0, dtype: torch.dtype = 
 
 def normals_from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Two standard normals per 64 random bits: int64 [...] -> `dtype` [..., 2]."""
-    high = (_shift_right(bits, 32).to(dtype) + 0.5) * 2.0**-32
-    low = (bits & 0xFFFFFFFF).to(dtype) * (2.0 * math.pi * 2.0**-32)
-    radius = high.log_().mul_(-2.0).sqrt_()
-    return torch.stack((radius * low.cos(), radius * low.sin()), dim=-1)
+    radius = _shift_right(bits, 32).to(dtype).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    angle = (bits & 0xFFFFFFFF).to(dtype).mul_(2.0 * math.pi * 2.0**-32)
+    return torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=-1)
 
 
 def random_bits(seeds: Tensor, count: int, *, offset: int = 0) -> Tensor:
@@ -90,15 +89,15 @@ def random_bits(seeds: Tensor, count: int, *, offset: int = 0) -> Tensor:
 
 
 def mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of 64-bit words, on int64 tensors of any shape."""
-    z = (z ^ _shift_right(z, 30)) * _signed(MIX_1)
-    z = (z ^ _shift_right(z, 27)) * _signed(MIX_2)
-    return z ^ _shift_right(z, 31)
+    """SplitMix64's finaliser, a bijection of 64-bit words, on int64 tensors of any shape; a new tensor."""
+    z = z.bitwise_xor(_shift_right(z, 30)).mul_(_signed(MIX_1))
+    z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(MIX_2))
+    return z.bitwise_xor_(_shift_right(z, 31))
 
 
 def _shift_right(z: Tensor, places: int) -> Tensor:
     """Logical shift: torch's own copies the sign bit."""
-    return (z >> places) & ((1 << (64 - places)) - 1)
+    return (z >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 
 def _mix_python(z: int) -> int:
