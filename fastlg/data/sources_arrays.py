@@ -123,9 +123,7 @@ def _load_torchvision(name: str, root: Path, download: bool, **options):
         raise UserError(f"{where}: download to {root} failed ({error}); check the connection and try again") from None
 
 
-def hugging_face_source(
-    spec: str, split: str, label_column: str | None, image_column: str | None
-) -> Source | None:
+def hugging_face_source(spec: str, split: str, label_column: str | None, image_column: str | None) -> Source | None:
     """``hf://OWNER/NAME`` or ``hf://OWNER/NAME/CONFIG``: the dataset's parquet files, fetched into the hub's cache.
 
     Datasets without parquet files of their own are read from the hub's converted copy (branch refs/convert/parquet).

@@ -1,11 +1,11 @@
 """The raw store: every image of a dataset decoded once, uint8 pixels back to back, read through a memory map.
 
-    STORE/manifest.json            what it was made from, counts, statistics, hashes, refused files, duplicates
-    STORE/train/pixels.bin         uint8, image after image, each [h, w, 3]
-    STORE/train/offsets.npy        int64 [N + 1], first byte of each image, then the end
-    STORE/train/sizes.npy          int64 [N, 2], height and width in pixels
-    STORE/train/labels.npy         int64 [N]
-    STORE/test/...                 the same
+STORE/manifest.json            what it was made from, counts, statistics, hashes, refused files, duplicates
+STORE/train/pixels.bin         uint8, image after image, each [h, w, 3]
+STORE/train/offsets.npy        int64 [N + 1], first byte of each image, then the end
+STORE/train/sizes.npy          int64 [N, 2], height and width in pixels
+STORE/train/labels.npy         int64 [N]
+STORE/test/...                 the same
 """
 
 from __future__ import annotations
