@@ -129,6 +129,16 @@ def test_autocast_keeps_the_loss_in_float32_and_trains_float32_projections():
     assert loss.item() == pytest.approx(plain.item(), rel=0.02)
 
 
+def test_autocast_does_not_round_the_sums():
+    inputs = draw(2, PAIRS, prefix=1)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = guidance_loss(*inputs[:4], grids=inputs.grids)
+            results.append([loss, *torch.autograd.grad(loss, inputs.leaves())])
+    assert all(torch.equal(plain, cast) for plain, cast in zip(*results, strict=True))
+
+
 def test_accumulated_and_scaled_steps_equal_one_step_over_both_batches():
     module = GuidanceLoss([5], [3], grids=[(4, 6)]).double()
     first, second = (draw(2, PAIRS[:1], torch.float64, prefix=1, seed=seed) for seed in (0, 1))
