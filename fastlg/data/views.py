@@ -12,6 +12,7 @@ from fastlg.batch import Batch, Views
 from fastlg.data.mixing import Mix, Mixer, mix_images, mix_targets
 from fastlg_kernels.augment import normalise, parse_rand_augment, rand_augment, random_erasing, resize_crops
 from fastlg_kernels.rng import sample_seeds
+from fastlg_kernels.views import train_views
 
 
 class ViewMaker:
@@ -65,13 +66,34 @@ class ViewMaker:
 
     def __call__(self, batch: Batch, epoch: int, train: bool = True) -> Views:
         """Views of ``batch`` on its device; with ``train=False`` the pixels are only normalised."""
+        is_mixed = train and self.mixer is not None and self.mixer.active
+        if train and not is_mixed and self.teacher_source == "student" and self.interpolation == "bicubic":
+            return self._fused(batch, epoch)
         student = self._student(batch, epoch) if train else self._normalise(batch.images, None)
         mix, targets = None, batch.labels
-        if train and self.mixer is not None and self.mixer.active:
+        if is_mixed:
             mix = self.mixer.draw(batch.sample_ids, epoch, student.shape[-1])
             targets = mix_targets(batch.labels, mix, self.num_classes)
             student = mix_images(student, mix)
         return Views(student, self._teacher(batch, student, mix, train), targets, batch.crop, batch.flip)
+
+    def _fused(self, batch: Batch, epoch: int) -> Views:
+        """The common case in one call, which on a GPU makes both views in one pass over memory."""
+        student, teacher = train_views(
+            batch.images,
+            sample_seeds(self.seed, epoch, batch.sample_ids, "rand_augment"),
+            sample_seeds(self.seed, epoch, batch.sample_ids, "erase"),
+            self.mean,
+            self.std,
+            flip=batch.flip,
+            spec=self.rand_augment,
+            erase=self.erase,
+            teacher_size=self.teacher_size,
+            dtype=self.dtype,
+        )
+        if teacher is None:
+            teacher = student.new_empty(len(student), 3, 0, 0)
+        return Views(student, teacher, batch.labels, batch.crop, batch.flip)
 
     def _student(self, batch: Batch, epoch: int) -> Tensor:
         if self.rand_augment is None:

@@ -176,3 +176,17 @@ def test_the_contact_sheet_shows_what_is_stored_cropped_and_seen(tmp_path):
         assert np.array_equal(crops[:, columns], given.images[i])
         assert np.array_equal(students[:, columns], mirrored[i])
         assert np.array_equal(teachers[:, columns], mirrored[i][3::7, 3::7].repeat(7, 0).repeat(7, 1))
+
+
+@pytest.mark.parametrize("teacher_size", [None, 4, 9, 28])
+@pytest.mark.parametrize("settings", [{}, {"rand_augment": None}, {"erase": 0.0}, {"rand_augment": None, "erase": 0.0}])
+def test_the_fused_call_gives_the_bits_of_its_parts(teacher_size, settings):
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (9, 28, 28, 3), dtype=torch.uint8, generator=generator)
+    ids = torch.arange(9) + 100
+    batch = Batch(images, torch.zeros(9, dtype=torch.int64), ids, torch.zeros(9, 4), ids % 2 == 0)
+    maker = ViewMaker(teacher_size=teacher_size, seed=5, **settings)
+    fused = maker._fused(batch, 3)
+    student = maker._student(batch, 3)
+    assert torch.equal(fused.student, student)
+    assert torch.equal(fused.teacher, maker._teacher(batch, student, None, True))
