@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
@@ -135,13 +136,12 @@ def token_grad(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> 
     dtype = compute_dtype(out)
     with torch.autocast(out.device.type, enabled=False):
         weight = (weight.to(dtype) * scale.to(dtype)).expand(len(residual), -1, -1)
-        residual = residual.to(dtype)
+        residual = residual.to(dtype).mT  # [N, D, H*W]
         if out.dim() == 4:
-            out.copy_(torch.bmm(weight.mT, residual.mT).unflatten(2, out.shape[2:]))
+            out.copy_(torch.bmm(weight.mT, residual).unflatten(2, out.shape[2:]))
             return
-        prefix = out.shape[1] - residual.shape[1]
-        out[:, :prefix].zero_()
+        residual = F.pad(residual, (out.shape[1] - residual.shape[2], 0)).mT  # zeros for prefix tokens
         if out.dtype == dtype:
-            torch.bmm(residual, weight, out=out[:, prefix:])
+            torch.bmm(residual, weight, out=out)
         else:
-            out[:, prefix:].copy_(torch.bmm(residual, weight))
+            out.copy_(torch.bmm(residual, weight))
