@@ -246,6 +246,14 @@ def parse_overrides(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return parsed
 
 
+def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{optim: {epochs: 1}} and {optim.epochs: 1} alike as {"optim.epochs": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def save_config(config: Config, path: Path) -> None:
     """Atomically, and only when it changed: a kill or a full disk leaves the old file or the new one."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

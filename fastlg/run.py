@@ -15,7 +15,7 @@ from fastlg.analysis.plots import plot_curves
 from fastlg.assemble import Parts
 from fastlg.batch import Batch, StepOutput
 from fastlg.checkpoint import LAST, load_checkpoint, random_state, save_checkpoint, set_random_state
-from fastlg.config import Config, config_from, read_saved_config, save_config
+from fastlg.config import Config, config_from, dotted, read_saved_config, save_config
 from fastlg.errors import RunError, UserError, writing
 from fastlg.evaluate import evaluate
 from fastlg.metrics import Accuracy, Meter
@@ -246,7 +246,7 @@ def refuse_non_finite_weights(unit: torch.nn.Module, step: int) -> None:
 
 
 def _refuse_other(saved: Config, config: Config, where: str) -> None:
-    old, new = (_flat(each.model_dump(mode="json")) for each in (saved, config))
+    old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
     differing = [
         key
         for key in sorted(old.keys() | new.keys())
@@ -256,13 +256,3 @@ def _refuse_other(saved: Config, config: Config, where: str) -> None:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(f"{where} belongs to another config ({changes}{more}); choose another run.name")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from fastlg.assemble import Stores, new_model
 from fastlg.checkpoint import LAST
-from fastlg.config import Config, load_config
+from fastlg.config import Config, dotted, load_config
 from fastlg.errors import UserError, first_line
 from fastlg.evaluate import load_trained
 from fastlg.models.build import is_cnn
@@ -24,7 +23,7 @@ def teacher_config(config: Config, stores: Stores) -> Config:
     """The recipe that trains the teacher, on the run's own data, in a folder named by everything that shapes it."""
     recipe = load_config(config.teacher.recipe).replace(
         {
-            **_dotted(config.teacher.overrides),
+            **dotted(config.teacher.overrides),
             "data": config.data.model_dump(mode="json"),
             "engine": config.engine.model_dump(mode="json"),
             "run.seed": config.run.seed,
@@ -78,14 +77,3 @@ def _load_file(path: Path, recipe: Config, stores: Stores) -> nn.Module:
     load_reference(model, state)
     say(f"teacher  {recipe.model.name} from {path}")
     return model
-
-
-def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{optim: {epochs: 1}} and {optim.epochs: 1} alike as {"optim.epochs": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _dotted(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
