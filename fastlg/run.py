@@ -140,7 +140,6 @@ class Run:
                 f"epoch {self.epoch}/{self.config.optim.epochs}  test top-1 {self.last.top1:.2f} %  "
                 f"top-5 {self.last.top5:.2f} %  best {self.top1_best:.2f} %"
             )
-        self.meter.read()
         self.meter.reset()
         self.save(best=best)
         if self.epoch < self.config.optim.epochs:
