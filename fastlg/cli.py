@@ -131,6 +131,26 @@ def cache(config: ConfigName, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks; default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of everything, below a minute.")] = False,
+    compare: Annotated[Path | None, typer.Option(metavar="OLD.json", help="Print ratios to earlier results.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also write torch.profiler traces.")] = False,
+    readme: Annotated[
+        Path | None, typer.Option(metavar="RESULTS.json", help="Fill README's section; measure nothing.")
+    ] = None,
+) -> None:
+    """Measure what this machine can do: needs a source checkout."""
+    from fastlg.bench import run_benchmarks
+
+    flags = {"--quick": quick, "--profile": profile}
+    paths = {"--compare": compare, "--readme": readme}
+    arguments = [*(names or []), *(flag for flag, given in flags.items() if given)]
+    arguments += [f"{flag}={path}" for flag, path in paths.items() if path is not None]
+    raise typer.Exit(run_benchmarks(arguments))
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine offers fastlg, what is missing, and how to add it."""
     from fastlg.doctor import report

@@ -23,7 +23,7 @@ FLOORS = [
     {"run", "prepare", "cache"},
     {"teacher_recipe"},
     {"train"},
-    {"compare", "doctor"},
+    {"compare", "doctor", "bench"},
     {"cli"},
     {"__main__"},
 ]

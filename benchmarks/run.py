@@ -1,0 +1,163 @@
+"""``fastlg bench``: finds the device, measures what it can in the time there is, writes results, table and plots.
+
+    python benchmarks/run.py [NAME ...] [--quick] [--compare OLD.json] [--profile] [--readme RESULTS.json]
+
+Writes benchmarks/results/DATE-DEVICE-COMMIT.json, .md and .png. A benchmark that fails is named and the others go on;
+the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from counting import measure_ceilings
+from harness import Bench, Row, Stamp, timed
+from report import ROOT, compare, comparison_text, load, number, results_name, save, write_readme
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+# Seconds of each benchmark: (CPU quick, CPU, GPU quick, GPU). 0 leaves it out of a run that names none. Their sums stay
+# below 60 s, 5 min, 60 s and 8 min with room for imports, ceilings and plots.
+SECONDS = {
+    "training": (19, 95, 30, 200),
+    "step": (7, 20, 15, 50),
+    "guidance": (3, 10, 3, 25),
+    "augment": (4, 15, 3, 25),
+    "teacher": (2, 8, 2, 10),
+    "optimizer": (1, 4, 1, 4),
+    "evaluation": (3, 8, 2, 10),
+    "checkpoint": (2, 5, 2, 6),
+    "loaders": (0, 40, 0, 45),
+    "cache": (0, 30, 0, 30),
+    "coldstart": (0, 25, 0, 50),
+}
+TOTAL = (58, 290, 70, 470)  # seconds of a whole run; nothing new starts when the rest is too short for it
+
+
+def main() -> int:
+    began = time.monotonic()
+    options = arguments()
+    console = Console(highlight=False, soft_wrap=True)
+    if options.readme:
+        console.print(f"wrote {write_readme(options.readme).relative_to(ROOT)}")
+        return 0
+    old = load(options.compare) if options.compare else None
+    device = torch.device(options.device)
+    command = " ".join(["fastlg bench", *sys.argv[1:]])
+    place = 2 * (device.type == "cuda") + (not options.quick)
+    names = options.names or [name for name, seconds in SECONDS.items() if seconds[place]]
+    total = TOTAL[place] if not options.names else sum(budget(name, place) for name in names)
+    with tempfile.TemporaryDirectory(prefix="fastlg-bench-") as scratch:
+        os.environ["FASTLG_CACHE"] = f"{scratch}/cache"
+        bench = Bench(
+            device,
+            quick=options.quick,
+            folder=Path(scratch),
+            ceilings=measure_ceilings(device, timed, options.quick),
+            stamp=Stamp.of(device, command),
+            profile=options.out / "profile" if options.profile else None,
+        )
+        failed = run_all(bench, names, place, began + total, console)
+    if not bench.rows:
+        console.print("fastlg bench: nothing was measured", style="red")
+        return 1
+    return finish(bench, options, old, failed, console, time.monotonic() - began)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fastlg bench", description="Measure what this machine can do.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SECONDS)}; default: what fits")
+    parser.add_argument("--quick", action="store_true", help="less of everything, below a minute")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="print ratios to an earlier results file")
+    parser.add_argument("--profile", action="store_true", help="torch.profiler traces of the steps, below the results")
+    parser.add_argument("--readme", type=Path, metavar="RESULTS.json", help="fill README's section, measure nothing")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in SECONDS]:
+        raise ValueError(f"there is no benchmark {unknown[0]}; choose from {', '.join(SECONDS)}")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch sees no CUDA device")
+    return options
+
+
+def budget(name: str, place: int) -> float:
+    """A benchmark that a quick run leaves out gets its full time when it is named."""
+    return SECONDS[name][place] or SECONDS[name][place + 1]
+
+
+def run_all(bench: Bench, names: list[str], place: int, ends: float, console: Console) -> list[str]:
+    """Every benchmark in its time; returns the names of those that failed."""
+    failed: list[str] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(names))
+        threads = torch.get_num_threads()
+        for name in names:
+            seconds = min(budget(name, place), ends - time.monotonic())
+            bench.begin(name, seconds)
+            shown = len(bench.rows)
+            bench.notice = lambda what, name=name: progress.update(task, description=f"{name}: {what}")
+            bench.notice("starts")
+            if seconds < budget(name, place) / 2:
+                bench.left_out.append(f"{name} (out of time)")
+                continue
+            try:
+                importlib.import_module(name).rows(bench)
+            except Exception as error:
+                failed.append(name)
+                bench.left_out.append(f"{name}: failed with {type(error).__name__}: {error}")
+                console.print(traceback.format_exc(), markup=False)
+            torch.set_num_threads(threads)
+            for row in bench.rows[shown:]:
+                console.print(line(row), markup=False)
+            progress.advance(task)
+    return failed
+
+
+def line(row: Row) -> str:
+    """A row for a terminal."""
+    what = f"{row.case}, {row.provider}" + (f", batch {row.batch}" if row.batch else "")
+    rate = f"{number(row.images_per_s):>9} images/s" if row.images_per_s else " " * 18
+    ratio = f"{row.ratio:>6.2f}x" if row.ratio else " " * 7
+    share = f"{row.bound_share:>5.0%} of the bound" if row.bound_share else ""
+    return f"{row.bench:<11}{what:<62}{number(row.median_ms):>9} ms ±{row.spread:>4.0%}{rate}{ratio}{share}".rstrip()
+
+
+def finish(bench: Bench, options: argparse.Namespace, old: dict | None, failed: list, console, took: float) -> int:
+    """Writes everything, prints where it lies; returns the exit status."""
+    first = bench.rows[0].as_json()
+    named = ("-" + "-".join(options.names) if options.names else "") + ("-quick" if options.quick else "")
+    path = options.out / f"{results_name(first)}{named}.json"
+    ceilings = {name: getattr(bench.ceilings, name) for name in ("copy_bytes_per_s", "matmul_flops_per_s")}
+    conditions = {"ceilings": ceilings, "seconds": round(took, 1), "left_out": bench.left_out}
+    results = save(path, bench.rows, conditions)
+    try:
+        from plots import draw
+
+        pictures = draw(results, path.with_suffix(""))
+    except ImportError:
+        pictures = []
+        console.print("matplotlib is not installed; no plots (pip install 'fastlg[plots]')", markup=False)
+    for left in bench.left_out:
+        console.print(f"left out   {left}", markup=False)
+    if old is not None:
+        console.print(comparison_text(compare(old["rows"], results["rows"])), markup=False)
+    console.print(f"{len(bench.rows)} rows in {took:.0f} s: {path} (.md, {len(pictures)} plots)", markup=False)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        print(f"fastlg: {error}", file=sys.stderr)
+        sys.exit(2)
