@@ -21,10 +21,7 @@ test-gpu: .venv/.ready  ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
 
 bench: .venv/.ready  ## measure what this machine can do
-	@$(BIN)/python benchmarks/guidance.py --quick
-	@$(BIN)/python benchmarks/augment.py --quick
-	@$(BIN)/python benchmarks/loaders.py --quick
-	@$(BIN)/python benchmarks/cache.py --source demo:mnist5k --images 256 --batch 32 --repeats 3
+	@$(BIN)/fastlg bench
 
 hub-build: .venv/.ready  ## write fastlg_kernels as Kernel Hub variants into kernels/build
 	@$(BIN)/python kernels/hub_build.py

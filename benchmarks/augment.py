@@ -210,18 +210,45 @@ def spread(times: list[float]) -> float:
     return (high - low) / statistics.median(times)
 
 
-def measure(case: str, options: argparse.Namespace, device: torch.device) -> list[dict]:
-    """Both providers in turn; timm's row first."""
+def race(
+    case: str, options: argparse.Namespace, device: torch.device, ends: float = float("inf")
+) -> tuple[dict, Batch]:
+    """(provider -> seconds per image of every turn, the images); no new turn begins after ``ends``."""
     batch = Batch(case, options, device)
     sides = {"timm": timm_side(case, batch), "batched": batched_side(case, batch)}
     clocks = {"timm": processor_time, "batched": event_time if device.type == "cuda" else processor_time}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(options.repeats + 1):
+        if turn > 2 and time.monotonic() > ends:
+            break
         batch.turn = turn
         for name, run in sides.items():
             taken = clocks[name](run, batch)
             if turn:  # the first turn compiles and fills caches
                 times[name].append(taken / options.batch)
+    return times, batch
+
+
+def rows(bench) -> None:
+    """For benchmarks/run.py: the whole transforms, on one thread; a CPU's rows are processor time."""
+    from counting import Work
+
+    torch.set_num_threads(1)
+    count = 128 if bench.gpu else 32
+    options = argparse.Namespace(batch=count, size=224, repeats=3 if bench.quick else 7)
+    for case in ("cifar",) if bench.quick else SIZES:
+        if not bench.fits(f"{case}, batch {count}", 1.5):
+            continue
+        times, batch = race(case, options, bench.device, time.monotonic() + bench.left() * 0.8)
+        base = [count * took for took in times["timm"]]
+        for name, taken in times.items():
+            work = Work(moved_bytes(batch)[0], 0) if bench.gpu and name == "batched" else None
+            bench.add(case, name, [count * took for took in taken], batch=count, base=base, work=work)
+
+
+def measure(case: str, options: argparse.Namespace, device: torch.device) -> list[dict]:
+    """Both providers in turn; timm's row first."""
+    times, batch = race(case, options, device)
     rows = []
     for name, taken in times.items():
         median = statistics.median(taken)

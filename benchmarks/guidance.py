@@ -146,7 +146,8 @@ def peak_mib(run, inputs: Inputs, device: torch.device) -> float | None:
     return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
-def measure(case: str, batch: int, device: torch.device, repeats: int, stamp: dict) -> list[dict]:
+def race(case: str, batch: int, device: torch.device, repeats: int) -> tuple[dict, dict, list[Inputs]]:
+    """(name -> milliseconds of every turn, name -> what was run, the input sets)."""
     first = draw(case, batch, device, 0)
     sets = 1 if device.type != "cuda" else min(8, 2 + 2 * L2_BYTES // first.bytes())
     inputs = [first, *(draw(case, batch, device, seed) for seed in range(1, sets))]
@@ -157,6 +158,29 @@ def measure(case: str, batch: int, device: torch.device, repeats: int, stamp: di
             took = timed(run, inputs[turn % sets], device)
             if turn >= 3:
                 times[name].append(took)
+    return times, runs, inputs
+
+
+def rows(bench) -> None:
+    """For benchmarks/run.py: each provider against eager, distance to the bytes as share of the bound."""
+    from counting import Work
+
+    device = bench.device
+    for case in ("deit_ti",) if bench.quick else CASES:
+        for batch in (128, 1024) if bench.gpu else (32,):
+            if not bench.fits(f"{case}, batch {batch}", 1.5):
+                continue
+            times, runs, (first, *_) = race(case, batch, device, 101 if bench.gpu else 5 if bench.quick else 15)
+            base = [took / 1e3 for took in times["eager"]]
+            for name, taken in times.items():
+                peak = None if name == "copy" else peak_mib(runs[name], first, device)
+                seconds = [took / 1e3 for took in taken]
+                own = {"base": base, "work": Work(first.bytes(), 0), "peak_mib": peak}
+                bench.add(case, name, seconds, batch=batch, **own)
+
+
+def measure(case: str, batch: int, device: torch.device, repeats: int, stamp: dict) -> list[dict]:
+    times, runs, (first, *_) = race(case, batch, device, repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
     rows = []
     for name, values in times.items():

@@ -136,9 +136,11 @@ class Bench:
         base: list[float] | None = None,
         work: Work | None = None,
         peak_mib: float | None = None,
+        measured: tuple[float, int] | None = None,
         **extra: Any,
     ) -> Row:
-        """One row. times: seconds of each turn; images: per call, ``batch`` unless told; base: times of the base."""
+        """One row. times: seconds of each turn; images: per call, ``batch`` unless told; base: times of the base;
+        measured: (spread, turns) where another program took the turns and ``times`` is their median alone."""
         median = statistics.median(times)
         images = batch if images is None else images
         bound = work.bound_s(self.ceilings) if work else None
@@ -148,8 +150,8 @@ class Bench:
             provider=provider,
             batch=batch,
             median_ms=_short(1e3 * median),
-            spread=_short(spread(times)),
-            repeats=len(times),
+            spread=_short(spread(times) if measured is None else measured[0]),
+            repeats=len(times) if measured is None else measured[1],
             images_per_s=_short(images / median) if images else None,
             ratio=_short(statistics.median(base) / median) if base else None,
             peak_mib=peak_mib,

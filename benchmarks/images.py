@@ -15,7 +15,7 @@ from fastlg.data.prepare import prepare
 CLASSES = 100
 
 
-def make_source(folder: Path, count: int, *, test: int = 200, side: int = 32) -> Path:
+def make_source(folder: Path, count: int, test: int = 100, side: int = 32) -> Path:
     """``folder``/{train,test}/CLASS/NNNN.png: smooth colour fields with noise, ``count`` and ``test`` of them."""
     generator = np.random.default_rng(0)
     for split, number in (("train", count), ("test", test)):
@@ -29,9 +29,9 @@ def make_source(folder: Path, count: int, *, test: int = 200, side: int = 32) ->
     return folder
 
 
-def make_store(folder: Path, count: int, **options) -> Path:
-    """A prepared store of made images, below ``folder``."""
+def make_store(folder: Path, count: int, test: int = 100) -> Path:
+    """A prepared store of so many made images for training and for testing, below ``folder``."""
     store = folder / f"store-{count}"
     if not store.exists():
-        prepare(str(make_source(folder / f"images-{count}", count, **options)), store)
+        prepare(str(make_source(folder / f"images-{count}", count, test)), store)
     return store

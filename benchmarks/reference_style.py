@@ -2,14 +2,15 @@
 
 One step: a DataLoader whose workers run timm's ``create_transform`` on decoded images, one by one; the 224 px view is
 resized to the teacher's input; the teacher runs in eager mode, with batch statistics; every block's tokens are copied
-to NCHW; a 1x1 convolution, two ``interpolate`` calls and a mean squared error per guided block; AdamW; and one host sync
-for every value that a progress line shows. The network, its initial weights and the parameter groups are fastlg's, so
-that style alone differs. Each field of Style replaces one of these habits; the ablation ladder takes them in order.
+to NCHW; a 1x1 convolution, two ``interpolate`` calls and a mean squared error per guided block; AdamW; and one host
+sync for every value that a progress line shows. The network, its initial weights and the parameter groups are
+fastlg's, so that style alone differs. Each field of Style replaces one of these habits; the ablation ladder takes them
+in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -117,25 +118,32 @@ class ReferenceStyle:
             images, labels = next(self.batches)
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
-    def step(self) -> dict[str, float]:
-        """One update; returns what a progress line would show, read from the device where the style does that."""
-        images, labels = self.next_batch()
-        return self.update(images, labels)
+    def step(self, mark: Callable[[str], None] = lambda part: None) -> dict[str, float]:
+        """One update; returns what a progress line would show, read from the device where the style does that.
 
-    def update(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        ``mark`` is called with a part's name after it: input wait, teacher, student forward, ...
+        """
+        images, labels = self.next_batch()
+        mark("input wait")
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, self.style.autocast):
             maps = self.teach(images) if self.teacher is not None else ()
+            mark("teacher")
             logits, guidance = self.forward(images, maps)
             loss_cls = F.cross_entropy(logits, labels)
             loss = loss_cls + self.beta * guidance
+        mark("student forward")
         loss.backward()
+        mark("backward")
         self.optimizer.step()
-        if not self.style.syncs:
-            return {}
-        correct = (logits.argmax(1) == labels).sum()
-        values = {"loss": loss, "loss_cls": loss_cls, "loss_guidance": guidance, "correct": correct}
-        return {name: float(torch.as_tensor(value).item()) for name, value in values.items()}
+        mark("optimizer")
+        values = {"loss": loss, "loss_cls": loss_cls, "loss_guidance": guidance}
+        values["correct"] = (logits.argmax(1) == labels).sum()
+        shown = (
+            {name: float(torch.as_tensor(value).item()) for name, value in values.items()} if self.style.syncs else {}
+        )
+        mark("other")
+        return shown
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> tuple[Tensor, ...]:

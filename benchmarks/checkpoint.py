@@ -1,0 +1,32 @@
+"""Seconds that a checkpoint costs: saving one, and starting a run again from it."""
+
+from __future__ import annotations
+
+from harness import Bench, wall
+from ours import Ours, config_of
+
+from fastlg.run import Run
+from fastlg.signals import StopRequest
+
+
+def rows(bench: Bench) -> None:
+    """A guided DeiT-Ti with its projections, moments, meter and position, to the disk and back."""
+    if not bench.fits("save and load", 2):
+        return
+    config = config_of(bench, "deit_tiny", 8, "run.name=checkpoint", "log.tensorboard=false")
+    ours = Ours(config)
+    ours.open()
+    ours.step()
+    ours.close()
+    run = Run(ours.parts, StopRequest())
+    last = run.folder / "checkpoints" / "last.pt"
+    turns = 3 if bench.quick else 7
+    try:
+        times = {"save": [], "load": []}
+        for _ in range(turns + 1):
+            times["save"].append(wall(run.save, bench.device))
+            times["load"].append(wall(lambda: run.load(last), bench.device))
+    finally:
+        run.close()
+    for name, taken in times.items():
+        bench.add("guided DeiT-Ti", name, taken[1:], file_mib=round(last.stat().st_size / 2**20, 1))

@@ -1,0 +1,234 @@
+"""Training end to end: images/s of whole steps, everything included. The question all others serve.
+
+Kinds of rows (``extra.kind``):
+
+    end to end   DeiT-Ti guided, unguided, with cached teacher features and on synthetic data (one finished batch again
+                 and again), against the reference style; the other students guided against the reference style
+    ladder       from the reference style to fastlg, one change at a time
+    batch size   time of a step against the batch size
+    engine       plain torch against DeepSpeed, where that is installed
+
+Students are those that fastlg has: DeiT-Ti, PiT-Ti, PVTv2-B0 and ConViT-Ti. Of the paper's students T2T-ViT, PVT and
+CvT are not among them. The reference style does what reference_style.py says; it runs the same guided job, so both
+share one bound. Cached features follow crops and flips alone, so that row's images pass through no RandAugment.
+
+Rivals take turns on a CPU, one step each. On a GPU, where CUDA graphs hold memory, they come one after another; a turn
+is then a number of steps between two synchronizations, after steps that are not timed, so that batches which workers
+prepared while nobody waited do not count.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from counting import Work
+from harness import Bench, Row, peak_mib, synchronize, wall
+from ours import Ours, config_of, made_teacher, workers_of
+from reference_style import ReferenceStyle, Style
+
+from fastlg.assemble import open_stores
+from fastlg.errors import UserError
+
+NAMES = {"deit_tiny": "DeiT-Ti", "pit_tiny": "PiT-Ti", "pvtv2_b0": "PVTv2-B0", "convit_tiny": "ConViT-Ti"}
+OFF = ("compile", "graph", "prefetch", "channels_last", "fold_norms")
+EAGER = tuple(f"engine.{name}=false" for name in OFF)
+Stepper = Ours | ReferenceStyle
+
+
+def rows(bench: Bench) -> None:
+    sizes = (128, 1024) if bench.gpu else (8,)
+    for batch in sizes:
+        end_to_end(bench, batch)
+    ladder(bench, sizes[0])
+    if bench.quick:
+        return
+    for name in list(NAMES)[1:]:
+        for batch in sizes:
+            other_student(bench, name, batch)
+    batch_sizes(bench)
+    engines(bench, sizes[0])
+
+
+def reference(bench: Bench, batch: int, name: str = "deit_tiny", **style: bool) -> ReferenceStyle:
+    config = config_of(bench, name, batch)
+    stores = open_stores(config)
+    teacher = made_teacher(len(stores.class_names))
+    return ReferenceStyle(config, stores.train, teacher, Style(**style), device=bench.device, workers=workers_of(bench))
+
+
+def references(bench: Bench, batch: int, name: str = "deit_tiny") -> dict[str, Callable[[], Stepper]]:
+    """The rivals written in the reference style; autocast is what a GPU would be used with."""
+    found = {"reference style, fp32": lambda: reference(bench, batch, name)}
+    if bench.gpu:
+        found["reference style, autocast"] = lambda: reference(bench, batch, name, autocast=True)
+    return found
+
+
+def end_to_end(bench: Bench, batch: int) -> None:
+    def ours(*overrides: str, name: str = "deit_tiny", synthetic: bool = False) -> Callable[[], Stepper]:
+        return lambda: Ours(config_of(bench, name, batch, *overrides), synthetic=synthetic)
+
+    rivals = {**references(bench, batch), "guided": ours(), "unguided": ours("teacher=null")}
+    if not bench.quick:
+        rivals["guided, cached teacher"] = ours(name="deit_tiny_cached")
+        rivals["guided, synthetic data"] = ours(synthetic=True)
+    if bench.fits(f"DeiT-Ti, batch {batch}", 60 if bench.gpu else 6):
+        race(bench, rivals, "DeiT-Ti", batch, kind="end to end", turns=3 if bench.quick else 7)
+
+
+def other_student(bench: Bench, name: str, batch: int) -> None:
+    rivals = {**references(bench, batch, name), "guided": lambda: Ours(config_of(bench, name, batch))}
+    if bench.gpu:  # fp32 once is enough
+        rivals.pop("reference style, fp32")
+    if bench.fits(f"{NAMES[name]}, batch {batch}", 20 if bench.gpu else 8):
+        race(bench, rivals, NAMES[name], batch, kind="end to end", turns=4)
+
+
+def ladder(bench: Bench, batch: int) -> None:
+    """Each rung is the one before with one change."""
+    style, steps = Style(), {"reference style, fp32": {}}
+    if bench.gpu:
+        steps["bf16 autocast"] = {"autocast": True}
+    steps["no host sync per logged value"] = {"syncs": False}
+    steps["guided blocks alone, no copies to NCHW"] = {"copies": False}
+    steps["guidance loss of fastlg_kernels"] = {"kernel": True}
+    steps["fused AdamW"] = {"fused": True}
+    rivals: dict[str, Callable[[], Stepper]] = {}
+    for name, change in steps.items():
+        style = replace(style, **change)
+        rivals[name] = lambda style=style: reference(bench, batch, **vars(style))
+    off = list(EAGER)
+    overrides = [*off, "data.loader=torch"]
+    rivals["fastlg's loop: one crop, batched augmentation, engine switches off"] = made(bench, batch, overrides)
+    if bench.gpu:
+        overrides = off
+        rivals["images resident on the device"] = made(bench, batch, overrides)
+    for switch in ("channels_last", *(("compile", "graph", "prefetch") if bench.gpu else ())):
+        off.remove(f"engine.{switch}=false")
+        overrides = list(off) if bench.gpu else [*off, "data.loader=torch"]
+        name = "teacher in channels-last" if switch == "channels_last" else f"engine.{switch}"
+        rivals[name] = made(bench, batch, overrides)
+    if bench.fits(f"ladder, batch {batch}", 60 if bench.gpu else 8):
+        race(bench, rivals, "DeiT-Ti", batch, kind="ladder", turns=2 if bench.quick else 5)
+
+
+def made(bench: Bench, batch: int, overrides: list[str]) -> Callable[[], Stepper]:
+    overrides = list(overrides)
+    return lambda: Ours(config_of(bench, "deit_tiny", batch, *overrides))
+
+
+def batch_sizes(bench: Bench) -> None:
+    for batch in (32, 64, 128, 256, 512, 1024) if bench.gpu else (1, 4, 16, 32):
+        style = {"autocast": True} if bench.gpu else {}
+        rivals = {
+            "reference style": lambda batch=batch, style=style: reference(bench, batch, **style),
+            "fastlg": lambda batch=batch: Ours(config_of(bench, "deit_tiny", batch)),
+        }
+        if bench.fits(f"batch size {batch}", 15 if bench.gpu else 1 + batch * 0.35):
+            race(bench, rivals, "DeiT-Ti guided", batch, kind="batch size", turns=3)
+
+
+def engines(bench: Bench, batch: int) -> None:
+    """DeepSpeed's own start takes seconds, so this comes last."""
+    rivals = {"plain": made(bench, batch, ["engine.kind=plain"])}
+    if importlib.util.find_spec("deepspeed") is None:
+        bench.left_out.append("training: DeepSpeed's engine (not installed: pip install 'fastlg[deepspeed]')")
+        return
+    rivals["deepspeed"] = made(bench, batch, ["engine.kind=deepspeed"])
+    if bench.fits("engines", 40 if bench.gpu else 15):
+        try:
+            race(bench, rivals, "DeiT-Ti guided, engine", batch, kind="engine", turns=4)
+        except UserError as error:
+            bench.left_out.append(f"training: DeepSpeed's engine ({error})")
+
+
+def race(
+    bench: Bench, rivals: dict[str, Callable[[], Stepper]], case: str, batch: int, *, kind: str, turns: int
+) -> list[Row]:
+    """Measures rivals, the first of which is the base; the bound of a reference style is that of the guided job."""
+    run = one_after_another if bench.gpu else in_turns
+    times, works, peaks = run(bench, rivals, batch, turns)
+    guided = next((works[name] for name in works if "unguided" not in name), None)
+    base = next((times[name] for name in ("reference style, autocast", *times) if name in times and times[name]), None)
+    rows = []
+    for name, taken in times.items():
+        if not taken:
+            bench.left_out.append(f"training: {case}, {name}, batch {batch} (out of time)")
+            continue
+        work = works.get(name, guided)
+        first = times[next(iter(times))] if kind == "ladder" else base
+        own = {"base": first, "work": work, "peak_mib": peaks[name], "kind": kind}
+        rows.append(bench.add(case, name, taken, batch=batch, **own))
+    return rows
+
+
+Measured = tuple[dict[str, list[float]], dict[str, Work], dict[str, float | None]]
+
+
+def in_turns(bench: Bench, rivals: dict[str, Callable[[], Stepper]], batch: int, turns: int) -> Measured:
+    """All rivals built, then one step each, again and again; the first step of each is not counted."""
+    steppers, works, peaks = {}, {}, {}
+    for name, make in rivals.items():
+        steppers[name] = stepper = make()
+        if isinstance(stepper, Ours) and not any(same_job(stepper, steppers[other]) for other in works):
+            works[name] = stepper.work()
+        elif isinstance(stepper, Ours):
+            works[name] = works[next(other for other in works if same_job(stepper, steppers[other]))]
+        stepper.open()
+        peaks[name] = peak_mib(stepper.step, bench.device)
+    runs = {name: stepper.step for name, stepper in steppers.items()}
+    times = bench.turns(runs, turns=turns, seconds=bench.left() * 0.6, warm=0)
+    for stepper in steppers.values():
+        stepper.close()
+    return times, works, peaks
+
+
+def same_job(a: Ours, b: Stepper) -> bool:
+    """Whether both count the same bytes and FLOPs: the same sections but for engine and data."""
+    sections = {"model", "teacher", "guidance", "optim", "augment"}
+    dump = [one.parts.config.model_dump(include=sections) if isinstance(one, Ours) else None for one in (a, b)]
+    return dump[0] == dump[1]
+
+
+def one_after_another(bench: Bench, rivals: dict[str, Callable[[], Stepper]], batch: int, turns: int) -> Measured:
+    """Each rival built, measured and freed; rivals that no longer fit into the time stay without times."""
+    times, works, peaks = {}, {}, {}
+    steps = max(4, 2560 // batch)
+    for name, make in rivals.items():
+        times[name], peaks[name] = [], None
+        if bench.left() < 5:
+            continue
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        stepper = make()
+        if isinstance(stepper, Ours):
+            works[name] = stepper.work()
+        workers = getattr(stepper, "workers", 0)
+        ends = time.monotonic() + bench.left() / 2
+        for turn in range(-1, turns):
+            if turn >= 2 and time.monotonic() > ends:
+                break
+            took = one_turn(stepper, bench.device, warm=max(5, workers), steps=max(steps, workers))
+            if turn >= 0:
+                times[name].append(took)
+        peaks[name] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+        del stepper
+        gc.collect()
+        torch.cuda.empty_cache()
+    return times, works, peaks
+
+
+def one_turn(stepper: Stepper, device: torch.device, *, warm: int, steps: int) -> float:
+    """Seconds per step of ``steps`` steps, after ``warm`` that are not timed."""
+    stepper.open()
+    for _ in range(warm):
+        stepper.step()
+    synchronize(device)
+    took = wall(lambda: [stepper.step() for _ in range(steps)], device)
+    stepper.close()
+    return took / steps
