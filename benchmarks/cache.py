@@ -32,10 +32,10 @@ import torch
 from fastlg.assemble import Parts, Stores, assemble, open_stores
 from fastlg.cache import build, plan_cache
 from fastlg.config import Config, load_config
+from fastlg.engine.precision import autocast
 from fastlg.models.resnet_cifar import resnet56
 from fastlg.provenance import commit, device_name, versions
 from fastlg.teacher.cache import open_cache
-from fastlg.train import guidance
 
 CROPS = ["augment.crop_scale=[0.08,1]", "augment.crop_ratio=[0.75,1.333]"]
 VARIANTS = {
@@ -88,7 +88,7 @@ def parts_of(options: argparse.Namespace, variant: str, stores: Stores) -> Parts
 
 def step(parts: Parts, batch) -> None:
     views = parts.views(batch, 0)
-    parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
+    parts.engine.step(views, batch, len(batch.labels))
 
 
 def timed(device: torch.device, work) -> float:
@@ -108,19 +108,42 @@ def timed(device: torch.device, work) -> float:
 def loss_work(parts: Parts, batch):
     """The guidance loss alone, forward and backward, on features that need a gradient."""
     views = parts.views(batch, 0)
-    guide = guidance(parts, views, batch)
-    with torch.no_grad(), parts.engine.autocast():
+    guide = parts.engine.guide(views, batch)
+    with torch.no_grad(), autocast(parts.device, parts.engine.dtype):
         features = [f.detach().requires_grad_(True) for f in parts.unit.student(views.student)[1]]
 
     def work():
-        with parts.engine.autocast():
+        with autocast(parts.device, parts.engine.dtype):
             loss = parts.unit._guidance_loss(features, guide.maps)
         loss.backward()
 
     return work
 
 
-def steps(options: argparse.Namespace, stores: Stores, stamp: dict) -> list[dict]:
+def rows(bench) -> None:
+    """For benchmarks/run.py: a guided step by where its features come from, against the unguided one."""
+    from ours import store_of
+
+    if not bench.fits("steps and builds", 10):
+        return
+    torch.set_num_threads(1)
+    batch = 128 if bench.gpu else 4
+    common = {"source": str(store_of(bench)), "device": bench.device.type, "batch": batch}
+    options = argparse.Namespace(**common, repeats=21 if bench.gpu else 3)
+    stores = first(open_stores(config_of(options, "unguided")), max(batch, 64))
+    times, made = race(options, stores, bench.left() * 0.6)
+    base = [took / 1e3 for took in times["unguided", "step"]]
+    for name, parts in made.items():
+        extra = (
+            {"cache_mib": round(cached.bytes / 2**20, 1)} if (cached := getattr(parts.teacher, "cache", None)) else {}
+        )
+        if (name, "teacher") in times:
+            extra["teacher_ms"] = round(statistics.median(times[name, "teacher"]), 3)
+        bench.add("DeiT-Ti", name, [took / 1e3 for took in times[name, "step"]], batch=batch, base=base, **extra)
+
+
+def race(options: argparse.Namespace, stores: Stores, seconds: float = float("inf")) -> tuple[dict, dict[str, Parts]]:
+    """((variant, step or teacher or loss) -> milliseconds of every turn, variant -> its parts)."""
     made = {name: parts_of(options, name, stores) for name in VARIANTS}
     work = {}
     for name, parts in made.items():
@@ -129,15 +152,23 @@ def steps(options: argparse.Namespace, stores: Stores, stamp: dict) -> list[dict
         work[name, "step"] = lambda parts=parts, batch=batch: step(parts, batch)
         if parts.teacher is not None:
             views = parts.views(batch, 0)
-            work[name, "teacher"] = lambda parts=parts, views=views, batch=batch: guidance(parts, views, batch)
+            work[name, "teacher"] = lambda parts=parts, views=views, batch=batch: parts.engine.guide(views, batch)
             work[name, "loss"] = loss_work(parts, batch)
     times = {key: [] for key in work}
     device = next(iter(made.values())).device
+    ends = time.monotonic() + seconds
     for repeat in range(options.repeats + 1):
+        if repeat > 2 and time.monotonic() > ends:
+            break
         for key, call in work.items():
             took = timed(device, call)
             if repeat:  # the first round warms up
                 times[key].append(took)
+    return times, made
+
+
+def steps(options: argparse.Namespace, stores: Stores, stamp: dict) -> list[dict]:
+    times, made = race(options, stores)
     median = {key: statistics.median(values) for key, values in times.items()}
     rows = []
     for name, parts in made.items():

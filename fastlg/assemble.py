@@ -9,15 +9,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fastlg import ranks
 from fastlg.config import Config
 from fastlg.data.loaders import make_loader
 from fastlg.data.mixing import Mixer
+from fastlg.data.plan import SamplePlan
 from fastlg.data.prepare import Store, find_or_prepare, open_store
 from fastlg.data.views import ViewMaker
-from fastlg.engine.plain import PlainEngine, build_optimizer, pick_device, pick_dtype
+from fastlg.engine.deepspeed import DeepSpeedEngine, merged_config
+from fastlg.engine.plain import PlainEngine
+from fastlg.engine.precision import build_optimizer, pick_device, pick_dtype
+from fastlg.engine.protocol import Engine, Share, share_batch
+from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
 from fastlg.models.build import build_model
 from fastlg.models.param_groups import param_groups
+from fastlg.models.student import use_fused_attention
+from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent
 from fastlg.report import say
 from fastlg.teacher.cache import CachedTeacher, FeatureCache
@@ -64,9 +72,11 @@ class Parts:
 
     config: Config
     stores: Stores
-    engine: PlainEngine
+    engine: Engine
+    switches: Switches
     unit: GuidedStudent
     teacher: OnlineTeacher | CachedTeacher | None
+    plan: SamplePlan  # of the training batches on this rank
     train_loader: object
     test_loader: object
     views: ViewMaker
@@ -75,6 +85,10 @@ class Parts:
     @property
     def device(self) -> torch.device:
         return self.engine.device
+
+    def step_total(self, step: int) -> int:
+        """Samples that all ranks together train on at a 0-based step of an epoch."""
+        return self.plan.step_total(len(self.stores.train), step)
 
 
 def assemble(
@@ -90,41 +104,105 @@ def assemble(
     """
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
+    share = share_batch(config.optim.global_batch_size, ranks.world_size(), config.engine.micro_batch_size)
     torch.manual_seed(config.run.seed)
     model = new_model(config, len(stores.class_names))
-    teacher = None
-    if teacher_model is not None:
-        settings = config.teacher
-        if features is None:
-            teacher = OnlineTeacher(teacher_model.to(device), stages=settings.stages, norm_stats=settings.norm_stats)
-        else:
-            sizes = torch.from_numpy(stores.train.sizes)
-            teacher = CachedTeacher(
-                features,
-                sizes,
-                device=device,
-                replay=settings.cache_replay,
-                memory=settings.cache_memory,
-                batch_size=config.optim.global_batch_size,
-            )
-        if len(model.blocks) != len(settings.stages):
-            raise UserError(
-                f"model.blocks {model.blocks} and teacher.stages {settings.stages} differ in length; "
-                "each guided block needs one stage"
-            )
-    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance).to(device)
-    optimizer = build_optimizer(param_groups(unit, config.optim.weight_decay), config.optim)
+    if config.teacher is not None and len(model.blocks) != len(config.teacher.stages):
+        raise UserError(
+            f"model.blocks {model.blocks} and teacher.stages {config.teacher.stages} differ in length; "
+            "each guided block needs one stage"
+        )
+    cached = None
+    if teacher_model is not None and features is not None:
+        cached = new_cached_teacher(config, stores, features, device, share.per_rank)
+    norm_stats = config.teacher.norm_stats if teacher_model is not None and cached is None else None
+    switches = decide(
+        config.engine,
+        device,
+        dtype,
+        kind=engine_kind(config),
+        world_size=ranks.world_size(),
+        accumulation=share.accumulation,
+        norm_stats=norm_stats,
+        is_on_device=cached is None or cached.is_on_device,
+    )
+    teacher_id = weights_id(teacher_model) if teacher_model is not None else ""
+    teacher = cached
+    if norm_stats is not None:
+        teacher = new_online_teacher(config, teacher_model, device, dtype, switches)
+    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance)
+    use_fused_attention(unit.student, switches.fused_attention)
+    unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
     train_loader = new_loader(config, stores.train, device, train=True)
     return Parts(
         config=config,
         stores=stores,
-        engine=PlainEngine(unit, optimizer, device, dtype),
+        engine=new_engine(config, unit, teacher, device, dtype, share, switches),
+        switches=switches,
         unit=unit,
         teacher=teacher,
-        train_loader=train_loader if features is None else teacher.follow(train_loader),
+        plan=new_plan(config, train=True),
+        train_loader=train_loader if cached is None else cached.follow(train_loader),
         test_loader=new_loader(config, stores.test, device, train=False),
-        views=make_views(config, teacher_size if features is None else None, len(stores.class_names)),
-        teacher_id=weights_id(teacher_model) if teacher_model is not None else "",
+        views=make_views(config, teacher_size if cached is None else None, len(stores.class_names), dtype=dtype),
+        teacher_id=teacher_id,
+    )
+
+
+def engine_kind(config: Config) -> str:
+    """plain or deepspeed; ``auto`` takes DeepSpeed where something that only it has is asked for."""
+    engine = config.engine
+    wants = engine.zero_stage > 0 or engine.deepspeed_config is not None
+    if engine.kind == "plain" and wants:
+        key = "zero_stage" if engine.zero_stage else "deepspeed_config"
+        raise UserError(f"engine.{key} is set, but engine.kind is plain; use engine.kind=deepspeed or auto")
+    return "deepspeed" if wants else engine.kind.replace("auto", "plain")
+
+
+def new_engine(
+    config: Config, unit: nn.Module, teacher, device: torch.device, dtype: torch.dtype, share: Share, switches: Switches
+) -> Engine:
+    """The engine of a run, its optimizer over the unit's parameters. Raises UserError."""
+    optimizer = build_optimizer(param_groups(unit, config.optim.weight_decay), config.optim, on_device=switches.graph)
+    common = {"device": device, "dtype": dtype, "accumulation": share.accumulation, "is_compiled": switches.compile}
+    clip_norm = config.optim.clip_norm
+    if engine_kind(config) == "plain":
+        return PlainEngine(unit, teacher, optimizer, clip_norm=clip_norm, is_captured=switches.graph, **common)
+    merged = merged_config(
+        config.engine, dtype=dtype, per_rank=share.per_rank, accumulation=share.accumulation, clip_norm=clip_norm
+    )
+    return DeepSpeedEngine(unit, teacher, optimizer, config=merged, **common)
+
+
+def new_online_teacher(
+    config: Config, model: nn.Module, device: torch.device, dtype: torch.dtype, switches: Switches
+) -> OnlineTeacher:
+    """The teacher that is run at every step. Batch statistics are those of the global batch, whatever the ranks."""
+    settings = config.teacher
+    if ranks.world_size() > 1 and settings.norm_stats == "batch":
+        model = with_synced_norms(model)
+    return OnlineTeacher(
+        model.to(device),
+        stages=settings.stages,
+        norm_stats=settings.norm_stats,
+        dtype=dtype,
+        is_channels_last=switches.channels_last,
+        is_folded=switches.fold_norms,
+        is_compiled=switches.compile,
+    )
+
+
+def new_cached_teacher(
+    config: Config, stores: Stores, features: FeatureCache, device: torch.device, batch_size: int
+) -> CachedTeacher:
+    """The teacher read from a feature cache, for batches of up to ``batch_size`` samples on this rank."""
+    return CachedTeacher(
+        features,
+        torch.from_numpy(stores.train.sizes),
+        device=device,
+        replay=config.teacher.cache_replay,
+        memory=config.teacher.cache_memory,
+        batch_size=batch_size,
     )
 
 
@@ -149,8 +227,13 @@ def new_model(config: Config, num_classes: int) -> nn.Module:
     return build_model(config.model, num_classes=num_classes, guided=config.teacher is not None, stages=stages)
 
 
-def make_views(config: Config, teacher_size: int | None, num_classes: int = 0) -> ViewMaker:
-    """``num_classes`` is needed where samples are mixed; without it they are not (evaluation, contact sheets)."""
+def make_views(
+    config: Config, teacher_size: int | None, num_classes: int = 0, *, dtype: torch.dtype = torch.float32
+) -> ViewMaker:
+    """``num_classes`` is needed where samples are mixed; without it they are not (evaluation, contact sheets).
+
+    Views come in the run's ``dtype``, which is what the first layers would round them to; mixing is done in float32.
+    """
     augment = config.augment
     mixer = None
     if num_classes:
@@ -173,29 +256,34 @@ def make_views(config: Config, teacher_size: int | None, num_classes: int = 0) -
             teacher_source=config.teacher.view if config.teacher else "student",
             mixer=mixer,
             num_classes=num_classes,
+            dtype=torch.float32 if mixer is not None and mixer.active else dtype,
         )
     except ValueError as error:
         raise UserError(f"augment: {error}") from None
 
 
-def new_loader(config: Config, store: Store, device: torch.device, *, train: bool):
-    """Loader of one split; ``train`` False cuts nothing and delivers every image once."""
+def new_plan(config: Config, *, train: bool) -> SamplePlan:
+    """What this rank's loaders deliver; ``train`` False cuts nothing and delivers every image once over all ranks."""
     augment, optim = config.augment, config.optim
-    return make_loader(
-        config.data.loader,
-        store,
+    return SamplePlan(
         size=config.model.image_size,
-        batch_size=optim.global_batch_size if train else config.log.eval_batch_size,
+        batch_size=optim.global_batch_size // ranks.world_size() if train else config.log.eval_batch_size,
         train=train,
         seed=config.run.seed,
         scale=augment.crop_scale,
         ratio=augment.crop_ratio,
         flip_probability=augment.flip,
         interpolation=augment.interpolation,
-        device=device,
-        workers=config.data.workers,
         drop_last=optim.drop_last,
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
     )
+
+
+def new_loader(config: Config, store: Store, device: torch.device, *, train: bool):
+    """Loader of this rank's part of one split."""
+    plan = new_plan(config, train=train)
+    return make_loader(config.data.loader, store, device=device, workers=config.data.workers, **vars(plan))
 
 
 def say_plan(parts: Parts) -> None:
@@ -216,8 +304,17 @@ def say_plan(parts: Parts) -> None:
             for block, stage in zip(parts.unit.student.blocks, parts.teacher.stages, strict=True)
         )
         say(f"guidance {pairs}; weight {config.guidance.weight}, {config.teacher.norm_stats} statistics")
-    optim = config.optim
-    say(
-        f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}, "
-        f"{type(parts.train_loader).__name__}"
+    optim, share = (
+        config.optim,
+        share_batch(config.optim.global_batch_size, ranks.world_size(), config.engine.micro_batch_size),
     )
+    shared = f" = {ranks.world_size()} ranks x {share.per_rank}" if ranks.world_size() > 1 else ""
+    passes = f" in {share.accumulation} passes" if share.accumulation > 1 else ""
+    say(
+        f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}{shared}"
+        f"{passes}, {type(parts.train_loader).__name__}"
+    )
+    zero = f", ZeRO stage {config.engine.zero_stage}" if engine_kind(config) == "deepspeed" else ""
+    say(f"engine   {engine_kind(config)}{zero}; on: {parts.switches.on()}")
+    if parts.switches.why_off:
+        say(f"         off: {parts.switches.off()}")

@@ -22,7 +22,7 @@ from fastlg.data.sources_arrays import cache_root
 from fastlg.data.store import Store
 from fastlg.data.torch_loader import TorchLoader
 from fastlg.data.views import ViewMaker
-from fastlg.engine.plain import pick_device
+from fastlg.engine.precision import pick_device
 from fastlg.errors import RunError, UserError
 from fastlg.provenance import commit, device_name, versions
 from fastlg.report import say

@@ -5,17 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
-import random
 import shutil
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fastlg.errors import RunError, UserError, first_line
 
-FORMAT = 1  # raised when the meaning of a saved field changes
+FORMAT = 2  # raised when the meaning of a saved field changes
 LAST, BEST = "last.pt", "best.pt"
 
 
@@ -61,27 +59,6 @@ def load_checkpoint(path: Path) -> dict:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UserError(f"checkpoint {path} has format {found}; this fastlg reads format {FORMAT}")
     return state
-
-
-def random_state() -> dict:
-    """State of every generator a step may draw from, in types that ``weights_only`` loading accepts."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "python": random.getstate(),
-    }
-
-
-def set_random_state(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 def _write_atomically(target: Path, data) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,18 +26,35 @@ Resume = Annotated[
     str, typer.Option(help="auto: go on where the run stopped. never: refuse an existing run. Or a checkpoint.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, try one step, write no run.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Start N ranks here, one per GPU (engine.device=cpu: processes)."),
+]
+LocalRank = Annotated[
+    int | None, typer.Option("--local_rank", "--local-rank", hidden=True)
+]  # of the deepspeed launcher
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME.")]
 Which = Annotated[str, typer.Option(help="Which checkpoint: last or best.")]
 
 
 @app.command()
-def train(config: ConfigName, overrides: Overrides = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+def train(
+    config: ConfigName,
+    overrides: Overrides = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    gpus: Gpus = None,
+    local_rank: LocalRank = None,
+) -> None:
     """Train a student (and its teacher, when there is none yet) by a config."""
     from fastlg.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    _start_ranks(gpus, loaded)
+
     from fastlg.report import say
     from fastlg.train import train as run
 
-    loaded = load_config(config, overrides or [])
     summary = run(loaded, resume=resume, dry_run=dry_run)
     if not dry_run:
         say(
@@ -46,12 +64,22 @@ def train(config: ConfigName, overrides: Overrides = None, resume: Resume = "aut
 
 
 @app.command()
-def compare(config: ConfigName, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def compare(
+    config: ConfigName,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    gpus: Gpus = None,
+    local_rank: LocalRank = None,
+) -> None:
     """Train the same student without and with guidance, and show the difference."""
-    from fastlg.compare import compare as run
     from fastlg.config import load_config
 
-    run(load_config(config, overrides or []), dry_run=dry_run)
+    loaded = load_config(config, overrides or [])
+    _start_ranks(gpus, loaded)
+
+    from fastlg.compare import compare as run
+
+    run(loaded, dry_run=dry_run)
 
 
 @app.command("eval")
@@ -158,6 +186,18 @@ def doctor() -> None:
     report()
 
 
+def _start_ranks(gpus: int | None, config) -> None:
+    """With ``--gpus`` this process only starts the ranks, which run this command again, and leaves as they do."""
+    from fastlg.place import place
+
+    if gpus is None or place().world_size > 1 or os.environ.get("FASTLG_LAUNCHER"):
+        return
+    from fastlg.launch import check_count, launch
+
+    check_count(gpus, config.engine.device)
+    sys.exit(launch(gpus, sys.argv[1:]))
+
+
 def _checked(which: str) -> str:
     from fastlg.errors import UserError
 
@@ -168,9 +208,10 @@ def _checked(which: str) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and status 2, a failed run one line and 1, a stopped run 143 or 130."""
-    from fastlg.errors import RunError, UserError
+    from fastlg.errors import RunError, Silenced, UserError
     from fastlg.signals import Stopped
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # our lines say what torch's would, without stack frames
     logger = logging.getLogger("fastlg")  # choices that parts made for the user, such as a label column
     logger.setLevel(logging.INFO)
     logger.handlers = [_Say()]
@@ -184,6 +225,8 @@ def main() -> None:
         _fail(f"stopped by {stopped}; the run is saved, the same command goes on", stopped.status)
     except KeyboardInterrupt:
         _fail("stopped by SIGINT", 130)
+    except Silenced as silenced:
+        _leave(silenced.status)
 
 
 class _Say(logging.Handler):
@@ -196,5 +239,23 @@ class _Say(logging.Handler):
 
 
 def _fail(line: str, status: int) -> None:
-    print(f"fastlg: {line}", file=sys.stderr)
-    sys.exit(status)
+    """Before the ranks met, all fail alike and rank 0 speaks; in a group ``joined`` lets through what is to be said."""
+    from fastlg.place import is_first_by_environment
+
+    if _is_in_group() or is_first_by_environment():
+        print(f"fastlg: {line}", file=sys.stderr)
+    _leave(status)
+
+
+def _leave(status: int) -> None:
+    """sys.exit; a rank that leaves its group in the middle does not wait for threads that wait for the others."""
+    if not _is_in_group():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _is_in_group() -> bool:
+    ranks = sys.modules.get("fastlg.ranks")  # not imported yet: no group, and no need to import torch to say so
+    return ranks is not None and ranks.world_size() > 1

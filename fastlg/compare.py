@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from fastlg import ranks
 from fastlg.analysis.plots import plot_curves
 from fastlg.assemble import check_buildable, open_stores
 from fastlg.config import Config
+from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
 from fastlg.report import console, read_metrics, say
 from fastlg.run import write_summary
@@ -20,8 +22,13 @@ def compare(config: Config, *, dry_run: bool = False) -> dict:
     """Trains teacher, unguided and guided student of one config; returns {teacher, unguided, guided: summary}.
 
     Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json and curves.png in
-    the run folder, and the two runs below it.
+    the run folder, and the two runs below it. Every rank of a run calls it alike.
     """
+    with ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s):
+        return _compare(config, dry_run)
+
+
+def _compare(config: Config, dry_run: bool) -> dict:
     if config.teacher is None:
         raise UserError(f"{config.run.name} has no teacher section; compare needs one to guide with")
     folder = config.run_dir
@@ -44,7 +51,7 @@ def compare(config: Config, *, dry_run: bool = False) -> dict:
     summaries["unguided"] = train(unguided, dry_run=dry_run)
     say("\n3/3 guided")
     summaries["guided"] = train(config if dry_run else guided, dry_run=dry_run)
-    if dry_run:
+    if dry_run or not ranks.is_first():
         return summaries
     write_summary(folder, summaries)
     plot_curves({name: read_metrics(folder / name) for name in ("unguided", "guided")}, folder / "curves.png")

@@ -19,6 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Switch = bool | Literal["auto"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -128,14 +129,27 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # adamw
     momentum: Momentum = 0.9  # sgd, Nesterov
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
 
 
 class EngineConfig(Section):
-    """Where and in which precision. ``auto``: CUDA with bf16 autocast where there is one, else CPU in fp32."""
+    """Where, in which precision and how fast; only ``precision`` changes results. ``auto``: CUDA with bf16 autocast
+    where there is one, else CPU in fp32, and every switch that device and run allow (engine/switches.py)."""
 
+    kind: Literal["auto", "plain", "deepspeed"] = "auto"  # auto: deepspeed where its fields below are set
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    micro_batch_size: Count | None = None  # most samples per process in one forward pass; None: no limit
+    compile: Switch = "auto"  # torch.compile of student, objective and teacher
+    graph: Switch = "auto"  # whole updates as a CUDA graph
+    prefetch: Switch = "auto"  # the next batch is augmented on a CUDA stream of its own
+    channels_last: Switch = "auto"  # memory format of the teacher's convolutions
+    fold_norms: Switch = "auto"  # the teacher's running statistics become part of its convolutions
+    fused_attention: Switch = "auto"  # scaled_dot_product_attention where the student has it
+    zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: what the ranks share instead of copy
+    deepspeed_config: Path | None = None  # DeepSpeed's own JSON, laid over what fastlg decides
+    timeout_s: Positive = 600.0  # of the rendezvous and of every exchange between ranks
 
 
 class LogConfig(Section):

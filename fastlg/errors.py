@@ -11,6 +11,19 @@ class RunError(Exception):
     """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""
 
 
+class Silenced(Exception):
+    """This rank leaves with ``status`` and another one says why."""
+
+    def __init__(self, status: int):
+        self.status = status
+        super().__init__(status)
+
+
+def exit_status(error: BaseException) -> int:
+    """Of the command that an error ends: its own ``status``, 2 for a user's mistake, else 1."""
+    return getattr(error, "status", 2 if isinstance(error, UserError) else 1)
+
+
 @contextmanager
 def writing(path: object):
     """Turns a failed write of ``path`` (full disk, read-only folder) into one RunError line."""

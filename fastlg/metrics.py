@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlg import ranks
 from fastlg.batch import StepOutput
 from fastlg.errors import RunError
 
@@ -22,10 +23,11 @@ class Means(NamedTuple):
 
 
 class Meter:
-    """Accumulates StepOutputs in fp64 on the device.
+    """Accumulates StepOutputs in fp64 on the device, each rank its own.
 
-    ``update`` never syncs. ``read`` syncs once and raises RunError when any loss since the last ``reset`` was not
-    finite, so that no checkpoint or report follows a broken update.
+    ``update`` never syncs. ``read`` sums over the ranks, syncs once and raises RunError when any loss of any rank since
+    the last ``reset`` was not finite, so that no checkpoint or report follows a broken update. All but ``update`` are
+    called by all ranks.
     """
 
     FIELDS = 5  # loss, loss_cls, loss_guidance, correct, count
@@ -44,31 +46,33 @@ class Meter:
 
     def read(self) -> tuple[Means, Means]:
         """(means since the last read, means since the last reset). Raises RunError on a non-finite loss."""
-        values = torch.cat([self.sums, self.first_bad]).tolist()
-        total = values[: self.FIELDS]
-        _refuse_non_finite(values[self.FIELDS :])
+        values = ranks.gathered(torch.cat([self.sums, self.first_bad])).tolist()
+        total = [sum(own[field] for own in values) for field in range(self.FIELDS)]
+        _refuse_non_finite([own[self.FIELDS :] for own in values])
         since = [new - old for new, old in zip(total, self.last_read, strict=True)]
         self.last_read = total
         return _means(since), _means(total)
 
     def check(self) -> None:
         """Raises RunError when any loss since the last reset was not finite. Syncs once."""
-        _refuse_non_finite(self.first_bad.tolist())
+        _refuse_non_finite(ranks.gathered(self.first_bad).tolist())
 
     def reset(self) -> None:
         self.sums.zero_()
         self.last_read = [0.0] * self.FIELDS
 
     def state_dict(self) -> dict:
-        return {"sums": self.sums.cpu(), "last_read": list(self.last_read)}
+        return {"sums": ranks.total(self.sums).cpu(), "last_read": list(self.last_read)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums.copy_(state["sums"])
+        if ranks.is_first():  # the sums of all ranks go on in one of them
+            self.sums.copy_(state["sums"])
         self.last_read = list(state["last_read"])
 
 
-def _refuse_non_finite(bad: list[float]) -> None:
-    if bad[0] >= 0:
+def _refuse_non_finite(of_ranks: list[list[float]]) -> None:
+    bad = min((own for own in of_ranks if own[0] >= 0), default=None)
+    if bad is not None:
         raise RunError(
             f"the loss is not finite at step {int(bad[0])}: loss {bad[1]:.4g} = classification {bad[2]:.4g}, "
             f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. Lower optim.lr, or "
@@ -91,7 +95,7 @@ class Accuracy(NamedTuple):
 
 
 class AccuracyMeter:
-    """Top-1, top-5 and cross entropy over a split; one sync, in ``read``."""
+    """Top-1, top-5 and cross entropy over a split that the ranks share; one sync, in ``read``."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -105,5 +109,5 @@ class AccuracyMeter:
         self.sums += torch.stack([top1.double(), top5.double(), loss.double(), loss.new_tensor(len(labels)).double()])
 
     def read(self) -> Accuracy:
-        top1, top5, loss, count = self.sums.tolist()
+        top1, top5, loss, count = ranks.total(self.sums).tolist()
         return Accuracy(100 * top1 / count, 100 * top5 / count, loss / count, int(count))

@@ -8,7 +8,7 @@ from fastlg.assemble import make_views, new_loader, open_stores
 from fastlg.config import Config, load_config
 from fastlg.data.prepare import prepare as write_store
 from fastlg.data.views_sheet import contact_sheet
-from fastlg.engine.plain import pick_device
+from fastlg.engine.precision import pick_device
 from fastlg.evaluate import load_trained
 from fastlg.report import say
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastlg import ranks
 from fastlg.errors import writing
 
 
@@ -24,8 +25,9 @@ console = _Console(highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """One plain line for a person, in every kind of output; brackets are printed as they are."""
-    console.print(line, markup=False)
+    """One plain line for a person, in every kind of output; brackets are printed as they are. Rank 0 speaks for all."""
+    if ranks.is_first():
+        console.print(line, markup=False)
 
 
 class Log:
@@ -86,7 +88,7 @@ class Bar:
     def __init__(self, title: str, total: int, done: int = 0):
         self.title = title
         self.progress = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and ranks.is_first():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

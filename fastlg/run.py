@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from fastlg import ranks
 from fastlg.analysis.plots import plot_curves
 from fastlg.assemble import Parts
-from fastlg.batch import Batch, StepOutput
-from fastlg.checkpoint import LAST, load_checkpoint, random_state, save_checkpoint, set_random_state
+from fastlg.batch import Batch, StepOutput, Views
+from fastlg.checkpoint import LAST, load_checkpoint, save_checkpoint
 from fastlg.config import Config, config_from, dotted, read_saved_config, save_config
 from fastlg.errors import RunError, UserError, writing
 from fastlg.evaluate import evaluate
@@ -23,9 +25,11 @@ from fastlg.provenance import commit, device_name, versions
 from fastlg.report import Bar, Log, read_metrics, say
 from fastlg.signals import StopRequest
 
-# What may differ between a checkpoint and the run that resumes it: where things lie and what is logged. Images and
-# teacher are compared by content; another device continues the run, though not to the same bits.
-FREE_ON_RESUME = ("run.root", "run.name", "data.", "log.", "teacher.weights", "engine.device")
+# What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
+# computes. Images and teacher are compared by content; another device or number of ranks continues the run, though not
+# to the same bits.
+FREE_ON_RESUME = ("run.root", "run.name", "data.", "log.", "teacher.weights", "engine.")
+NEVER_FREE = ("engine.precision",)
 
 
 def finished(folder: Path, config: Config) -> dict | None:
@@ -46,7 +50,8 @@ class Run:
     """Position and record of one training run.
 
     Kill it anywhere: it goes on from its last checkpoint to the same bits, because data and augmentation are pure
-    functions of (seed, epoch, sample) and every other state is saved.
+    functions of (seed, epoch, sample), drop path one of (seed, step, rank), and every other state is saved. All ranks
+    call every method; rank 0 alone writes.
     """
 
     def __init__(self, parts: Parts, stop: StopRequest, resume: str = "auto"):
@@ -58,7 +63,9 @@ class Run:
         self.train_seconds, self.wall_seconds, self.images = 0.0, 0.0, 0  # images: those train_seconds were timed over
         self._open(resume)
         self.started = time.perf_counter()
-        self.log = Log(self.folder, after_step=self.step, tensorboard=self.config.log.tensorboard)
+        self.log = None
+        if ranks.is_first():
+            self.log = Log(self.folder, after_step=self.step, tensorboard=self.config.log.tensorboard)
 
     @property
     def step(self) -> int:
@@ -70,33 +77,35 @@ class Run:
         if resume == "never" and (self.folder / "config.yaml").exists():
             raise UserError(f"{self.folder} holds a run and --resume is never; choose another run.name or remove it")
         source = last if resume in ("auto", "never") else Path(resume)
-        if source.is_file() or resume not in ("auto", "never"):
+        if ranks.first_says(source.is_file()) or resume not in ("auto", "never"):
             self.load(source)
+        if not ranks.is_first():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.folder / "config.yaml")
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another run.root") from None
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The rest of an epoch's batches, with the bar; counts the position as they are consumed."""
-        loader = self.parts.train_loader
-        title = f"epoch {epoch + 1}/{self.config.optim.epochs}"
+    def steps(self, batches: Iterable[tuple[Views, Batch]]) -> Iterator[tuple[Views, Batch]]:
+        """The rest of this epoch's batches, with the bar; torch's generator is seeded anew for each step."""
+        title = f"epoch {self.epoch + 1}/{self.config.optim.epochs}"
         self.clock, self.seen = time.perf_counter(), 0
-        with Bar(title, len(loader), self.batch) as self.bar:
-            for batch in loader.epoch(epoch, self.batch):
-                self.seen += len(batch.labels)
-                yield batch
+        with Bar(title, len(self.parts.train_loader), self.batch) as self.bar:
+            for pair in batches:
+                torch.manual_seed(step_seed(self.config.run.seed, self.step, ranks.rank()))
+                yield pair
 
     def after_step(self, out: StepOutput) -> None:
         """Counts one update; reports, saves and stops where that is due. Syncs only then."""
         self.meter.update(out, self.step)
+        self.seen += self.parts.step_total(self.batch)
         self.batch += 1
         self.bar.advance()
         log, last = self.config.log, self.batch == len(self.parts.train_loader)
         if self.batch % log.every_steps == 0 or last:
             self.report()
-        if self.stop.signum is not None and not last:
+        if not last and self.stop.poll():
             self.save()
             self.stop.raise_if_set()
         if log.checkpoint_steps and self.batch % log.checkpoint_steps == 0 and not last:
@@ -109,16 +118,16 @@ class Run:
         self.train_seconds += now - self.clock
         self.images += self.seen
         self.clock, self.seen = now, 0
-        lr = self.parts.engine.optimizer.param_groups[0]["lr"]
         values = {
             "loss": since.loss,
             "loss_cls": since.loss_cls,
             "loss_guidance": since.loss_guidance,
             "top1": since.top1,
-            "lr": lr,
+            "lr": self.parts.engine.learning_rate,
             "images_per_s": rate,
         }
-        self.log.write("train", self.step, epoch=self.epoch, **values)
+        if self.log is not None:
+            self.log.write("train", self.step, epoch=self.epoch, **values)
         guidance = f" (cls {since.loss_cls:.3f}, guidance {since.loss_guidance:.3f})" if self.parts.teacher else ""
         self.bar.show(f"loss {since.loss:.3f}{guidance}  top-1 {since.top1:.1f} %  {rate:,.0f} images/s")
 
@@ -135,7 +144,8 @@ class Run:
                 )
             best = self.last.top1 > self.top1_best
             self.top1_best = max(self.top1_best, self.last.top1)
-            self.log.write("eval", self.step, epoch=self.epoch, **self.last._asdict())
+            if self.log is not None:
+                self.log.write("eval", self.step, epoch=self.epoch, **self.last._asdict())
             say(
                 f"epoch {self.epoch}/{self.config.optim.epochs}  test top-1 {self.last.top1:.2f} %  "
                 f"top-5 {self.last.top5:.2f} %  best {self.top1_best:.2f} %"
@@ -148,12 +158,12 @@ class Run:
     def save(self, *, best: bool = False) -> None:
         """Writes last.pt (and best.pt). A non-finite loss raises first, so it never reaches a checkpoint."""
         self.meter.check()
-        refuse_non_finite_weights(self.parts.unit, self.step)
         self._tick()
         parts = self.parts
+        engine = parts.engine.state_dict()
         state = {
-            "unit": parts.unit.state_dict(),
-            "engine": parts.engine.state_dict(),
+            "unit": engine.pop("unit"),
+            "engine": engine,
             "teacher": parts.teacher.state_dict() if parts.teacher else {},
             "position": {
                 "epoch": self.epoch,
@@ -165,13 +175,14 @@ class Run:
                 "wall_seconds": self.wall_seconds,
             },
             "meter": self.meter.state_dict(),
-            "random": random_state(),
             "config": self.config.model_dump(mode="json"),
             "class_names": list(parts.stores.class_names),
             "data": parts.stores.fingerprints,
             "teacher_id": parts.teacher_id,
         }
-        save_checkpoint(self.folder / "checkpoints", state, best=best)
+        if ranks.is_first():
+            refuse_non_finite_weights(state["unit"], self.step)
+            save_checkpoint(self.folder / "checkpoints", state, best=best)
 
     def load(self, path: Path) -> None:
         """Takes over everything ``save`` wrote. Raises UserError for a checkpoint of another config or other data."""
@@ -185,8 +196,7 @@ class Run:
                 f"checkpoint {path} was guided by another teacher than this run's; name the first one with "
                 "teacher.weights=RUN, or start anew under another run.name"
             )
-        parts.unit.load_state_dict(state["unit"])
-        parts.engine.load_state_dict(state["engine"])
+        parts.engine.load_state_dict({"unit": state["unit"], **state["engine"]})
         if parts.teacher:
             parts.teacher.load_state_dict(state["teacher"])
         self.meter.load_state_dict(state["meter"])
@@ -195,7 +205,6 @@ class Run:
         self.top1_best = position["top1_best"]
         self.last = Accuracy(*position["last"]) if position["last"] else None
         self.train_seconds, self.wall_seconds = position["train_seconds"], position["wall_seconds"]
-        set_random_state(state["random"])
         say(f"resumed  {path}: epoch {self.epoch}, step {self.step}")
 
     def finish(self) -> dict:
@@ -210,15 +219,19 @@ class Run:
             "epochs": self.config.optim.epochs,
             "seed": self.config.run.seed,
             "device": device_name(self.parts.device),
+            "ranks": ranks.world_size(),
             "commit": commit(),
             "versions": versions(),
         }
-        plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
-        write_summary(self.folder, summary)
+        if ranks.is_first():
+            plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
+            write_summary(self.folder, summary)
+        ranks.wait_for_all()  # whoever reads the folder next finds it complete
         return summary
 
     def close(self) -> None:
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -234,11 +247,14 @@ def write_summary(folder: Path, summary: dict) -> None:
         os.replace(partial, folder / "summary.json")
 
 
-@torch.no_grad()
-def refuse_non_finite_weights(unit: torch.nn.Module, step: int) -> None:
-    """Raises RunError when a weight is not finite; the last update's effect shows in no loss yet. One sync."""
-    norms = torch._foreach_norm(list(unit.parameters()))
-    if not bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all()):
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What torch's generator starts each step from: drop path is drawn anew by every rank, and alike after a resume."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=7).digest(), "little")
+
+
+def refuse_non_finite_weights(weights: dict[str, torch.Tensor], step: int) -> None:
+    """Raises RunError when a weight is not finite; the last update's effect shows in no loss yet."""
+    if not all(bool(torch.isfinite(value.sum())) for value in weights.values() if value.is_floating_point()):
         raise RunError(
             f"a weight is not finite after step {step}; nothing of it was saved. Lower optim.lr and run again"
         )
@@ -249,7 +265,7 @@ def _refuse_other(saved: Config, config: Config, where: str) -> None:
     differing = [
         key
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(FREE_ON_RESUME) and old.get(key) != new.get(key)
+        if (key in NEVER_FREE or not key.startswith(FREE_ON_RESUME)) and old.get(key) != new.get(key)
     ]
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])

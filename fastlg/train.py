@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from fastlg import ranks
 from fastlg.assemble import Parts, Stores, assemble, check_buildable, new_model, open_stores, say_plan
 from fastlg.batch import Batch, Views
 from fastlg.cache import build_or_verify, find_features
 from fastlg.config import Config
+from fastlg.engine.precision import uses_cuda
+from fastlg.engine.prefetch import prefetched
 from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError
 from fastlg.report import say
@@ -22,9 +27,14 @@ def train(config: Config, *, resume: str = "auto", dry_run: bool = False) -> dic
     """Trains to the end (or from the last checkpoint to the end) and returns summary.json's content.
 
     ``dry_run`` builds every part and takes one step on the first two training images, but trains and writes nothing.
-    Raises UserError, RunError, or signals.Stopped after it saved.
+    Every rank of a run calls it alike. Raises UserError, RunError, or signals.Stopped after it saved.
     """
-    done = finished(config.run_dir, config)
+    with ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s):
+        return _train(config, resume, dry_run)
+
+
+def _train(config: Config, resume: str, dry_run: bool) -> dict:
+    done = ranks.first_says(finished(config.run_dir, config) if ranks.is_first() else None)
     if done is not None and resume == "auto":
         say(f"finished {config.run_dir} is complete (top-1 {done['top1_last']:.2f} %); nothing to do")
         return done
@@ -56,28 +66,28 @@ def fit(parts: Parts, run: Run) -> None:
     parts.unit.train()
     for epoch in range(run.epoch, optim.epochs):
         parts.engine.set_learning_rate(learning_rate(epoch, **schedule))
-        for batch in run.batches(epoch):
-            views = parts.views(batch, epoch)
-            guide = guidance(parts, views, batch)
-            out = parts.engine.step(views.student, views.targets, guide)
-            run.after_step(out)
+        for views, batch in run.steps(batches(parts, epoch, run.batch)):
+            run.after_step(parts.engine.step(views, batch, parts.step_total(run.batch)))
         run.after_epoch()
 
 
-def guidance(parts: Parts, views: Views, batch: Batch):
-    """What the teacher says of a batch, in the student's precision; None when the run is unguided."""
-    if parts.teacher is None:
-        return None
-    with parts.engine.autocast():
-        return parts.teacher(views.teacher, batch)
+def batches(parts: Parts, epoch: int, start: int = 0) -> Iterator[tuple[Views, Batch]]:
+    """(views, batch) of an epoch from batch ``start`` on, on the device."""
+
+    def make_views(batch: Batch) -> Views:
+        return parts.views(batch, epoch)
+
+    loader = parts.train_loader.epoch(epoch, start)
+    return prefetched(loader, make_views, parts.device, is_ahead=parts.switches.prefetch)
 
 
 def rehearse(parts: Parts) -> dict:
-    """One forward and backward pass on the first two training images: every shape of the run is tried."""
+    """One update on each rank's first two training images: every shape of the run is tried."""
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
     views = parts.views(batch, 0)
-    out = parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
+    total = int(ranks.total(torch.tensor(len(batch.labels), device=parts.device)))
+    out = parts.engine.step(views, batch, total)
     say(f"dry run  one step on {len(batch.labels)} images: loss {out.loss.item():.4f}; nothing was written")
     return {"loss": out.loss.item()}
 

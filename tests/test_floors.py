@@ -14,9 +14,10 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
     {"errors", "batch", "__init__"},
-    {"config"},
+    {"config", "place"},
+    {"ranks"},
     {"report", "signals", "provenance", "checkpoint", "metrics"},
-    {"data", "models", "teacher", "engine", "analysis"},
+    {"data", "models", "teacher", "engine", "analysis", "launch"},
     {"objective", "integrations"},
     {"assemble"},
     {"evaluate", "export"},

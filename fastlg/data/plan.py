@@ -89,6 +89,11 @@ class SamplePlan:
             world_size=self.world_size,
         )
 
+    def step_total(self, count: int, step: int) -> int:
+        """Samples that all processes together train on at a 0-based step of an epoch over ``count``."""
+        together = self.batch_size * self.world_size
+        return min(together, count - step * together)
+
     def order(self, count: int, epoch: int) -> Tensor:
         """Sample ids in the order the epoch visits them, int64 [count]."""
         return epoch_order(self.seed, epoch, count) if self.train else torch.arange(count)

@@ -1,72 +1,115 @@
-"""One device, plain torch: forward under autocast, backward, update."""
+"""Plain torch: autocast, backward, fused update; DistributedDataParallel where several ranks share the run."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fastlg.batch import StepOutput
-from fastlg.config import EngineConfig, OptimConfig
-from fastlg.errors import UserError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def pick_device(config: EngineConfig) -> torch.device:
-    """Raises UserError when CUDA is asked for and torch sees none."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("engine.device is cuda, but torch sees no CUDA device; use engine.device=cpu or auto")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """Autocast dtype; fp32 means no autocast. Raises UserError for fp16 on a CPU, which cannot scale gradients."""
-    if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if config.precision == "fp16" and device.type == "cpu":
-        raise UserError("engine.precision is fp16, but the device is a CPU; use fp32 or bf16")
-    return DTYPES[config.precision]
-
-
-def build_optimizer(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or Nesterov SGD over parameter groups that carry their own weight decay."""
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+from fastlg import ranks
+from fastlg.batch import Batch, StepOutput, Views
+from fastlg.engine.graph import StepGraph
+from fastlg.engine.precision import autocast
+from fastlg.engine.protocol import (
+    joined_outputs,
+    load_named_optimizer_state,
+    micro_batches,
+    named_optimizer_state,
+)
 
 
 class PlainEngine:
-    """Owns precision, gradients and the optimizer of one trainable unit.
+    """See ``protocol.Engine``. Parameters and moments stay float32 whatever the precision.
 
-    ``unit(images, targets, guide) -> StepOutput``; its parameters and the optimizer's moments stay fp32.
+    Args:
+        unit: on its device.
+        teacher: what guides, called as ``teacher(views.teacher, batch)``, or None.
+        optimizer: over the unit's parameters.
+        accumulation: forward and backward passes per update.
+        clip_norm: gradients are scaled down to this L2 norm; 0 leaves them.
+        is_compiled: the unit and the student's evaluation go through torch.compile.
+        is_captured: whole updates are replayed as a CUDA graph; the optimizer was built ``on_device``.
     """
 
-    def __init__(self, unit: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, dtype: torch.dtype):
-        self.unit, self.optimizer, self.device, self.dtype = unit, optimizer, device, dtype
+    def __init__(
+        self,
+        unit: nn.Module,
+        teacher,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        accumulation: int = 1,
+        clip_norm: float = 0.0,
+        is_compiled: bool = False,
+        is_captured: bool = False,
+    ):
+        self.unit, self.teacher, self.optimizer = unit, teacher, optimizer
+        self.device, self.dtype = device, dtype
+        self.accumulation, self.clip_norm = accumulation, clip_norm
+        self.learning_rate = float(optimizer.param_groups[0]["lr"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        self.student = torch.compile(unit.student, dynamic=False) if is_compiled else unit.student
+        self.trained = torch.compile(unit, dynamic=False) if is_compiled else unit
+        if ranks.world_size() > 1:
+            self.trained = DistributedDataParallel(self.trained, gradient_as_bucket_view=True)
+        self.graph = StepGraph(self._update) if is_captured else None
 
     def set_learning_rate(self, lr: float) -> None:
+        self.learning_rate = lr
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
-    def step(self, images: Tensor, targets: Tensor, guide) -> StepOutput:
-        """One update. ``guide`` is what the teacher gave, or None. No host sync (fp16: GradScaler's own)."""
-        with self.autocast():
-            out = self.unit(images, targets, guide)
-        self.scaler.scale(out.loss).backward()
+    def guide(self, views: Views, batch: Batch):
+        if self.teacher is None:
+            return None
+        with autocast(self.device, self.dtype):
+            return self.teacher(views.teacher, batch)
+
+    def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
+        return (self.graph or self._update)(views, batch, total)
+
+    def _update(self, views: Views, batch: Batch, total: int) -> StepOutput:
+        outputs = []
+        parts = list(micro_batches(views.student, views.targets, self.guide(views, batch), self.accumulation))
+        for part in parts:
+            # Gradients are averaged over the ranks, each part counts by its share of all samples of the step.
+            share = len(part[0]) * ranks.world_size() / total
+            with nullcontext() if part is parts[-1] else self._without_exchange():
+                with autocast(self.device, self.dtype):
+                    out = self.trained(*part)
+                self.scaler.scale(out.loss if share == 1 else out.loss * share).backward()
+            outputs.append(out._replace(loss=out.loss.detach()))
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.unit.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return out._replace(loss=out.loss.detach())
+        return joined_outputs(outputs)
+
+    def _without_exchange(self):
+        """Gradients of all but the last part stay on their rank."""
+        return self.trained.no_sync() if isinstance(self.trained, DistributedDataParallel) else nullcontext()
+
+    def predict(self, images: Tensor) -> Tensor:
+        with autocast(self.device, self.dtype):
+            return self.student(images)[0]
 
     def state_dict(self) -> dict:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "unit": {name: value.detach().cpu() for name, value in self.unit.state_dict().items()},
+            "optimizer": named_optimizer_state(self.unit, self.optimizer),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.unit.load_state_dict(state["unit"])
+        load_named_optimizer_state(self.unit, self.optimizer, state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **state["scaler"]})

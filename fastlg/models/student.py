@@ -100,6 +100,13 @@ class Student(nn.Module):
         return logits, [kept[block] for block in self.blocks]
 
 
+def use_fused_attention(model: nn.Module, is_fused: bool) -> None:
+    """Attention by torch's scaled_dot_product_attention where timm's layer offers it, or step by step everywhere."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = is_fused
+
+
 def guided_blocks(depth: int, stages: int, fraction: float = 1.0) -> list[int]:
     """Blocks by Eq. 8 of the paper, 0-based: stage k of N_C guides block floor((k - 1)(R N_T - 1) / (N_C - 1)).
 

@@ -109,6 +109,11 @@ class CachedTeacher:
         self.sizes = sizes.to(device)
 
     @property
+    def is_on_device(self) -> bool:
+        """Whether a step reads nothing from the host."""
+        return self.reader.place == "device"
+
+    @property
     def dims(self) -> list[int]:
         """Channels of each stage handed on."""
         return [self.cache.arrays[f"map{pair}"].shape[1] for pair in range(len(self.stages))]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastlg.batch import Batch
+
+FOLLOWERS = {"conv": "bn", "conv1": "bn1", "conv2": "bn2", "0": "1"}
 
 
 class Guide(NamedTuple):
@@ -28,27 +32,44 @@ class OnlineTeacher:
         "batch": BatchNorm normalises with the statistics of the current augmented batch, as the reference code does
         while the student trains. Its running statistics, which the reference lets drift, stay as they were trained.
         "running": the statistics the teacher was trained to, as the paper's text reads.
+    dtype
+        of the caller's autocast region: weights are rounded to it once. ``model`` itself is changed by all of this.
+    is_channels_last, is_folded, is_compiled
+        how it is run: memory format of the convolutions, running statistics as part of them, torch.compile.
     """
 
-    def __init__(self, model: nn.Module, *, stages: list[int], norm_stats: str):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        stages: list[int],
+        norm_stats: str,
+        dtype: torch.dtype = torch.float32,
+        is_channels_last: bool = False,
+        is_folded: bool = False,
+        is_compiled: bool = False,
+    ):
         if norm_stats not in ("batch", "running"):
             raise ValueError(f"norm_stats is {norm_stats!r}; use 'batch' or 'running'")
-        self.model = model.requires_grad_(False)
-        self.stages = tuple(stages)
-        self.model.train(norm_stats == "batch")
-        for module in self.model.modules():
+        if is_folded and norm_stats == "batch":
+            raise ValueError("is_folded needs norm_stats='running': batch statistics are known only at each step")
+        self.stages, self.dims = tuple(stages), [model.dims[stage] for stage in stages]
+        model = model.requires_grad_(False).train(norm_stats == "batch")
+        if is_folded:
+            model = with_folded_norms(model)
+        for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 0.0  # running = 1 * running + 0 * batch: normalise by the batch, drift never
-
-    @property
-    def dims(self) -> list[int]:
-        """Channels of each stage handed on."""
-        return [self.model.dims[stage] for stage in self.stages]
+            elif isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(dtype)  # once, where autocast would round frozen weights again at every call
+        self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)
+        self.run = torch.compile(self.model, dynamic=False) if is_compiled else self.model
 
     @torch.no_grad()
     def __call__(self, view: Tensor, batch: Batch | None = None) -> Guide:
         """view: float [N, 3, T, T], normalised; ``batch`` is what a cached teacher reads. In the caller's autocast."""
-        logits, maps = self.model(view)
+        logits, maps = self.run(view.contiguous(memory_format=self.memory_format))
         return Guide(tuple(maps[stage] for stage in self.stages), logits)
 
     def state_dict(self) -> dict:
@@ -59,3 +80,19 @@ class OnlineTeacher:
         buffers = dict(self.model.named_buffers())
         for name, value in state.items():
             buffers[name].copy_(value)
+
+
+def with_folded_norms(model: nn.Module) -> nn.Module:
+    """A copy whose BatchNorms in evaluation mode are part of the convolutions before them.
+
+    A norm follows the convolution of the same number or place: conv1 and bn1, conv and bn, 0 and 1.
+    """
+    model = copy.deepcopy(model).eval()
+    for parent in model.modules():
+        children = dict(parent.named_children())
+        for name, child in children.items():
+            follower = children.get(FOLLOWERS.get(name, ""))
+            if isinstance(child, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(child, follower).requires_grad_(False))
+                setattr(parent, FOLLOWERS[name], nn.Identity())
+    return model

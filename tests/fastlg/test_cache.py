@@ -19,14 +19,13 @@ from fastlg.errors import UserError
 from fastlg.teacher.cache import CachedTeacher
 from fastlg.teacher.cache_format import Chunking
 from fastlg.teacher.cache_memory import choose_place
-from fastlg.train import guidance
 from fastlg_kernels.compact import CompactMap
 
 
 def loss_and_gradients(parts, batch):
     views = parts.views(batch, 0)
     torch.manual_seed(5)  # drop path
-    out = parts.unit(views.student, batch.labels, guidance(parts, views, batch))
+    out = parts.unit(views.student, batch.labels, parts.engine.guide(views, batch))
     parts.unit.zero_grad()
     out.loss.backward()
     return out.loss.detach(), [p.grad.clone() for p in parts.unit.parameters()]
@@ -182,7 +181,7 @@ def test_a_cached_step_never_syncs(project, overrides):
     batch = next(iter(parts.train_loader.epoch(0)))
     views = parts.views(batch, 0)
     with Watch() as watch:
-        parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
+        parts.engine.step(views, batch, len(batch.labels))
     assert watch.seen == []
 
 

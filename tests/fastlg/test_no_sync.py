@@ -9,7 +9,7 @@ from fastlg.assemble import assemble, open_stores
 from fastlg.config import load_config
 from fastlg.metrics import Meter
 from fastlg.models.resnet_cifar import resnet20
-from fastlg.train import guidance
+from fastlg.train import batches
 
 SYNCING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
 
@@ -31,11 +31,10 @@ def test_a_training_step_and_its_bookkeeping_never_sync(project):
     parts = assemble(config, open_stores(config), resnet20(3), 16)
     parts.unit.train()
     meter = Meter(parts.device)
-    batch = next(iter(parts.train_loader.epoch(0)))
-    views = parts.views(batch, 0)
+    views, batch = next(iter(batches(parts, 0)))
     with Watch() as watch:
         for step in range(3):
-            out = parts.engine.step(views.student, views.targets, guidance(parts, views, batch))
+            out = parts.engine.step(views, batch, parts.step_total(0))
             meter.update(out, step)
     assert watch.seen == []
     with Watch() as watch:

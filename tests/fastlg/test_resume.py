@@ -69,9 +69,9 @@ def assert_same_run(one, other) -> None:
     assert first["unit"].keys() == second["unit"].keys()
     for name, value in first["unit"].items():
         assert torch.equal(value, second["unit"][name]), name
-    for index, moments in first["engine"]["optimizer"]["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(value, second["engine"]["optimizer"]["state"][index][name]), (index, name)
+    for name, moments in first["engine"]["optimizer"].items():
+        for moment, value in moments.items():
+            assert torch.equal(value, second["engine"]["optimizer"][name][moment]), (name, moment)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,274 @@
+"""DeepSpeed: ZeRO stages 0 to 3, its mixed precision, its communication; our checkpoints, schedule and batches."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastlg import ranks
+from fastlg.batch import Batch, StepOutput, Views
+from fastlg.config import EngineConfig
+from fastlg.engine.precision import DTYPES, autocast
+from fastlg.engine.protocol import joined_outputs, load_named_optimizer_state, micro_batches, named_optimizer_state
+from fastlg.errors import UserError, first_line
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+class DeepSpeedEngine:
+    """See ``protocol.Engine``. Student and projections are the wrapped module; the teacher stays outside.
+
+    Args as PlainEngine; ``config`` is the merged DeepSpeed configuration (``merged_config``). Raises UserError where
+    the library is missing or refuses the configuration.
+    """
+
+    def __init__(
+        self,
+        unit: nn.Module,
+        teacher,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        accumulation: int,
+        config: dict,
+        is_compiled: bool = False,
+    ):
+        deepspeed = _library()
+        self.unit, self.teacher, self.basic = unit, teacher, optimizer
+        self.device, self.dtype, self.accumulation = device, dtype, accumulation
+        self.learning_rate = float(optimizer.param_groups[0]["lr"])
+        self.stage = config["zero_optimization"]["stage"]
+        self.gathered = deepspeed.zero.GatheredParameters
+        self.fragments = deepspeed.utils
+        if not dist.is_initialized():  # DeepSpeed wants a group of a lone process, too
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            os.environ.setdefault("LOCAL_RANK", "0")
+        if is_compiled:
+            unit.student.compile(dynamic=False)
+        try:
+            self.engine, *_ = deepspeed.initialize(model=unit, optimizer=optimizer, config=config)
+        except Exception as error:  # the library raises half a dozen types for a configuration it cannot use
+            if ranks.is_broken_contact(error):
+                raise
+            raise UserError(f"DeepSpeed refuses its configuration: {first_line(error)}; see engine.*") from None
+        self.input_dtype = next(iter(unit.parameters())).dtype  # bf16 or fp16 where DeepSpeed holds the weights so
+
+    def set_learning_rate(self, lr: float) -> None:
+        self.learning_rate = lr
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def guide(self, views: Views, batch: Batch):
+        if self.teacher is None:
+            return None
+        with autocast(self.device, self.dtype):
+            return self.teacher(views.teacher, batch)
+
+    def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
+        outputs = []
+        images, guide = views.student.to(self.input_dtype), self.guide(views, batch)
+        parts = list(micro_batches(images, views.targets, guide, self.accumulation))
+        for part in parts:
+            self.engine.set_gradient_accumulation_boundary(part is parts[-1])
+            out = self.engine(*part)
+            share = len(part[0]) * ranks.world_size() / total  # DeepSpeed averages over the ranks
+            self.engine.backward(out.loss * share, scale_wrt_gas=False)
+            self.engine.step()
+            outputs.append(out._replace(loss=out.loss.detach()))
+        return joined_outputs(outputs)
+
+    def predict(self, images: Tensor) -> Tensor:
+        with autocast(self.device, self.dtype):
+            return self.engine.module.student(images.to(self.input_dtype))[0]
+
+    def state_dict(self) -> dict:
+        with self._whole_weights():
+            unit = {name: _in_fp32(value) for name, value in self.unit.state_dict().items()}
+        if self.stage == 0:
+            return {"unit": unit, "optimizer": named_optimizer_state(self.unit, self.basic), "scaler": self._scale()}
+        moments = {}
+        self._link_moments()
+        for name, parameter in self.unit.named_parameters():
+            unit[name] = self.fragments.safe_get_full_fp32_param(parameter).cpu()
+            if self._known_moments():
+                moments[name] = {
+                    key: self.fragments.safe_get_full_optimizer_state(parameter, key).cpu()
+                    for key in self._known_moments()
+                }
+                steps = [own["step"] for own in self.basic.state.values() if "step" in own]
+                moments[name] |= {"step": torch.as_tensor(steps[0]).cpu()} if steps else {}
+        return {"unit": unit, "optimizer": moments, "scaler": self._scale()}
+
+    def load_state_dict(self, state: dict) -> None:
+        with self._whole_weights(writer=0):
+            self.unit.load_state_dict(state["unit"])
+        if self.stage == 0:
+            load_named_optimizer_state(self.unit, self.basic, state["optimizer"])
+        else:
+            self._make_moments(state["optimizer"])
+            for name, parameter in self.unit.named_parameters():
+                self.fragments.safe_set_full_fp32_param(parameter, state["unit"][name].to(self.device))
+                for key, value in state["optimizer"].get(name, {}).items():
+                    if key != "step":
+                        self.fragments.safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+        self._load_scale(state["scaler"])
+
+    def _whole_weights(self, writer: int | None = None):
+        """Stage 3 keeps a part of each weight per rank; inside, they are whole. ``writer`` is whose changes count."""
+        return self.gathered(list(self.unit.parameters()), modifier_rank=writer, enabled=self.stage == 3)
+
+    def _known_moments(self) -> list[str]:
+        """Those that the flat partitions of ZeRO have by now: none before the first update."""
+        own = next(iter(self.basic.state.values()), {})
+        return [key for key in MOMENTS if own.get(key) is not None]
+
+    def _make_moments(self, state: dict) -> None:
+        """ZeRO steps flat partitions, whose moments appear at the first update; a resumed run needs them before."""
+        first = next(iter(state.values()), None)
+        if first is None:
+            return
+        for group in self.basic.param_groups:
+            for flat in group["params"]:
+                own = {key: torch.zeros_like(flat) for key in first if key != "step"}
+                if "step" in first:
+                    own["step"] = first["step"].clone().to(flat.device)
+                self.basic.state[flat] = own
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Tells every parameter of stages 1 and 2 where its moments lie; stage 3 looks them up by itself. DeepSpeed does
+        so after the step of the first parameter group, when the later groups have none yet (seen in 0.19)."""
+        for parameter in self.unit.parameters():
+            mapping = getattr(parameter, "_hp_mapping", None)
+            if mapping is not None:
+                flat = self.basic.param_groups[mapping.param_group_index]["params"][0]
+                mapping.set_optim_state_fragment(flat, self.basic.state[flat])
+
+    def _scale(self) -> dict:
+        """Of fp16's gradients, in the terms of torch's GradScaler; empty in other precisions."""
+        if (scaler := self.engine.torch_autocast_z0_gradscaler) is not None:
+            return {key: scaler.state_dict()[key] for key in SCALE_STATE}
+        zero = getattr(self.engine.optimizer, "loss_scaler", None)
+        if zero is None or not zero.dynamic:
+            return {}
+        return dict(zip(SCALE_STATE, (float(zero.cur_scale), zero.cur_iter - zero.last_overflow_iter), strict=True))
+
+    def _load_scale(self, state: dict) -> None:
+        if not state:
+            return
+        if (scaler := self.engine.torch_autocast_z0_gradscaler) is not None:
+            scaler.load_state_dict({**scaler.state_dict(), **state})
+        elif getattr(zero := getattr(self.engine.optimizer, "loss_scaler", None), "dynamic", False):
+            zero.cur_scale, since_overflow = (state[key] for key in SCALE_STATE)
+            zero.last_overflow_iter = zero.cur_iter - since_overflow
+
+
+def merged_config(
+    config: EngineConfig, *, dtype: torch.dtype, per_rank: int, accumulation: int, clip_norm: float
+) -> dict:
+    """fastlg's DeepSpeed configuration, with the user's JSON file (``engine.deepspeed_config``) laid over it.
+
+    What fastlg decides (batch sizes, clipping, optimizer, schedule, stage) may be "auto" or the same in the file.
+    Raises UserError that names the key, both values and the fastlg key to set instead.
+    """
+    own: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": per_rank // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": per_rank * ranks.world_size(),
+        "gradient_clipping": clip_norm,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**62,  # never
+        "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it synchronises at every step
+    }
+    if dtype != torch.float32:
+        own["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
+    if config.deepspeed_config is None:
+        return own
+    user = _read(config.deepspeed_config)
+    where = f"engine.deepspeed_config {config.deepspeed_config}"
+    for key in ("optimizer", "scheduler"):
+        if key in user:
+            raise UserError(f"{where}: {key} is set there, but the optimizer and its schedule are optim.*; remove it")
+    for native in ("bf16", "fp16"):
+        section = user.get(native)
+        if isinstance(section, dict) and section.get("enabled") is True:
+            if dtype != DTYPES[native]:
+                raise UserError(
+                    f"{where}: {native} is enabled, but the run is in {dtype}; set engine.precision={native}"
+                )
+            if config.zero_stage == 0:
+                raise UserError(
+                    f"{where}: {native} at stage 0 keeps no float32 weights; set engine.zero_stage=1, or remove it "
+                    f"(engine.precision={native} then runs under torch_autocast)"
+                )
+            del own["torch_autocast"]
+    return _merge(own, user, where)
+
+
+# DeepSpeed's key -> the key of fastlg that decides it
+DECIDED = {
+    "train_micro_batch_size_per_gpu": "engine.micro_batch_size",
+    "gradient_accumulation_steps": "engine.micro_batch_size",
+    "train_batch_size": "optim.global_batch_size",
+    "gradient_clipping": "optim.clip_norm",
+    "zero_optimization.stage": "engine.zero_stage",
+    "torch_autocast.enabled": "engine.precision",
+    "torch_autocast.dtype": "engine.precision",
+}
+SCALE_STATE = ("scale", "_growth_tracker")
+
+
+def _merge(own: dict, user: dict, where: str, prefix: str = "") -> dict:
+    merged = dict(own)
+    for key, value in user.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(own.get(key, {}), dict):
+            merged[key] = _merge(own.get(key, {}), value, where, f"{name}.")
+        elif name in DECIDED and key in own:
+            if value not in (own[key], "auto"):
+                raise UserError(f"{where}: {name} is {value}, but the run has {own[key]}; set {DECIDED[name]} instead")
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read(path: Path) -> dict:
+    try:
+        user = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"engine.deepspeed_config {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"engine.deepspeed_config {path} is not valid JSON: {first_line(error)}") from None
+    if not isinstance(user, dict):
+        raise UserError(f"engine.deepspeed_config {path} holds a {type(user).__name__}; it must be an object")
+    return user
+
+
+def _in_fp32(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
+
+
+def _library():
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    try:
+        import deepspeed
+    except ImportError:
+        raise UserError(
+            "engine.kind is deepspeed, which is not installed: pip install 'fastlg[deepspeed]', or engine.kind=plain"
+        ) from None
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import sets its own level
+    if not torch.cuda.is_available():  # it would compile a C++ extension for a minute, to send what gloo sends
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,47 @@
+"""Where an engine computes and in which precision, and the optimizer it steps."""
+
+from __future__ import annotations
+
+import torch
+
+from fastlg.config import EngineConfig, OptimConfig
+from fastlg.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def uses_cuda(config: EngineConfig) -> bool:
+    """Raises UserError when CUDA is asked for and torch sees none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("engine.device is cuda, but torch sees no CUDA device; use engine.device=cpu or auto")
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
+def pick_device(config: EngineConfig) -> torch.device:
+    """This process's device. Raises UserError when CUDA is asked for and torch sees none."""
+    return torch.device("cuda", torch.cuda.current_device()) if uses_cuda(config) else torch.device("cpu")
+
+
+def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """Autocast dtype; fp32 means no autocast. Raises UserError for fp16 on a CPU, which cannot scale gradients."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UserError("engine.precision is fp16, but the device is a CPU; use fp32 or bf16")
+    return DTYPES[config.precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The autocast region of a forward pass; none for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool = False) -> torch.optim.Optimizer:
+    """Fused AdamW or Nesterov SGD over parameter groups that carry their own weight decay.
+
+    ``on_device`` keeps learning rate and step count in tensors there, which a captured CUDA graph reads anew each time.
+    """
+    lr = torch.tensor(config.lr, device=groups[0]["params"][0].device) if on_device else config.lr
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True, capturable=on_device)

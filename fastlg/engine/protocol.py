@@ -1,0 +1,127 @@
+"""What the training loop knows of an engine, and what engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastlg.batch import Batch, StepOutput, Views
+from fastlg.errors import UserError
+
+
+class Engine(Protocol):
+    """Owns precision, gradients and the optimizer of one trainable unit, on one or many ranks.
+
+    ``unit(images, targets, guide) -> StepOutput`` is what is trained; ``teacher`` stays outside. Every method is called
+    by all ranks. States hold float32 weights and optimizer moments by parameter name, whole, so that any engine on any
+    number of ranks reads what any other wrote.
+    """
+
+    unit: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    learning_rate: float
+
+    def set_learning_rate(self, lr: float) -> None: ...
+
+    def guide(self, views: Views, batch: Batch):
+        """What the teacher says of a batch, in the run's precision; None when the run is unguided."""
+
+    def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
+        """One update on this rank's share of ``total`` samples; what comes back is of this rank's share. No host sync
+        (fp16 may ask whether it overflowed). The tensors that come back hold until the next call."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits [N, K] of the bare student, which the caller put in evaluation mode."""
+
+    def state_dict(self) -> dict:
+        """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU; complete on
+        rank 0, perhaps elsewhere."""
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Share(NamedTuple):
+    """How a global batch is shared: ``per_rank`` samples per rank and step, in ``accumulation`` forward passes."""
+
+    per_rank: int
+    accumulation: int
+
+
+def share_batch(global_batch_size: int, world_size: int, micro_batch_size: int | None) -> Share:
+    """Raises UserError where ranks or forward passes would get unequal shares, naming the nearest sizes that fit."""
+    per_rank, rest = divmod(global_batch_size, world_size)
+    if rest:
+        near = [size for size in (global_batch_size - rest, global_batch_size - rest + world_size) if size]
+        raise UserError(
+            f"optim.global_batch_size {global_batch_size} cannot be shared by {world_size} processes; "
+            f"the nearest sizes that can are {' and '.join(map(str, near))}"
+        )
+    if micro_batch_size is None or per_rank <= micro_batch_size:
+        return Share(per_rank, 1)
+    accumulation, rest = divmod(per_rank, micro_batch_size)
+    if rest:
+        step = micro_batch_size * world_size
+        low = global_batch_size // step * step
+        raise UserError(
+            f"{per_rank} samples per process (optim.global_batch_size {global_batch_size} over {world_size}) are no "
+            f"multiple of engine.micro_batch_size {micro_batch_size}; the nearest global sizes that are: {low} and "
+            f"{low + step}"
+        )
+    return Share(per_rank, accumulation)
+
+
+def micro_batches(images: Tensor, targets: Tensor, guide, count: int) -> Iterator[tuple[Tensor, Tensor, object]]:
+    """The step's samples in ``count`` parts of nearly equal size, at least one sample each."""
+    samples = len(images)
+    count = max(1, min(count, samples))
+    if count == 1:
+        yield images, targets, guide
+        return
+    for part in range(count):
+        rows = slice(samples * part // count, samples * (part + 1) // count)
+        yield images[rows], targets[rows], _rows_of(guide, rows)
+
+
+def _rows_of(value, rows: slice):
+    """The same samples of everything a Guide holds; sizes and None stay."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, tuple):
+        parts = [_rows_of(part, rows) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def joined_outputs(outputs: list[StepOutput]) -> StepOutput:
+    """One output of several forward passes: losses are means over all their samples."""
+    if len(outputs) == 1:
+        return outputs[0]
+    stacked = StepOutput(*(torch.stack(values) for values in zip(*outputs, strict=True)))
+    weights = stacked.count / stacked.count.sum()
+    losses = [(loss * weights).sum() for loss in stacked[:3]]
+    return StepOutput(*losses, stacked.correct.sum(), stacked.count.sum())
+
+
+def named_optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """A torch optimizer's moments by parameter name, on the CPU."""
+    names = _names_in_order(unit, optimizer)
+    state = optimizer.state_dict()["state"]
+    return {
+        names[i]: {k: torch.as_tensor(v).cpu() for k, v in own.items() if v is not None} for i, own in state.items()
+    }
+
+
+def load_named_optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    names = _names_in_order(unit, optimizer)
+    whole = optimizer.state_dict()
+    whole["state"] = {index: state[name] for index, name in enumerate(names) if name in state}
+    optimizer.load_state_dict(whole)
+
+
+def _names_in_order(unit: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    name_of = {id(parameter): name for name, parameter in unit.named_parameters()}
+    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

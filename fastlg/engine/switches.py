@@ -1,0 +1,78 @@
+"""Which of the engine's accelerations are on for a run, and why the others are not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from fastlg.config import EngineConfig
+from fastlg.errors import UserError
+
+
+class Switches(NamedTuple):
+    """``why_off`` names a reason for every switch that is off."""
+
+    compile: bool
+    graph: bool
+    prefetch: bool
+    channels_last: bool
+    fold_norms: bool
+    fused_attention: bool
+    why_off: dict[str, str]
+
+    def on(self) -> str:
+        """For the start of a run: the names of those that are on."""
+        return ", ".join(name for name in self._fields if getattr(self, name) is True)
+
+    def off(self) -> str:
+        """``graph (needs CUDA), ...``"""
+        return ", ".join(f"{name} ({reason})" for name, reason in self.why_off.items())
+
+
+def decide(
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    kind: str,
+    world_size: int,
+    accumulation: int,
+    norm_stats: str | None,
+    is_on_device: bool = True,
+) -> Switches:
+    """Resolves every ``auto``. ``norm_stats`` is the online teacher's, None without one; ``is_on_device``: all that
+    the teacher reads is there. Raises UserError for a switch that is asked for and cannot be."""
+    cuda = "" if device.type == "cuda" else "needs CUDA"
+    impossible = {
+        "compile": "ZeRO stage 3 moves its weights between forward and backward" if config.zero_stage == 3 else "",
+        "graph": cuda
+        or ("DeepSpeed's step runs on the host" if kind == "deepspeed" else "")
+        or ("ranks exchange gradients from the host" if world_size > 1 else "")
+        or ("fp16 scales gradients from the host" if dtype == torch.float16 else "")
+        or ("several forward passes make one update" if accumulation > 1 else "")
+        or ("teacher features come from the host" if not is_on_device else ""),
+        "prefetch": cuda,
+        "channels_last": "" if norm_stats else "no teacher is run",
+        "fold_norms": "no teacher is run" if not norm_stats else "",
+        "fused_attention": "",
+    }
+    if norm_stats == "batch":
+        impossible["fold_norms"] = "teacher.norm_stats=batch is known only at each step"
+    if kind != "deepspeed":
+        impossible["compile"] = ""
+    unwanted = {}  # what auto leaves off though it could be
+    if kind == "deepspeed":
+        unwanted["compile"] = "DeepSpeed's hooks run eagerly"
+    elif cuda:
+        unwanted["compile"] = "compiling takes minutes on a CPU"
+    chosen, why_off = {}, {}
+    for name, reason in impossible.items():
+        wanted = getattr(config, name)
+        if wanted is True and reason:
+            raise UserError(f"engine.{name} is true, but {reason}; use auto")
+        reason = reason or (unwanted.get(name, "") if wanted == "auto" else "")
+        chosen[name] = wanted is not False and not reason
+        if not chosen[name]:
+            why_off[name] = "switched off" if wanted is False else reason
+    return Switches(**chosen, why_off=why_off)
