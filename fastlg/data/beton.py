@@ -1,4 +1,5 @@
-"""Read `.beton` files, the format of FFCV, without FFCV. data/ffcv_store.py writes them.
+"""Read `.beton` files, the format of FFCV, without FFCV. data/ffcv_store.py writes them, sources_beton.py takes a
+user's own.
 
 Layout (version 2; every number little-endian, pointers are positions in the file):
 
@@ -7,7 +8,7 @@ Layout (version 2; every number little-endian, pointers are positions in the fil
     metadata     per sample one C struct of all fields; an image's are mode u1 (0 JPEG, 1 raw), width u2, height u2,
                  pointer u8
     pages        the images; none crosses the border of a page, and pages start at multiples of the page size
-    allocations  per image: sample u8, pointer u8, bytes u8, by rising pointer
+    allocations  per image: sample u8, pointer u8, bytes u8
 
 FFCV leaves the arguments of an int field unread: fastlg notes there which store the file was made from, and a digest.
 """
@@ -28,6 +29,7 @@ from fastlg.errors import UserError
 FILE_NAME = "images.beton"  # beside the split's pixels.bin
 VERSION = 2
 INT, IMAGE = 1, 2  # field types
+TYPE_NAMES = ("float", "int", "image", "bytes", "array", "JSON", "tensor")  # by type
 JPEG, RAW = 0, 1  # image modes
 
 HEADER_TYPE = np.dtype(
@@ -73,14 +75,18 @@ class Beton:
         return self.data[self.starts[i] : self.starts[i] + self.lengths[i]]
 
 
-def open_beton(path: str | Path) -> Beton:
+def open_beton(path: str | Path, image_field: str | None = None, label_field: str | None = None) -> Beton:
     """Open a .beton file, of fastlg or of FFCV, after checking that it is whole.
 
-    The first image field and the first int field are taken for the images and their labels. The digest that fastlg
-    notes is computed again only when the file's size or time changed since the last check.
+    The digest that fastlg notes is computed again only when the file's size or time changed since the last check.
+
+    Args:
+        image_field, label_field: names of the fields with the images and the labels; None takes those named "image"
+            and "label", or the only image field and the only int field.
 
     Raises:
-        UserError: no such file, no .beton file, no image or label field, a file that was cut short or altered.
+        UserError: no such file, no .beton file, no image or label field or no telling which, no samples, a file that
+            was cut short or altered.
     """
     path = Path(path)
     try:
@@ -94,18 +100,39 @@ def open_beton(path: str | Path) -> Beton:
     types = fields["type"].tolist()
     if unknown := [kind for kind in types if kind not in _FIELD_DATA]:
         raise UserError(f"{path} has a field of a custom type ({unknown[0]}); write it with FFCV's own field types")
-    if IMAGE not in types or INT not in types:
-        raise UserError(f"{path} needs an image field and an int field (the label); write it with both")
+    names = {kind: _names(fields, kind) for kind in _FIELD_DATA}
+    image = _choose(path, names, IMAGE, "image", image_field)
+    label = _choose(path, names, INT, "label", label_field)
+    if head["samples"] == 0:
+        raise UserError(f"{path} holds no samples; write it again")
     start = HEADER_TYPE.itemsize + fields.nbytes
     metadata = _rows(path, data, start, metadata_type(types), int(head["samples"]))
     start = int(head["table"])
     table = _rows(path, data, start, ALLOCATION_TYPE, max(len(data) - start, 0) // ALLOCATION_TYPE.itemsize)
-    note = _note(fields["arguments"][types.index(INT)])
-    images, labels = metadata[f"f{types.index(IMAGE)}"], metadata[f"f{types.index(INT)}"]
-    beton = _beton(path, data, images, labels, table, note.get("store"))
+    note = _note(fields["arguments"][min(names[INT].values())])
+    beton = _beton(path, data, metadata[f"f{image}"], metadata[f"f{label}"], table, note.get("store"))
     if note and _stamp(path) != _noted_stamp(path):
         _verify(beton, metadata, table, note["sha256"])
     return beton
+
+
+def _names(fields: np.ndarray, kind: int) -> dict[str, int]:
+    """Fields of one type: name -> position."""
+    found = np.flatnonzero(fields["type"] == kind).tolist()
+    return {fields["name"][i].decode("ascii", "backslashreplace"): i for i in found}
+
+
+def _choose(path: Path, names: dict[int, dict[str, int]], kind: int, usual: str, wanted: str | None) -> int:
+    """Position of the field that holds the images (the labels), by ``data.image_column`` or by its usual name."""
+    fits, option = names[kind], f"data.{usual}_column"
+    there = ", ".join(f"{name} ({TYPE_NAMES[other]})" for other in names for name in names[other]) or "none"
+    if wanted is not None and wanted not in fits:
+        raise UserError(f"{option}={wanted}: {path} has no {TYPE_NAMES[kind]} field of that name; its fields: {there}")
+    if not fits:
+        raise UserError(f"{path} has no {TYPE_NAMES[kind]} field for the {usual}; its fields: {there}; write one")
+    if wanted is None and usual not in fits and len(fits) > 1:
+        raise UserError(f"{path}: which field is the {usual}? Set {option} to one of {', '.join(fits)}")
+    return fits[wanted or (usual if usual in fits else next(iter(fits)))]
 
 
 def _rows(path: Path, data: np.ndarray, start: int, dtype: np.dtype, count: int) -> np.ndarray:
@@ -128,13 +155,15 @@ def _beton(
     path: Path, data: np.ndarray, images: np.ndarray, labels: np.ndarray, table: np.ndarray, store: str | None
 ) -> Beton:
     """The samples, every image's place checked."""
+    table = table[np.argsort(table["pointer"], kind="stable")]  # several of FFCV's writers take turns
     slots = np.minimum(np.searchsorted(table["pointer"], images["pointer"]), len(table) - 1)
     if len(table) == 0 or (table["pointer"][slots] != images["pointer"]).any():
         raise UserError(f"{path} was cut short or altered: images and allocation table differ; write it again")
     sizes = np.stack([images["height"], images["width"]], axis=1).astype(np.int64)
     starts, lengths = images["pointer"].astype(np.int64), table["bytes"][slots].astype(np.int64)
-    is_jpeg = images["mode"] == JPEG
-    if (~is_jpeg & (lengths != sizes.prod(1) * 3)).any() or (starts + lengths > len(data)).any():
+    is_jpeg, is_raw = images["mode"] == JPEG, images["mode"] == RAW
+    outside = (starts < 0) | (lengths < 0) | (starts > len(data) - lengths)
+    if (outside | ~(is_jpeg | is_raw) | (is_raw & (lengths != sizes.prod(1) * 3))).any():
         raise UserError(f"{path} was altered: sizes of images do not match their bytes; write it again")
     return Beton(path, sizes, labels.astype(np.int64), is_jpeg, data, starts, lengths, store)
 

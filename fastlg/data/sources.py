@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastlg.data.source import Source, existing_path, stratified_holdout
 from fastlg.data.sources_arrays import demo_source, find_idx, hugging_face_source, idx_source, torchvision_source
+from fastlg.data.sources_beton import beton_source
 from fastlg.data.sources_files import chaoyang, class_folders, flowers102, tiny_imagenet
 from fastlg.data.sources_parquet import parquet_source
 from fastlg.errors import UserError
@@ -32,10 +33,10 @@ def open_source(
     """Open one split of a dataset without decoding an image.
 
     Args:
-        spec: path of a parquet file or folder, class folders, IDX files, or the official layout of Flowers-102,
-            Chaoyang or Tiny-ImageNet-200; or torchvision:NAME, hf://OWNER/NAME[/CONFIG], demo:mnist5k.
+        spec: path of a parquet or .beton file or a folder of them, class folders, IDX files, or the official layout of
+            Flowers-102, Chaoyang or Tiny-ImageNet-200; or torchvision:NAME, hf://OWNER/NAME[/CONFIG], demo:mnist5k.
         split: "train" or "test" (a validation split stands in where there is no test split).
-        label_column, image_column: for parquet, where the default choice does not fit.
+        label_column, image_column: for parquet and .beton, where the default choice does not fit.
         download: fetch torchvision datasets that are not there yet.
         holdout: above 0, both splits are cut from the training images: this share of every class is the test split,
             always the same images. A test split of the dataset itself is then left unused.
@@ -79,20 +80,24 @@ def _open(spec: str, split: str, label_column: str | None, image_column: str | N
             return idx_source(path, split)
         case "parquet":
             return parquet_source(path, split, label_column, image_column)
+        case "beton":
+            return beton_source(path, split, label_column, image_column)
         case _:
             return class_folders(path, split)
 
 
 def source_kind(path: Path) -> str:
-    """What lies at ``path``: flowers102, chaoyang, tiny_imagenet, idx, parquet or class_folders.
+    """What lies at ``path``: flowers102, chaoyang, tiny_imagenet, idx, parquet, beton or class_folders.
 
     Raises:
-        UserError: a file that is no parquet file, an empty folder, or a folder that fits none of these.
+        UserError: a file of another kind, an empty folder, or a folder that fits none of these.
     """
     if path.is_file():
-        if path.suffix.lower() == ".parquet":
-            return "parquet"
-        raise UserError(f"data.source={path}: a single file must be parquet; give a folder of images, one per class")
+        if path.suffix.lower() in (".parquet", ".beton"):
+            return path.suffix.lower()[1:]
+        raise UserError(
+            f"data.source={path}: a single file must be .parquet or .beton; give a folder of images, one per class"
+        )
     if (path / "setid.mat").is_file() or (path / "imagelabels.mat").is_file():
         return "flowers102"
     if (path / "train.json").is_file() and (path / "test.json").is_file():
@@ -106,11 +111,13 @@ def source_kind(path: Path) -> str:
         raise UserError(f"data.source={path}: the folder is empty; point it at a dataset")
     if next(path.rglob("*.parquet"), None) is not None:
         return "parquet"
+    if any(entry.suffix == ".beton" for entry in entries):
+        return "beton"
     if any(entry.is_dir() for entry in entries):
         return "class_folders"
     raise UserError(
-        f"data.source={path}: no class folders, parquet or IDX files here, only {min(e.name for e in entries)} and the "
-        "like; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
+        f"data.source={path}: no class folders, parquet, .beton or IDX files here, only {min(e.name for e in entries)} "
+        "and the like; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
     )
 
 

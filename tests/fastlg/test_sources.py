@@ -111,7 +111,7 @@ def test_unusable_folders_are_refused_with_the_fix(folders, tmp_path):
     refuses("the folder is empty", str(tmp_path / "empty"), "train")
     (tmp_path / "empty" / "readme.md").write_text("x")
     refuses("no class folders", str(tmp_path / "empty"), "train")
-    refuses("must be parquet", str(tmp_path / "empty" / "readme.md"), "train")
+    refuses("must be .parquet or .beton", str(tmp_path / "empty" / "readme.md"), "train")
     (folders / "train" / "owl").mkdir()
     refuses("owl: no image in this class folder", str(folders), "train")
     (folders / "train" / "owl").rmdir()
