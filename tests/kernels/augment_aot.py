@@ -1,4 +1,4 @@
-"""Compiles the augmentation kernels ahead of time, as the launchers ask for them, and reads registers and spills.
+"""Compiles the kernels of augmentation and cache ahead of time, as launched, and reads registers and spills.
 
 ``python tests/kernels/augment_aot.py`` prints the table for sm_80 and sm_90; no GPU is needed.
 """
@@ -17,14 +17,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastlg_kernels import augment_triton, resize_triton
+from fastlg_kernels import augment_triton, gather_triton, resize_triton
 from fastlg_kernels.rand_augment import RandAugmentDraw
 
 CAPABILITIES = (80, 90)
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {
     torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64", torch.float32: "*fp32", torch.float64: "*fp64",
-    torch.bfloat16: "*bf16",
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1",
 }  # fmt: skip
 
 
@@ -81,6 +81,25 @@ def record(monkeypatch, thorough: bool = True) -> list[Launch]:
     return launches
 
 
+def record_gather(monkeypatch) -> list[Launch]:
+    """The launches that read the caches of a ResNet-56, whole rows and crops by both rules, in every storage type."""
+    launches: list[Launch] = []
+    kernel = gather_triton.gather_kernel
+    monkeypatch.setattr(gather_triton, "gather_kernel", Recorder(kernel, launches))
+    rows = torch.empty(128, dtype=torch.int64, device="meta")
+    boxes, flip = torch.empty(128, 4, device="meta"), torch.empty(128, dtype=torch.bool, device="meta")
+    for dtype, shape in (
+        (torch.float16, (16, 32, 32)),
+        (torch.bfloat16, (32, 16, 16)),
+        (torch.float32, (64, 8, 8)),
+        (torch.float16, (19, 7, 15)),
+    ):
+        source = torch.empty(50_000, *shape, dtype=dtype, device="meta")
+        for box, mirrored, clip in ((None, None, False), (boxes, flip, False), (boxes, None, True)):
+            gather_triton.gather_triton(source, rows, box, mirrored, clip_to_box=clip)
+    return launches
+
+
 def usage(launch: Launch, capability: int) -> Usage:
     """Compiles one launch as Triton's just-in-time path would, and reads what the binary needs."""
     signature, constants, attributes = {}, {}, {}
@@ -88,7 +107,7 @@ def usage(launch: Launch, capability: int) -> Usage:
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
             attributes[(position,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
+        elif value is None or parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
             signature[parameter.name] = "constexpr"
             constants[(position,)] = value
         else:
@@ -110,7 +129,7 @@ def main() -> int:
     import pytest
 
     with pytest.MonkeyPatch.context() as patch:
-        launches = record(patch)
+        launches = record(patch) + record_gather(patch)
     rows = [(capability, usage(launch, capability)) for capability in CAPABILITIES for launch in launches]
     for capability, row in rows:
         print(f"sm_{capability} {row.kernel:22} {row.registers:4} registers {row.stack_bytes:4} bytes of stack")

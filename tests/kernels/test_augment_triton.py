@@ -29,8 +29,6 @@ def test_kernels_compile_for_gpus_and_keep_everything_in_registers(capability, m
     import augment_aot
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for launch in augment_aot.record(monkeypatch, thorough=False):
+    for launch in augment_aot.record(monkeypatch, thorough=False) + augment_aot.record_gather(monkeypatch):
         found = augment_aot.usage(launch, capability)
-        # A sine of any angle keeps a table on the stack; it runs once per operation, not per pixel.
-        assert found.stack_bytes == 0 or found.kernel == "maps_kernel", found
-        assert found.registers <= 168, found
+        assert found.stack_bytes == 0 and found.registers <= 168, found

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+BLOCK = 512
 
 
 def gather_triton(source: Tensor, rows: Tensor, boxes: Tensor | None, flip: Tensor | None, *, clip_to_box: bool):
@@ -17,10 +17,9 @@ def gather_triton(source: Tensor, rows: Tensor, boxes: Tensor | None, flip: Tens
     _, channels, height, width = source.shape
     out = torch.empty((len(rows), channels, height, width), dtype=torch.float32, device=source.device)
     grid = (len(rows), triton.cdiv(channels * height * width, BLOCK))
-    _gather_kernel[grid](
-        source, rows, boxes, flip, out,
-        CHW=channels * height * width, H=height, W=width, CROP=boxes is not None, FLIP=flip is not None,
-        CLIP=clip_to_box, BLOCK=BLOCK,
+    gather_kernel[grid](
+        source, rows, boxes, flip, out, channels * height * width, height, width, boxes is not None,
+        flip is not None, clip_to_box, BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -43,7 +42,7 @@ def _axis_taps(cell, start, extent, SIZE: tl.constexpr, CLIP: tl.constexpr):
 
 
 @triton.jit
-def _gather_kernel(
+def gather_kernel(
     source, rows, boxes, flip, out,
     CHW: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     CROP: tl.constexpr, FLIP: tl.constexpr, CLIP: tl.constexpr, BLOCK: tl.constexpr,
