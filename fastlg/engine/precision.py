@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from fastlg.config import EngineConfig, OptimConfig
@@ -41,7 +43,10 @@ def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool 
 
     ``on_device`` keeps learning rate and step count in tensors there, which a captured CUDA graph reads anew each time.
     """
-    lr = torch.tensor(config.lr, device=groups[0]["params"][0].device) if on_device else config.lr
+    lr: float | torch.Tensor = config.lr
+    if on_device:
+        lr = torch.tensor(config.lr, device=groups[0]["params"][0].device)
+        warnings.filterwarnings("ignore", message=".*capturable=True")  # the first steps and odd batches run uncaptured
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True, capturable=on_device)

@@ -1,0 +1,68 @@
+"""A short training of the tiny project by any engine, and its outcome as numbers. Runnable as one rank of many."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from fastlg import ranks
+from fastlg.assemble import assemble, open_stores
+from fastlg.config import Config, load_config
+from fastlg.metrics import Meter
+from fastlg.models.resnet_cifar import resnet20
+from fastlg.train import batches
+
+STEPS = 20
+PLAIN = ("model.drop_path=0", "augment.rand_augment=null", "engine.device=cpu", "optim.warmup_epochs=0")
+TWO_RANKS = {
+    "plain": (),
+    "accumulation": ("engine.micro_batch_size=4",),
+    "clipped": ("optim.clip_norm=0.5",),
+    **{f"zero{stage}": ("engine.kind=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)},
+    "zero1 accumulation": ("engine.zero_stage=1", "engine.micro_batch_size=4"),
+    "partial last step": ("optim.drop_last=false",),
+}
+BF16 = ("engine.precision=bf16",)
+ONE_RANK = {  # DeepSpeed keeps hold of the process group it first saw, so its cases share a process of their own
+    "bf16": BF16,
+    **{f"zero{stage}": ("engine.kind=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)},
+    **{f"zero{stage} bf16": ("engine.kind=deepspeed", f"engine.zero_stage={stage}", *BF16) for stage in range(4)},
+    **{
+        f"zero{stage} own bf16": ("engine.deepspeed_config=bf16.json", f"engine.zero_stage={stage}", *BF16)
+        for stage in (1, 2, 3)
+    },
+}
+
+
+def trained(*overrides: str, steps: int = STEPS) -> dict:
+    """{"losses": per step, "unit": weights, "optimizer": moments} after ``steps`` updates, guided by a fixed teacher."""
+    config = load_config("student.yaml", [*PLAIN, *overrides])
+    torch.manual_seed(9)
+    parts = assemble(config, open_stores(config), resnet20(3), 16)
+    parts.unit.train()
+    return {"losses": losses(parts, config, steps), **parts.engine.state_dict()}
+
+
+def losses(parts, config: Config, steps: int) -> list[float]:
+    """Of each update, over all ranks."""
+    parts.engine.set_learning_rate(config.optim.lr)
+    seen, epoch, meter = [], 0, Meter(parts.device)
+    while True:
+        for step, (views, batch) in enumerate(batches(parts, epoch)):
+            meter.update(parts.engine.step(views, batch, parts.step_total(step)), step)
+            seen.append(meter.read()[0].loss)
+            if len(seen) == steps:
+                return seen
+        epoch += 1
+
+
+if __name__ == "__main__":  # one rank; the environment says which
+    torch.set_num_threads(1)
+    Path("bf16.json").write_text('{"bf16": {"enabled": true}, "train_batch_size": "auto"}')
+    with ranks.joined(cuda=False, timeout_s=60):
+        cases = TWO_RANKS if ranks.world_size() == 2 else ONE_RANK
+        outcomes = {name: trained(*overrides) for name, overrides in cases.items()}
+        if ranks.is_first():
+            torch.save(outcomes, Path(sys.argv[1]))

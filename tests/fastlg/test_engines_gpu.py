@@ -1,0 +1,79 @@
+"""On a CUDA device: each acceleration learns what the eager engine learns, and the host never waits between reports."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_cases import trained
+
+from fastlg.assemble import assemble, open_stores
+from fastlg.config import load_config
+from fastlg.metrics import Meter
+from fastlg.models.resnet_cifar import resnet20
+from fastlg.train import batches
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+EAGER = tuple(f"engine.{name}=false" for name in ("compile", "graph", "prefetch", "channels_last", "fold_norms"))
+ON = {
+    "graph": ("engine.graph=true",),
+    "prefetch": ("engine.prefetch=true",),
+    "compile": ("engine.compile=true",),
+    "channels_last": ("engine.channels_last=true",),
+    "all": tuple(f"engine.{name}=true" for name in ("compile", "graph", "prefetch", "channels_last")),
+    "graph, a smaller last batch": ("engine.graph=true", "optim.drop_last=false"),
+    "graph, drop path": ("engine.graph=true", "model.drop_path=0.3"),
+}
+
+
+def run(*overrides: str) -> dict:
+    return trained("engine.device=cuda", *EAGER, *overrides)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ON)
+def test_an_acceleration_learns_as_the_eager_engine(project, name, precision):
+    common = [o for o in ON[name] if not o.startswith("engine.")]
+    eager = run(f"engine.precision={precision}", *common)
+    fast = run(f"engine.precision={precision}", *ON[name])
+    tolerance = 1e-3 if precision == "fp32" else 3e-2
+    torch.testing.assert_close(fast["losses"], eager["losses"], rtol=tolerance, atol=0)
+
+
+def test_folded_norms_learn_as_the_norms_themselves(project):
+    running = "teacher.norm_stats=running"
+    eager = run("engine.precision=fp32", running)
+    folded = run("engine.precision=fp32", running, "engine.fold_norms=true")
+    torch.testing.assert_close(folded["losses"], eager["losses"], rtol=1e-3, atol=0)
+
+
+def test_fp16_scales_its_gradients_and_learns(project):
+    torch.testing.assert_close(
+        run("engine.precision=fp16")["losses"], run("engine.precision=fp32")["losses"], rtol=3e-2, atol=0
+    )
+
+
+def test_a_captured_run_is_deterministic(project):
+    one, two = (run("engine.graph=true", "model.drop_path=0.3") for _ in range(2))
+    torch.testing.assert_close(one["losses"], two["losses"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("switch", [(), ("engine.graph=true", "engine.prefetch=true")], ids=["eager", "graph"])
+def test_the_host_never_waits_for_the_device_between_reports(project, switch):
+    config = load_config("student.yaml", ["engine.device=cuda", "engine.precision=bf16", *EAGER, *switch])
+    parts = assemble(config, open_stores(config), resnet20(3), 16)
+    parts.unit.train()
+    meter = Meter(parts.device)
+    for epoch in range(2):  # kernels are compiled and the graph is captured
+        for step, (views, batch) in enumerate(batches(parts, epoch)):
+            meter.update(parts.engine.step(views, batch, parts.step_total(step)), step)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step, (views, batch) in enumerate(batches(parts, 2)):
+            meter.update(parts.engine.step(views, batch, parts.step_total(step)), step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert meter.read()[0].count > 0
