@@ -10,20 +10,18 @@ import torch
 from torch import nn
 
 from fastlg import ranks
+from fastlg.build_engine import engine_kind, new_engine
 from fastlg.config import Config
 from fastlg.data.loaders import make_loader
 from fastlg.data.mixing import Mixer
 from fastlg.data.plan import SamplePlan
 from fastlg.data.prepare import Store, find_or_prepare, open_store
 from fastlg.data.views import ViewMaker
-from fastlg.engine.deepspeed import DeepSpeedEngine, merged_config
-from fastlg.engine.plain import PlainEngine
-from fastlg.engine.precision import build_optimizer, pick_device, pick_dtype
-from fastlg.engine.protocol import Engine, Share, share_batch
+from fastlg.engine.precision import pick_device, pick_dtype
+from fastlg.engine.protocol import Engine, share_batch
 from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
 from fastlg.models.build import build_model
-from fastlg.models.param_groups import param_groups
 from fastlg.models.student import use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent
@@ -147,31 +145,6 @@ def assemble(
         views=make_views(config, teacher_size if cached is None else None, len(stores.class_names), dtype=dtype),
         teacher_id=teacher_id,
     )
-
-
-def engine_kind(config: Config) -> str:
-    """plain or deepspeed; ``auto`` takes DeepSpeed where something that only it has is asked for."""
-    engine = config.engine
-    wants = engine.zero_stage > 0 or engine.deepspeed_config is not None
-    if engine.kind == "plain" and wants:
-        key = "zero_stage" if engine.zero_stage else "deepspeed_config"
-        raise UserError(f"engine.{key} is set, but engine.kind is plain; use engine.kind=deepspeed or auto")
-    return "deepspeed" if wants else engine.kind.replace("auto", "plain")
-
-
-def new_engine(
-    config: Config, unit: nn.Module, teacher, device: torch.device, dtype: torch.dtype, share: Share, switches: Switches
-) -> Engine:
-    """The engine of a run, its optimizer over the unit's parameters. Raises UserError."""
-    optimizer = build_optimizer(param_groups(unit, config.optim.weight_decay), config.optim, on_device=switches.graph)
-    common = {"device": device, "dtype": dtype, "accumulation": share.accumulation, "is_compiled": switches.compile}
-    clip_norm = config.optim.clip_norm
-    if engine_kind(config) == "plain":
-        return PlainEngine(unit, teacher, optimizer, clip_norm=clip_norm, is_captured=switches.graph, **common)
-    merged = merged_config(
-        config.engine, dtype=dtype, per_rank=share.per_rank, accumulation=share.accumulation, clip_norm=clip_norm
-    )
-    return DeepSpeedEngine(unit, teacher, optimizer, config=merged, **common)
 
 
 def new_online_teacher(

@@ -7,6 +7,9 @@ from importlib import metadata, util
 import torch
 
 from fastlg import __version__
+from fastlg.config import EngineConfig
+from fastlg.engine.precision import pick_device, pick_dtype
+from fastlg.engine.switches import decide
 from fastlg.provenance import device_name
 from fastlg.report import say
 
@@ -34,6 +37,7 @@ def report() -> None:
             say(f"  cuda:{index}  {device_name(device)}, {memory:.0f} GiB, {bf16}")
     else:
         say(f"  no CUDA device; runs use the {device_name(torch.device('cpu'))}")
+    _say_engine()
     for package in ("triton", "timm", "numpy", "pillow"):
         say(f"  {package:<10} {_version(package)}")
     for extra, (modules, purpose) in EXTRAS.items():
@@ -43,6 +47,18 @@ def report() -> None:
             say(f"  {extra:<10} {', '.join(missing)} missing ({purpose}): pip install 'fastlg[{extra}]'")
         else:
             say(f"  {extra:<10} {found}: {purpose}")
+
+
+def _say_engine() -> None:
+    """What a guided run's engine would switch on here by itself, and why not the rest."""
+    config = EngineConfig()
+    device = pick_device(config)
+    dtype = pick_dtype(config, device)
+    alone = {"kind": "plain", "world_size": 1, "accumulation": 1, "norm_stats": "running"}
+    switches = decide(config, device, dtype, **alone)
+    say(f"  engine     {str(dtype).removeprefix('torch.')}; on: {switches.on()}")
+    if switches.why_off:
+        say(f"             off: {switches.off()}")
 
 
 def _is_installed(module: str) -> bool:

@@ -14,11 +14,12 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
     {"errors", "batch", "__init__"},
-    {"config", "place"},
+    {"sections", "place"},
+    {"config"},
     {"ranks"},
     {"report", "signals", "provenance", "checkpoint", "metrics"},
     {"data", "models", "teacher", "engine", "analysis", "launch"},
-    {"objective", "integrations"},
+    {"objective", "integrations", "build_engine"},
     {"assemble"},
     {"evaluate", "export"},
     {"run", "prepare", "cache"},

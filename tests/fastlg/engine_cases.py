@@ -37,7 +37,7 @@ ONE_RANK = {  # DeepSpeed keeps hold of the process group it first saw, so its c
 
 
 def trained(*overrides: str, steps: int = STEPS) -> dict:
-    """{"losses": per step, "unit": weights, "optimizer": moments} after ``steps`` updates, guided by a fixed teacher."""
+    """{"losses": per step, "unit": weights, "optimizer": moments} after ``steps`` updates beside a fixed teacher."""
     config = load_config("student.yaml", [*PLAIN, *overrides])
     torch.manual_seed(9)
     parts = assemble(config, open_stores(config), resnet20(3), 16)

@@ -14,7 +14,7 @@ import torch
 from engine_cases import TWO_RANKS, trained
 
 from fastlg.config import load_config
-from fastlg.engine.deepspeed import merged_config
+from fastlg.engine.deepspeed_config import merged_config
 from fastlg.errors import UserError
 
 HERE = Path(__file__).resolve().parent
