@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastlg import ranks
 from fastlg.assemble import Parts, make_views, new_loader, new_model, open_stores
 from fastlg.checkpoint import load_checkpoint
 from fastlg.config import Config, read_saved_config
@@ -27,9 +28,12 @@ def evaluate(parts: Parts) -> Accuracy:
 @torch.inference_mode()
 def measure(predict: Callable[[Tensor], Tensor], loader, views, device: torch.device) -> Accuracy:
     """``predict(images) -> logits`` over all of ``loader``; the model is already in evaluation mode."""
-    meter = AccuracyMeter(device)
+    meter, images = AccuracyMeter(device), None
     for batch in loader.epoch(0):
-        meter.update(predict(views(batch, 0, train=False).student), batch.labels)
+        images = views(batch, 0, train=False).student
+        meter.update(predict(images), batch.labels)
+    for _ in range(len(loader), ranks.Agreement().settle(len(loader))):
+        predict(images)  # other ranks have a step more, and a forward pass of ZeRO stage 3 is an exchange
     return meter.read()
 
 

@@ -148,5 +148,5 @@ class LogConfig(Section):
     every_steps: Count = 50  # the only host syncs of the loop are these reports
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # extra checkpoints inside an epoch; 0: at epoch ends only
     eval_epochs: Count = 1  # evaluate every so many epochs, and always at the end
-    eval_batch_size: Count = 200
+    eval_batch_size: Count = 200  # per process
     tensorboard: bool = True

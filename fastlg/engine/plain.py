@@ -76,7 +76,7 @@ class PlainEngine:
 
     def _update(self, views: Views, batch: Batch, total: int) -> StepOutput:
         outputs = []
-        parts = list(micro_batches(views.student, views.targets, self.guide(views, batch), self.accumulation))
+        parts = micro_batches(views.student, views.targets, self.guide(views, batch), self.accumulation, total)
         for part in parts:
             # Gradients are averaged over the ranks, each part counts by its share of all samples of the step.
             share = len(part[0]) * ranks.world_size() / total

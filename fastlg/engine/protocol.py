@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.errors import UserError
 
@@ -74,16 +74,16 @@ def share_batch(global_batch_size: int, world_size: int, micro_batch_size: int |
     return Share(per_rank, accumulation)
 
 
-def micro_batches(images: Tensor, targets: Tensor, guide, count: int) -> Iterator[tuple[Tensor, Tensor, object]]:
-    """The step's samples in ``count`` parts of nearly equal size, at least one sample each."""
-    samples = len(images)
-    count = max(1, min(count, samples))
+def micro_batches(
+    images: Tensor, targets: Tensor, guide, accumulation: int, total: int
+) -> list[tuple[Tensor, Tensor, object]]:
+    """This rank's samples of a step of ``total`` in parts of nearly equal size: ``accumulation`` of them, or fewer
+    where a rank has fewer samples. All ranks get equally many, for a forward pass may be an exchange."""
+    samples, count = len(images), min(accumulation, max(1, total // ranks.world_size()))
     if count == 1:
-        yield images, targets, guide
-        return
-    for part in range(count):
-        rows = slice(samples * part // count, samples * (part + 1) // count)
-        yield images[rows], targets[rows], _rows_of(guide, rows)
+        return [(images, targets, guide)]
+    parts = [slice(samples * part // count, samples * (part + 1) // count) for part in range(count)]
+    return [(images[rows], targets[rows], _rows_of(guide, rows)) for rows in parts]
 
 
 def _rows_of(value, rows: slice):

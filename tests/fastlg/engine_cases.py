@@ -23,6 +23,12 @@ TWO_RANKS = {
     **{f"zero{stage}": ("engine.kind=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)},
     "zero1 accumulation": ("engine.zero_stage=1", "engine.micro_batch_size=4"),
     "partial last step": ("optim.drop_last=false",),
+    "partial last step, zero2, many passes": (
+        "optim.drop_last=false",
+        "engine.zero_stage=2",
+        "engine.micro_batch_size=1",
+        "optim.global_batch_size=20",
+    ),
 }
 BF16 = ("engine.precision=bf16",)
 ONE_RANK = {  # DeepSpeed keeps hold of the process group it first saw, so its cases share a process of their own
