@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import os
 import resource
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -55,6 +57,7 @@ from fastlg.provenance import commit, device_name, versions
 SIZE, TEACHER_SIZE, BATCH = 224, 32, 128
 CASES = ("cifar100", "flowers17", "originals", "sizes", "two-views")
 SPEC = "rand-m9-mstd0.5-inc1"
+WARM_BATCHES = 6
 
 
 def version(package: str) -> str:
@@ -122,15 +125,16 @@ def viewed(provider: str, store: Store, workers: int, device: torch.device) -> C
 
 
 def memory_kib() -> int:
-    """Private memory of this process and its children now."""
+    """Memory of this process and its children now, pages that they share counted once. Pages of mapped files are not
+    counted: the kernel may drop them."""
     total = 0
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         pids = [str(os.getpid()), *file.read().split()]
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/status") as file:
-                total += next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
-        except (OSError, StopIteration):
+            with open(f"/proc/{pid}/smaps_rollup") as file:
+                total += sum(int(line.split()[1]) for line in file if line.startswith(("Pss_Anon", "Pss_Shmem")))
+        except OSError:  # it has just ended
             continue
     return total
 
@@ -140,16 +144,19 @@ def processor_s() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
-def measure(epochs: Callable[[int], Iterable], repeats: int, device: torch.device) -> dict:
-    """Median and spread of images/s over ``repeats`` epochs, after a short one that compiles and fills caches."""
-    next(iter(epochs(0)))
+def measure(build: Callable[[], Callable[[int], Iterable]], repeats: int, device: torch.device) -> dict:
+    """Median and spread of images/s over ``repeats`` epochs of what ``build`` makes, after some batches of another one
+    that compile and fill caches. Memory is looked at during those, because looking takes time: the most above what
+    lay there before the loader was made."""
+    gc.collect()
     before, peak, rates, per_core = memory_kib(), 0, [], []
+    epochs = build()
+    for _ in islice(epochs(0), WARM_BATCHES):
+        peak = max(peak, memory_kib())
     for epoch in range(1, repeats + 1):
         count, start, processor = 0, time.perf_counter(), processor_s()
-        for number, batch in enumerate(epochs(epoch)):
+        for batch in epochs(epoch):
             count += len(batch if isinstance(batch, torch.Tensor) else batch.labels)
-            if number % 4 == 0:
-                peak = max(peak, memory_kib())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         rates.append(count / (time.perf_counter() - start))
@@ -185,7 +192,7 @@ class Bench:
         key = {"case": case, "provider": provider, "workers": workers, "augment": augment, "batch": BATCH}
         torch.set_num_threads(workers)
         try:
-            row = {**key, **measure(epochs(), self.options.repeats, self.device)}
+            row = {**key, **measure(epochs, self.options.repeats, self.device)}
         except UserError as error:
             print(f"skipped {case} {provider}: {error}", flush=True)
             return
