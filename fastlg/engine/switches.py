@@ -10,8 +10,11 @@ from fastlg.config import EngineConfig
 from fastlg.errors import UserError
 
 
+NO_TEACHER = "no teacher is run"
+
+
 class Switches(NamedTuple):
-    """``why_off`` names a reason for every switch that is off."""
+    """``why_off`` names a reason for every switch that is off and has something to act on."""
 
     compile: bool
     graph: bool
@@ -53,8 +56,8 @@ def decide(
         or ("several forward passes make one update" if accumulation > 1 else "")
         or ("teacher features come from the host" if not is_on_device else ""),
         "prefetch": cuda,
-        "channels_last": "" if norm_stats else "no teacher is run",
-        "fold_norms": "no teacher is run" if not norm_stats else "",
+        "channels_last": "" if norm_stats else NO_TEACHER,
+        "fold_norms": NO_TEACHER if not norm_stats else "",
         "fused_attention": "",
     }
     if norm_stats == "batch":
@@ -73,6 +76,6 @@ def decide(
             raise UserError(f"engine.{name} is true, but {reason}; use auto")
         reason = reason or (unwanted.get(name, "") if wanted == "auto" else "")
         chosen[name] = wanted is not False and not reason
-        if not chosen[name]:
+        if not chosen[name] and reason != NO_TEACHER:
             why_off[name] = "switched off" if wanted is False else reason
     return Switches(**chosen, why_off=why_off)
