@@ -11,7 +11,7 @@ from fastlg.signals import StopRequest
 
 def rows(bench: Bench) -> None:
     """A guided DeiT-Ti with its projections, moments, meter and position, to the disk and back."""
-    if not bench.fits("save and load", 2):
+    if not bench.fits("save and load", 1):
         return
     config = config_of(bench, "deit_tiny", 8, "run.name=checkpoint", "log.tensorboard=false")
     ours = Ours(config)

@@ -12,7 +12,7 @@ from fastlg.evaluate import evaluate
 
 
 def rows(bench: Bench) -> None:
-    if not bench.fits("test split", 3):
+    if not bench.fits("test split", 1.5):
         return
     batch = 200 if bench.gpu else 50
     ours = Ours(config_of(bench, "deit_tiny", 8, "teacher=null", f"log.eval_batch_size={batch}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from report import number
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe-Ito
 PARTS = {
@@ -38,7 +39,9 @@ def draw(results: dict, stem: Path) -> list[Path]:
         if own:
             path = stem.with_name(f"{stem.name}-{name}.png")
             figure = plot(own)
-            figure.text(0.995, 0.005, footer(own[0]), ha="right", va="bottom", fontsize=7, color=GREY)
+            height = figure.get_size_inches()[1]
+            figure.get_layout_engine().set(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))
+            figure.text(0.99, 0.05 / height, footer(own[0]), ha="right", va="bottom", fontsize=7, color=GREY)
             figure.savefig(path, dpi=130)
             files.append(path)
     return files
@@ -53,8 +56,7 @@ def footer(row: dict) -> str:
 
 def bars(rows: list[dict], labels: list[str], colours: list[str], title: str, label: str) -> Figure:
     """Horizontal bars of images/s with their spread, the number written behind each, the bound as a black tick."""
-    figure = Figure(figsize=(9, 1.3 + 0.34 * len(rows)), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    figure = Figure(figsize=(9, 1.5 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
     rates = [row["images_per_s"] for row in rows]
     places = range(len(rows))
@@ -64,24 +66,25 @@ def bars(rows: list[dict], labels: list[str], colours: list[str], title: str, la
     for place, row, rate, bound in zip(places, rows, rates, bounds, strict=True):
         half = row["spread"] / 2 * rate
         axes.plot([rate - half, rate + half], [place, place], color="black", lw=1.2, alpha=0.6)
-        text = f"{rate:,.0f}" + (f"   {row['ratio']:.2f}x" if row["ratio"] else "")
+        text = number(rate) + (f"   {row['ratio']:.2f}x" if row["ratio"] else "")
         end = rate + half
         if bound:
             axes.plot([bound, bound], [place - 0.42, place + 0.42], color="black", lw=2)
             if rate < bound < end + 0.17 * reach:  # the number would be written across the tick
                 end = bound
         axes.text(end + 0.012 * reach, place, text, va="center", fontsize=8.5)
+    axes.plot([], [], color="black", lw=1.2, alpha=0.6, label="spread of the turns (quartiles)")
     if any(bounds):
         axes.plot([], [], color="black", lw=2, label="bound: device ceilings for the counted bytes and FLOPs")
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -1.1 / len(rows)))
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     axes.set_yticks(places, labels, fontsize=8.5)
     axes.invert_yaxis()
-    axes.set_xlim(0, reach * 1.2)
+    axes.set_xlim(0, reach * 1.23)
     return finish(figure, axes, title, label)
 
 
 def finish(figure: Figure, axes, title: str, label: str) -> Figure:
-    axes.set_title(title, fontsize=11, loc="left")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -121,8 +124,7 @@ def loader_bars(rows: list[dict]) -> Figure:
 
 def breakdown(rows: list[dict]) -> Figure:
     """Stacked parts of a step; a mark where the step itself ends."""
-    figure = Figure(figsize=(9, 1.9 + 0.55 * len(rows)), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    figure = Figure(figsize=(9, 1.5 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     reach = max(row["median_ms"] for row in rows)
     for place, row in enumerate(rows):
@@ -131,23 +133,31 @@ def breakdown(rows: list[dict]) -> Figure:
             first = place == 0
             axes.barh(place, value, left=start, color=PARTS.get(name, GREY), height=0.6, label=name if first else None)
             if value > 0.06 * reach:
-                axes.text(start + value / 2, place, f"{value:.3g}", ha="center", va="center", color="white", fontsize=8)
+                axes.text(start + value / 2, place, number(value), ha="center", va="center", color="white", fontsize=8)
             start += value
         axes.plot([row["median_ms"]] * 2, [place - 0.4, place + 0.4], color="black", lw=2)
-        axes.text(row["median_ms"] + 0.012 * reach, place, f"{row['median_ms']:.3g} ms", va="center", fontsize=8.5)
+        axes.text(row["median_ms"] + 0.012 * reach, place, f"{number(row['median_ms'])} ms", va="center", fontsize=8.5)
     labels = [f"{row['case']}, batch {row['batch']}: {row['provider']}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xlim(0, reach * 1.14)
     axes.plot([], [], color="black", lw=2, label="the step")
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=4, fontsize=8, loc="outside lower center")
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        ncols=8,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0.2,
+        handlelength=1,
+        columnspacing=1,
+    )
     return finish(figure, axes, "Where a training step's time goes", "ms")
 
 
 def batch_sizes(rows: list[dict]) -> Figure:
     """Time of a step against batch size, one line per provider; dashed: the bound."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     axes = figure.subplots()
     for provider in dict.fromkeys(row["provider"] for row in rows):
         own = sorted((row for row in rows if row["provider"] == provider), key=lambda row: row["batch"])

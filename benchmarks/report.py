@@ -186,14 +186,16 @@ def readme_section(results: dict, path: str) -> str:
 def quickstart_section(summary: dict, path: str) -> str:
     """README's quickstart table, from the summary that ``make train`` leaves."""
     names = {"teacher": "teacher: ResNet-20 at 32 px", "unguided": "ViT (0.2 M parameters) at 56 px, unguided"}
-    lines = ["| run | epochs | top-1 % | images/s | wall s |", "|---|---:|---:|---:|---:|"]
+    minutes, seconds = divmod(round(sum(summary[key]["wall_s"] for key in ("teacher", "unguided", "guided"))), 60)
+    run = summary["guided"]
+    made = f"{run['device']}; torch {run['versions']['torch']}; seed {run['seed']}; commit {run['commit']}"
+    lines = [f"It trains for {minutes} min {seconds} s in all ([the run's summary]({path}): {made}):", ""]
+    lines += ["| run | epochs | top-1 % | images/s | wall s |", "|---|---:|---:|---:|---:|"]
     for key in ("teacher", "unguided", "guided"):
         run = summary[key]
         cells = (run["epochs"], f"{run['top1_last']:.1f}", f"{run['images_per_s']:.0f}", f"{run['wall_s']:.0f}")
         lines.append(f"| {names.get(key, 'the same, guided')} | " + " | ".join(map(str, cells)) + " |")
-    run = summary["guided"]
-    made = f"{run['device']}, seed {run['seed']}, commit {run['commit']}"
-    return "\n".join(lines) + f"\n\n[The run's summary]({path}): {made}."
+    return "\n".join(lines)
 
 
 def fill(text: str, kind: str, path: str, section: str) -> str:
@@ -201,7 +203,7 @@ def fill(text: str, kind: str, path: str, section: str) -> str:
     found = re.search(rf"<!-- {kind}: .*? -->\n.*?<!-- /{kind} -->", text, re.DOTALL)
     if not found:
         raise ValueError(f"README.md has no markers {BEGIN.format(kind=kind, path='FILE')} and {END.format(kind=kind)}")
-    filled = f"{BEGIN.format(kind=kind, path=path)}\n{section}\n{END.format(kind=kind)}"
+    filled = f"{BEGIN.format(kind=kind, path=path)}\n\n{section}\n\n{END.format(kind=kind)}"
     return text[: found.start()] + filled + text[found.end() :]
 
 

@@ -104,7 +104,7 @@ def ladder(bench: Bench, batch: int) -> None:
         rivals[name] = lambda style=style: reference(bench, batch, **vars(style))
     off = list(EAGER)
     overrides = [*off, "data.loader=torch"]
-    rivals["fastlg's loop: one crop, batched augmentation, engine switches off"] = made(bench, batch, overrides)
+    rivals["fastlg's loop, its switches off"] = made(bench, batch, overrides)
     if bench.gpu:
         overrides = off
         rivals["images resident on the device"] = made(bench, batch, overrides)
@@ -113,7 +113,7 @@ def ladder(bench: Bench, batch: int) -> None:
         overrides = list(off) if bench.gpu else [*off, "data.loader=torch"]
         name = "teacher in channels-last" if switch == "channels_last" else f"engine.{switch}"
         rivals[name] = made(bench, batch, overrides)
-    if bench.fits(f"ladder, batch {batch}", 60 if bench.gpu else 8):
+    if bench.fits(f"ladder, batch {batch}", 60 if bench.gpu else 9):
         race(bench, rivals, "DeiT-Ti", batch, kind="ladder", turns=2 if bench.quick else 5)
 
 
