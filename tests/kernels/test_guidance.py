@@ -125,6 +125,28 @@ def test_students_are_read_through_any_strides(view):
     assert loss.item() == pytest.approx(expected, rel=1e-12) and relative(grads[0], expected_grads[0]) < 1e-12
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_in_half_precision_get_gradients_in_their_dtype_and_layout(layout):
+    base = draw(2, [((4, 6), 5, 3, (8, 7))], torch.bfloat16)
+    student = base.students[0].detach().mT.unflatten(2, (4, 6)).contiguous(memory_format=layout).requires_grad_()
+    inputs = base._replace(students=[student])
+    _, expected = truth(inputs)
+    _, grads = losses_and_grads(inputs)
+    assert grads[0].dtype == torch.bfloat16 and grads[0].is_contiguous(memory_format=layout)
+    assert relative(grads[0], expected[0]) < 0.01
+
+
+@pytest.mark.parametrize(
+    "grids", [((7, 7), (8, 8)), ((1, 2), (2, 3)), ((8, 8), (8, 9)), ((8, 8), (7, 7)), ((14, 14), (7, 7))]
+)
+def test_both_ways_to_resize_agree_with_the_truth_in_float32(grids):
+    inputs = draw(3, [(grids[0], 6, 5, grids[1])])  # one small matrix for both axes, or one axis after the other
+    expected, expected_grads = truth(inputs)
+    loss, grads = losses_and_grads(inputs)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert max(relative(*pair) for pair in zip(grads, expected_grads, strict=True)) < 1e-6
+
+
 def test_strided_teachers():
     inputs = draw(2, [((4, 6), 5, 3, (8, 7))], torch.float64)
     strided = [inputs.teachers[0].to(memory_format=torch.channels_last)]

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
+KRONECKER_SIZE = 4096  # entries of the largest matrix that resizes both axes of a map at once
 
 
 def upsample_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -50,6 +50,10 @@ def axis_matrix(size_in: int, size_out: int, like: Tensor) -> Tensor | None:
 
 def apply_axes(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """``rows @ maps @ columns'`` for maps [N, D, h, w]; None is the identity."""
+    if rows is not None and columns is not None and rows.numel() * columns.numel() <= KRONECKER_SIZE:
+        # one product: thousands of 7 x 7 ones take many times as long; kron itself cannot read every transposed matrix
+        both = torch.kron(rows.contiguous(), columns.contiguous())
+        return (maps.flatten(2) @ both.T).unflatten(2, (len(rows), len(columns)))
     if rows is not None:
         flat = maps.flatten(0, 1)
         maps = torch.bmm(rows.expand(len(flat), -1, -1), flat).unflatten(0, maps.shape[:2])
@@ -58,9 +62,9 @@ def apply_axes(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Ten
 
 def subtract_axes_(out: Tensor, maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """``out - rows @ maps @ columns'`` in ``out`` [N, D, H, W], which must be contiguous."""
+    if columns is None or columns.numel() * columns.numel() <= KRONECKER_SIZE:
+        return out.sub_(apply_axes(maps, rows, columns))
     maps = apply_axes(maps, rows, None)
-    if columns is None:
-        return out.sub_(maps)
     out.view(-1, out.shape[3]).addmm_(maps.reshape(-1, maps.shape[3]), columns.T, alpha=-1)
     return out
 
@@ -113,7 +117,7 @@ def pair_residual(tokens: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor,
 
     tokens [N, H*W, C]; teacher [N, D, h, w]; weight [D, C]; bias [D]; grid (H, W) of the student.
     """
-    projected = torch.baddbmm(bias.unsqueeze(1), weight.expand(len(tokens), -1, -1), tokens.mT)
+    projected = torch.bmm(weight.expand(len(tokens), -1, -1), tokens.mT).add_(bias.unsqueeze(1))
     maps = projected.unflatten(2, grid)  # P [N, D, H, W]
     size = max(grid[0], teacher.shape[2]), max(grid[1], teacher.shape[3])
     widen = [axis_matrix(teacher.shape[2 + k], size[k], maps) for k in (0, 1)]
@@ -135,13 +139,15 @@ def token_grad(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> 
     """``scale * E W`` into ``out`` [N, L, C] or [N, C, H, W], zeros on prefix tokens; residual [N, H*W, D]."""
     dtype = compute_dtype(out)
     with torch.autocast(out.device.type, enabled=False):
-        weight = (weight.to(dtype) * scale.to(dtype)).expand(len(residual), -1, -1)
-        residual = residual.to(dtype).mT  # [N, D, H*W]
+        left, right = residual.to(dtype), (weight.to(dtype) * scale.to(dtype)).expand(len(residual), -1, -1)
         if out.dim() == 4:
-            out.copy_(torch.bmm(weight.mT, residual).unflatten(2, out.shape[2:]))
-            return
-        residual = F.pad(residual, (out.shape[1] - residual.shape[2], 0)).mT  # zeros for prefix tokens
+            if out.is_contiguous():
+                out, left, right = out.flatten(2), right.mT, left.mT
+            else:
+                out = out.permute(0, 2, 3, 1).flatten(1, 2)
+        elif prefix := out.shape[1] - residual.shape[1]:  # prefix tokens: their zeros come out of the same product
+            left = torch.cat([left.new_zeros(len(left), left.shape[2], prefix), left.mT], 2).mT
         if out.dtype == dtype:
-            torch.bmm(residual, weight, out=out)
+            torch.bmm(left, right, out=out)
         else:
-            out.copy_(torch.bmm(residual, weight))
+            out.copy_(torch.bmm(left, right))
