@@ -95,7 +95,7 @@ def test_rand_augment_follows_the_flip_and_precedes_the_normalisation():
     images = given.images.clone()
     images[given.flip] = images[given.flip].flip(2)
     for i in range(24):
-        for op, applied, value in zip(*(part[i].tolist() for part in draw), strict=True):
+        for op, applied, value in zip(*(part[i].tolist() for part in draw[:3]), strict=True):
             name = OP_NAMES[op]
             value = None if name in ("AutoContrast", "Equalize", "Invert") else value
             if applied:

@@ -58,7 +58,7 @@ def record(monkeypatch, thorough: bool = True) -> list[Launch]:
     launches: list[Launch] = []
     for module, names in (
         (resize_triton, ("coefficients_kernel", "first_pass_kernel", "second_pass_kernel")),
-        (augment_triton, ("maps_kernel", "tables_kernel", "layer_kernel", "erase_kernel")),
+        (augment_triton, ("maps_kernel", "tables_kernel", "blur_kernel", "layer_kernel", "erase_kernel")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
@@ -69,13 +69,14 @@ def record(monkeypatch, thorough: bool = True) -> list[Launch]:
     images = torch.empty(count, size, size, 3, dtype=torch.uint8, device=device)
     seeds = torch.empty(count, dtype=torch.int64, device=device)
     numbers = torch.empty(count, 2, dtype=torch.int64, device=device)
-    draw = RandAugmentDraw(numbers, numbers > 0, numbers.to(torch.float64))
+    draw = RandAugmentDraw(numbers, numbers > 0, numbers.to(torch.float64), False)
     erasing = augment_triton.Erasing(torch.empty(count, 1, 4, dtype=torch.int64, device=device), seeds, "pixel")
     normal = ((0.5,) * 3, (0.2,) * 3)
     for dtype, resample in ((torch.bfloat16, "bicubic"), (torch.float32, "bilinear"))[: 1 + thorough]:
         augment_triton.train_views(images, None, draw, normal, erasing, 32, dtype, resample, (124, 116, 104))
     if not thorough:
         return launches
+    augment_triton.rand_augment(images, draw._replace(blurs=True), "bicubic", (124, 116, 104))
     augment_triton.rand_augment(images, draw, "bicubic", (124, 116, 104))
     augment_triton.erase(torch.empty(count, 3, size, size, device=device), erasing.rectangles, seeds, "pixel")
     return launches

@@ -114,6 +114,16 @@ def test_layers_follow_one_another_through_both_scratch_buffers():
     assert ((ours.int() - theirs.int()).abs() > 1).float().mean() < 1e-3
 
 
+def test_blurred_and_desaturated_samples_reach_every_target():
+    """Blurs read mirrored input, scratch of either kind, and end in scratch, bytes and views."""
+    images, seeds = made(13, 13).repeat(2, 1, 1, 1), sample_seeds(1, 2, torch.arange(8), "blurs")
+    ours, theirs = both(rand_augment, images, seeds, spec="rand-m7-n3-p0.8-mstd3-t3a")
+    assert torch.equal(ours, theirs)
+    flip, options = torch.arange(8) % 2 == 0, {"spec": "rand-m7-n1-p1-mstd3-t3a", "erase": 0.0}
+    ours, theirs = both(train_views, images, seeds, seeds, MEAN, STD, flip=flip, **options)
+    assert torch.equal(ours[0], theirs[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_finished_views_are_those_of_the_single_steps(dtype):
     images, ids = made(21, 21).repeat(2, 1, 1, 1), torch.arange(8)

@@ -37,6 +37,8 @@ VALUES = {
     "ShearY": (0.0, 0.27, -0.3, 0.011),
     "TranslateXRel": (0.0, 0.405, -0.45, 0.25, 0.003),
     "TranslateYRel": (0.0, 0.405, -0.45, 0.25, 0.003),
+    "Desaturate": (0.5, 0.725, 0.95, 1.0),
+    "GaussianBlur": (0.1, 0.575, 1.05, 1.81, 2.0, 0.0, 7.3),
 }
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 ENHANCERS = ("Color", "Contrast", "Brightness", "Sharpness")
@@ -66,6 +68,7 @@ def test_every_operation_of_timm_rand_augment_is_here_and_tested():
     ours = set(OP_NAMES)
     assert ours == set(VALUES)
     assert ours >= {*auto_augment._RAND_TRANSFORMS, *auto_augment._RAND_INCREASING_TRANSFORMS}
+    assert ours >= {*auto_augment._RAND_3A, *auto_augment._RAND_WEIGHTED_3A, *auto_augment._RAND_WEIGHTED_0}
 
 
 @pytest.mark.parametrize("name", [name for name in VALUES if name not in GEOMETRIC])

@@ -1,8 +1,8 @@
 """timm's pixel operations in plain torch, with Pillow's arithmetic: uint8 [N, H, W, 3] in and out.
 
-Sources: timm.data.auto_augment for the operations, Pillow's ImageOps, ImageEnhance, libImaging/Blend.c, Convert.c and
-Filter.c for the arithmetic. Arguments are float64 [N], one per image. The forms are those that CPUs run in vectors:
-masks as numbers (torch.where on bytes is many times slower), channels as planes, whole rows of look-ups.
+Sources: timm.data.auto_augment for the operations, Pillow's ImageOps, ImageEnhance, libImaging/Blend.c, Convert.c,
+Filter.c and BoxBlur.c for the arithmetic. Arguments are float64 [N], one per image. The forms are those that CPUs run
+in vectors: masks as numbers (torch.where on bytes is many times slower), channels as planes, whole rows of look-ups.
 """
 
 from __future__ import annotations
@@ -96,6 +96,47 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     smooth = total.add_(6.5).div_(13.0).floor_()
     values[:, :, 1:-1, 1:-1] = _blend(smooth, inner, factor.view(-1, 1, 1))
     return interleave(values)
+
+
+def gaussian_blur(images: Tensor, radius: Tensor) -> Tensor:
+    """Three box blurs along the rows, then three along the columns, each rounded to bytes (BoxBlur.c)."""
+    out = torch.empty_like(images)
+    for number, (width, weight, edge) in enumerate(box_weights(radius).tolist()):
+        image = images[number].to(torch.float64)
+        for dimension in (1, 1, 1, 0, 0, 0):
+            image = _box_blur(image, dimension, width, weight, edge)
+        out[number] = image.to(torch.uint8)
+    return out
+
+
+def box_weights(radius: Tensor) -> Tensor:
+    """The box that, run three times, has the Gaussian's variance: int64 [N, 3]: whole radius r, the weight of the
+    2r + 1 values inside and of the one beyond either end, in 24 fractional bits.
+
+    Source: Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering", as in
+    Pillow, whose float32 roundings these are. radius: float64 [N], the Gaussian's standard deviation in pixels.
+    """
+    radius = radius.to(torch.float32)
+    variance = radius * radius / 3
+    length = (12.0 * variance.double() + 1.0).sqrt().to(torch.float32)
+    whole = ((length.double() - 1.0) / 2.0).floor().to(torch.float32)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) * (whole + 1)))
+    box = whole + part
+    inside = (torch.full_like(box, 1 << 24) / (box * 2 + 1)).to(torch.int64)
+    count = box.to(torch.int64)
+    return torch.stack((count, inside, ((1 << 24) - (2 * count + 1) * inside) // 2), dim=1)
+
+
+def _box_blur(values: Tensor, dimension: int, radius: int, inside: int, beyond: int) -> Tensor:
+    """One pass over whole numbers in float64 [H, W, 3], exact: sums stay below 2^32. Border values go on outside."""
+    size, reach = values.shape[dimension], radius + 1
+    places = torch.arange(-reach, size + reach, device=values.device).clamp_(0, size - 1)
+    padded = values.index_select(dimension, places)
+    total = padded.narrow(dimension, 1, size).clone()
+    for start in range(2, 2 * radius + 2):
+        total += padded.narrow(dimension, start, size)
+    ends = padded.narrow(dimension, 0, size) + padded.narrow(dimension, 2 * reach, size)
+    return total.mul_(inside).add_(ends, alpha=beyond).add_(1 << 23).mul_(2.0**-24).floor_()
 
 
 def planes(images: Tensor) -> Tensor:

@@ -64,6 +64,10 @@ def _apply(images: Tensor, name: str, value: Tensor, resample: str, fill: geomet
             return geometry.translate_x(images, value, resample, fill)
         case "TranslateYRel":
             return geometry.translate_y(images, value, resample, fill)
+        case "Desaturate":
+            return ops.color(images, (1.0 - value).clamp(0.0, 1.0))
+        case "GaussianBlur":
+            return ops.gaussian_blur(images, value)
     raise ValueError(f"unknown operation {name!r}; known are {', '.join(OP_NAMES)}")
 
 

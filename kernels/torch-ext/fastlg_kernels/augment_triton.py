@@ -10,7 +10,9 @@ import triton
 from torch import Tensor
 
 from . import augment_torch
+from .augment_ops_torch import box_weights
 from .augment_torch import NOISE_OFFSET, Triple
+from .augment_triton_blur import blur_kernel
 from .augment_triton_erase import CHANNEL_NOISE, PIXEL_NOISE, ZERO, erase_kernel
 from .augment_triton_layers import TO_BYTES, TO_SCRATCH, TO_VIEW, layer_kernel, maps_kernel
 from .augment_triton_tables import tables_kernel
@@ -24,7 +26,8 @@ _TABLE_BLOCK = 2048
 _KINDS = {
     "Invert": (1, 1), "Posterize": (1, 2), "Solarize": (1, 3), "SolarizeAdd": (1, 4), "Brightness": (1, 5),
     "Contrast": (1, 6), "AutoContrast": (1, 7), "Equalize": (1, 8), "Color": (2, 0), "Sharpness": (3, 0),
-    "Rotate": (4, 0), "ShearX": (5, 0), "ShearY": (6, 0), "TranslateXRel": (7, 0), "TranslateYRel": (8, 0),
+    "Desaturate": (4, 0), "GaussianBlur": (5, 0),
+    "Rotate": (6, 0), "ShearX": (7, 0), "ShearY": (8, 0), "TranslateXRel": (9, 0), "TranslateYRel": (10, 0),
 }  # fmt: skip
 _MODES = {"pixel": PIXEL_NOISE.value, "rand": CHANNEL_NOISE.value, "const": ZERO.value}
 
@@ -40,7 +43,7 @@ class Erasing(NamedTuple):
 def apply_op(images: Tensor, name: str, value: Tensor, resample: str, fill: Colour) -> Tensor:
     """As `augment_torch.apply_op`."""
     op = torch.full((len(images), 1), OP_NAMES.index(name), device=images.device)
-    draw = RandAugmentDraw(op, torch.ones_like(op, dtype=torch.bool), value[:, None])
+    draw = RandAugmentDraw(op, torch.ones_like(op, dtype=torch.bool), value[:, None], name == "GaussianBlur")
     return rand_augment(images, draw, resample, fill)
 
 
@@ -117,7 +120,7 @@ def _run(
     device = images.device
     if draw is None:
         nothing = torch.zeros(count, 1, dtype=torch.int64, device=device)
-        draw = RandAugmentDraw(nothing, nothing > 0, nothing.to(torch.float64))
+        draw = RandAugmentDraw(nothing, nothing > 0, nothing.to(torch.float64), False)
     layers = draw.op.shape[1]
     kind, table_kind = (_kinds(device)[draw.op] * draw.applied[..., None]).unbind(-1)
     applied = (draw.applied.to(torch.int32).cumsum(1, dtype=torch.int32) - draw.applied.to(torch.int32)).contiguous()
@@ -133,20 +136,43 @@ def _run(
     maps = torch.empty(count, layers, 6, dtype=torch.float64, device=device)
     maps_kernel[(count * layers,)](kind, value, maps, height, width, enable_fp_fusion=False)
     places = (images, first, second)
+    blurred = [torch.empty_like(images) for _ in range(2)] if draw.blurs else [images]
+    box = box_weights(value.flatten()).view(count, layers, 3) if draw.blurs else None
     for layer in range(layers):
         tables_kernel[(count, 3)](
             *places, applied, table_kind, value, tables, layers, layer, height * width, _TABLE_BLOCK,
             enable_fp_fusion=False,
         )  # fmt: skip
+        if draw.blurs:
+            _blur(places, flip, applied, kind, box, blurred, layer)
         last = layer == layers - 1
         for geometric, block in ((False, _BLOCK), (True, _GEOMETRIC_BLOCK)):
             launched = target if last else TO_SCRATCH.value
             layer_kernel[(count * triton.cdiv(height * width, block),)](
-                *places, flip, applied, kind, value, tables, maps, out, teacher, norm, erasing.rectangles,
-                erasing.seeds, layers, layer, height, width, side, *fill, geometric, launched,
-                resample == "bicubic", step if last else 0, erasing.rectangles.shape[1] if last else 0,
+                *places, flip, applied, kind, value, tables, maps, blurred[-1], out, teacher, norm, erasing.rectangles,
+                erasing.seeds, layers, layer, height, width, side, *fill, geometric, draw.blurs and not geometric,
+                launched, resample == "bicubic", step if last else 0, erasing.rectangles.shape[1] if last else 0,
                 _MODES[erasing.mode], NOISE_OFFSET, block, enable_fp_fusion=False,
             )  # fmt: skip
+
+
+def _blur(
+    places: tuple[Tensor, Tensor, Tensor],
+    flip: Tensor,
+    applied: Tensor,
+    kind: Tensor,
+    box: Tensor,
+    buffers: list[Tensor],
+    layer: int,
+) -> None:
+    """Blurs the samples whose operation of this layer it is, into the last of two buffers."""
+    count, height, width, _ = places[0].shape
+    grid = (count * triton.cdiv(height * width, _BLOCK),)
+    for turn in range(6):
+        blur_kernel[grid](
+            *places, flip, applied, kind, box, buffers[(turn + 1) % 2], buffers[turn % 2], kind.shape[1], layer, height,
+            width, turn == 0, turn >= 3, _BLOCK, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=16)

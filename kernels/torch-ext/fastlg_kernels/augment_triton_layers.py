@@ -7,7 +7,9 @@ import triton.language as tl
 
 from .augment_triton_erase import erased
 from .augment_triton_tables import (
+    BLUR,
     COLOR,
+    DESATURATE,
     NOTHING,
     ROTATE,
     SHARPNESS,
@@ -149,10 +151,10 @@ def sampled(source, x, y, channel, fill, height, width, mirrored, mask, CUBIC: t
 
 @triton.jit(do_not_specialize=["height", "width"])
 def layer_kernel(
-    input_ptr, a_ptr, b_ptr, flip_ptr, applied_ptr, kind_ptr, value_ptr, table_ptr, map_ptr, out_ptr, teacher_ptr,
-    norm_ptr, rectangle_ptr, seed_ptr, layers, layer, height, width, side, fill_red, fill_green, fill_blue,
-    GEOMETRIC: tl.constexpr, TARGET: tl.constexpr, CUBIC: tl.constexpr, STEP: tl.constexpr, RECTANGLES: tl.constexpr,
-    MODE: tl.constexpr, NOISE_OFFSET: tl.constexpr, BLOCK: tl.constexpr,
+    input_ptr, a_ptr, b_ptr, flip_ptr, applied_ptr, kind_ptr, value_ptr, table_ptr, map_ptr, blurred_ptr, out_ptr,
+    teacher_ptr, norm_ptr, rectangle_ptr, seed_ptr, layers, layer, height, width, side, fill_red, fill_green, fill_blue,
+    GEOMETRIC: tl.constexpr, BLURS: tl.constexpr, TARGET: tl.constexpr, CUBIC: tl.constexpr, STEP: tl.constexpr,
+    RECTANGLES: tl.constexpr, MODE: tl.constexpr, NOISE_OFFSET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Applies every sample's operation of this layer; the last layer writes all samples to their target.
 
@@ -185,6 +187,10 @@ def layer_kernel(
         green = sampled(source, source_x, source_y, 1, fill_green, height, width, mirrored, mask, CUBIC)
         blue = sampled(source, source_x, source_y, 2, fill_blue, height, width, mirrored, mask, CUBIC)
     else:
+        if BLURS:
+            mirrored = mirrored & (kind != BLUR)
+            if kind == BLUR:
+                source = blurred_ptr + n * pixels * 3
         red = load_pixel(source, row, column, 0, width, mirrored, mask)
         green = load_pixel(source, row, column, 1, width, mirrored, mask)
         blue = load_pixel(source, row, column, 2, width, mirrored, mask)
@@ -194,7 +200,9 @@ def layer_kernel(
             red = tl.load(table + red).to(tl.int32)
             green = tl.load(table + 256 + green).to(tl.int32)
             blue = tl.load(table + 512 + blue).to(tl.int32)
-        if kind == COLOR:
+        if kind == DESATURATE:
+            factor = tl.minimum(tl.maximum(1.0 - tl.load(value_ptr + n * layers + layer), 0.0), 1.0).to(tl.float32)
+        if (kind == COLOR) | (kind == DESATURATE):
             grey = luma(red, green, blue)
             red, green, blue = blend(grey, red, factor), blend(grey, green, factor), blend(grey, blue, factor)
         if kind == SHARPNESS:

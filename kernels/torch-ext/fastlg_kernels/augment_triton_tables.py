@@ -12,8 +12,9 @@ import triton.language as tl
 
 # What a layer does to a sample, and how its table is made.
 NOTHING, TABLE, COLOR, SHARPNESS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-ROTATE, SHEAR_X, SHEAR_Y = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
-TRANSLATE_X, TRANSLATE_Y = tl.constexpr(7), tl.constexpr(8)
+DESATURATE, BLUR = tl.constexpr(4), tl.constexpr(5)
+ROTATE, SHEAR_X, SHEAR_Y = tl.constexpr(6), tl.constexpr(7), tl.constexpr(8)
+TRANSLATE_X, TRANSLATE_Y = tl.constexpr(9), tl.constexpr(10)
 INVERT, POSTERIZE, SOLARIZE, SOLARIZE_ADD = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
 BRIGHTNESS, CONTRAST, AUTO_CONTRAST, EQUALIZE = tl.constexpr(5), tl.constexpr(6), tl.constexpr(7), tl.constexpr(8)
 

@@ -63,6 +63,8 @@ LEVELS = {
     "ShearY": Level(0.0, 0.3, 0),
     "TranslateXRel": Level(0.0, 0.45, 0),
     "TranslateYRel": Level(0.0, 0.45, 0),
+    "Desaturate": Level(0.5, 0.5, 1, cap=0.5),
+    "GaussianBlur": Level(0.1, 1.9, 1, cap=1.9),
 }
 OP_NAMES = tuple(LEVELS)
 
@@ -72,12 +74,23 @@ _PLAIN = (
 )  # fmt: skip
 _HAS_INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 _INCREASING = tuple(name + "Increasing" if name in _HAS_INCREASING else name for name in _PLAIN)
-_WEIGHTS = {
-    "Rotate": 3.0, "ShearX": 2.0, "ShearY": 2.0, "TranslateXRel": 1.0, "TranslateYRel": 1.0, "ColorIncreasing": 0.25,
-    "SharpnessIncreasing": 0.25, "AutoContrast": 0.25, "SolarizeIncreasing": 0.05, "SolarizeAdd": 0.05,
-    "ContrastIncreasing": 0.05, "BrightnessIncreasing": 0.05, "Equalize": 0.05, "PosterizeIncreasing": 0.05,
-    "Invert": 0.05,
+_3A = ("SolarizeIncreasing", "Desaturate", "GaussianBlur")
+# timm's named sets; a dict's numbers are the operations' weights.
+SETS = {
+    "weights": {
+        "Rotate": 3.0, "ShearX": 2.0, "ShearY": 2.0, "TranslateXRel": 1.0, "TranslateYRel": 1.0,
+        "ColorIncreasing": 0.25, "SharpnessIncreasing": 0.25, "AutoContrast": 0.25, "SolarizeIncreasing": 0.05,
+        "SolarizeAdd": 0.05, "ContrastIncreasing": 0.05, "BrightnessIncreasing": 0.05, "Equalize": 0.05,
+        "PosterizeIncreasing": 0.05, "Invert": 0.05,
+    },
+    "3a": dict.fromkeys(_3A),
+    "3aw": {
+        **dict.fromkeys(_3A, 6.0), "Rotate": 3.0, "ShearX": 2.0, "ShearY": 2.0, "PosterizeIncreasing": 1.0,
+        "AutoContrast": 1.0, "ColorIncreasing": 1.0, "SharpnessIncreasing": 1.0, "ContrastIncreasing": 1.0,
+        "BrightnessIncreasing": 1.0, "Equalize": 1.0, "Invert": 1.0,
+    },
 }  # fmt: skip
+MOST_LAYERS = 100
 
 
 @dataclass(frozen=True)
@@ -104,11 +117,13 @@ class RandAugmentSpec:
 
 class RandAugmentDraw(NamedTuple):
     """What is done to each sample, layer by layer: op int64 [N, layers] (position in OP_NAMES), applied bool, value
-    float64 (the operation's resolved argument, as timm passes it to the operation)."""
+    float64 (the operation's resolved argument, as timm passes it to the operation). ``blurs`` tells the host whether a
+    GaussianBlur may be among them."""
 
     op: Tensor
     applied: Tensor
     value: Tensor
+    blurs: bool = True
 
 
 @lru_cache(maxsize=64)
@@ -117,7 +132,8 @@ def parse_rand_augment(spec: str) -> RandAugmentSpec:
 
     Sections after "rand", in any order: m (magnitude, integer), n (operations per image, integer), p (probability of
     each), mstd (standard deviation of the magnitude; above 100: uniform), mmax (largest magnitude, integer), inc
-    (0 or 1: severity grows with magnitude), tweights (timm's weighted choice, without replacement).
+    (0 or 1: severity grows with magnitude), or one of timm's sets of operations in place of inc: tweights and t3aw
+    (weighted choices, without replacement) and t3a.
 
     Raises:
         ValueError: an unknown or malformed section; the message names it and what is known.
@@ -126,29 +142,32 @@ def parse_rand_augment(spec: str) -> RandAugmentSpec:
     if head != "rand":
         raise ValueError(f"RandAugment spec {spec!r} must start with 'rand', as in 'rand-m9-mstd0.5-inc1'")
     values = {"m": LEVEL_DENOMINATOR, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": 0.0, "inc": 0.0}
-    weighted = False
+    ops: dict[str, float | None] | None = None
     for section in sections:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|\.\d+|inf)", section)
-        if section == "tweights":
-            weighted = True
+        if section[:1] == "t" and section[1:] in SETS:
+            ops = ops or SETS[section[1:]]  # as in timm, the first one counts
         elif match and match[1] in values:
             values[match[1]] = float(match[2])
         else:
             raise ValueError(
                 f"RandAugment spec {spec!r}: unknown section {section!r}; known are m9, n2, p0.5, mstd0.5, mmax10, "
-                "inc1 (each a name and a number) and tweights"
+                f"inc1 (each a name and a number) and the sets t{', t'.join(SETS)}"
             )
     for name in ("m", "n", "mmax", "inc"):
         if values[name] != int(min(values[name], 1e9)):
             raise ValueError(f"RandAugment spec {spec!r}: {name}{values[name]:g} must be a whole number")
-    ops = tuple(_WEIGHTS) if weighted else _INCREASING if values["inc"] else _PLAIN
-    if not 1 <= values["n"] <= len(ops):
-        raise ValueError(f"RandAugment spec {spec!r}: n{values['n']:g} must be 1..{len(ops)}")
+    if ops is None:
+        ops = dict.fromkeys(_INCREASING if values["inc"] else _PLAIN)
+    weights = tuple(ops.values()) if None not in ops.values() else None
+    most = MOST_LAYERS if weights is None else len(ops)
+    if not 1 <= values["n"] <= most:
+        raise ValueError(f"RandAugment spec {spec!r}: n{values['n']:g} must be 1..{most}")
     if values["p"] > 1:
         raise ValueError(f"RandAugment spec {spec!r}: p{values['p']:g} must lie in 0..1")
     return RandAugmentSpec(
-        ops=ops,
-        weights=tuple(_WEIGHTS.values()) if weighted else None,
+        ops=tuple(ops),
+        weights=weights,
         layers=int(values["n"]),
         probability=values["p"],
         magnitude=values["m"],
@@ -183,7 +202,7 @@ def draw_rand_augment(seeds: Tensor, spec: str | RandAugmentSpec = "rand-m9-mstd
     amount = torch.minimum(torch.where(whole > 0, amount.floor(), amount), cap)
     random_sign = torch.where(sign > 0.5, -1.0, 1.0)
     value = torch.maximum(base + torch.where(fixed_sign == 0, random_sign, fixed_sign) * amount, low)
-    return RandAugmentDraw(numbers[chosen], apply <= spec.probability, value)
+    return RandAugmentDraw(numbers[chosen], apply <= spec.probability, value, "GaussianBlur" in spec.ops)
 
 
 def _magnitudes(seeds: Tensor, spec: RandAugmentSpec) -> Tensor:
