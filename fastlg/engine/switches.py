@@ -9,7 +9,6 @@ import torch
 from fastlg.config import EngineConfig
 from fastlg.errors import UserError
 
-
 NO_TEACHER = "no teacher is run"
 
 
