@@ -90,7 +90,8 @@ def apply_op(
         images: uint8 [N, H, W, 3].
         name: timm's name (see `OP_NAMES`); the "Increasing" names do the same as the plain ones, as in timm.
         value: the argument as timm passes it to Pillow, a number or a tensor [N]: degrees, factor, bits to keep,
-            threshold, amount, fraction of the width or height, or radius in pixels. None for AutoContrast, Equalize and Invert.
+            threshold, amount, fraction of the width or height, or radius in pixels. None for AutoContrast, Equalize
+            and Invert.
         resample: "bicubic" (a = -1, as Pillow's transforms) or "bilinear", for the geometric operations.
         fill: colour (R, G, B) of the area outside the source, for the geometric operations.
 
