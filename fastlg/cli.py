@@ -208,8 +208,7 @@ def _checked(which: str) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and status 2, a failed run one line and 1, a stopped run 143 or 130."""
-    from fastlg.errors import RunError, Silenced, UserError
-    from fastlg.signals import Stopped
+    from fastlg.errors import RunError, Silenced, Stopped, UserError
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # our lines say what torch's would, without stack frames
     logger = logging.getLogger("fastlg")  # choices that parts made for the user, such as a label column
@@ -239,7 +238,7 @@ class _Say(logging.Handler):
 
 
 def _fail(line: str, status: int) -> None:
-    """Before the ranks met, all fail alike and rank 0 speaks; in a group ``joined`` lets through what is to be said."""
+    """Before the ranks meet, all fail alike and rank 0 speaks; then ``joined`` lets through what is to be said."""
     from fastlg.place import is_first_by_environment
 
     if _is_in_group() or is_first_by_environment():
@@ -258,4 +257,4 @@ def _leave(status: int) -> None:
 
 def _is_in_group() -> bool:
     ranks = sys.modules.get("fastlg.ranks")  # not imported yet: no group, and no need to import torch to say so
-    return ranks is not None and ranks.world_size() > 1
+    return ranks is not None and ranks.has_begun()

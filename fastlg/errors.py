@@ -1,5 +1,6 @@
-"""The two ways a command fails on purpose; cli.py turns them into one line and an exit status."""
+"""The ways a command ends on purpose; cli.py turns them into one line and an exit status. Needs no torch."""
 
+import signal
 from contextlib import contextmanager
 
 
@@ -9,6 +10,14 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""
+
+
+class Stopped(Exception):
+    """The run saved and leaves because of a signal. ``status`` is the shell's: 128 + signal number."""
+
+    def __init__(self, signum: int):
+        self.status = 128 + signum
+        super().__init__(signal.Signals(signum).name)
 
 
 class Silenced(Exception):

@@ -5,15 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+from fastlg.errors import Stopped
 from fastlg.ranks import Agreement
-
-
-class Stopped(Exception):
-    """The run saved and leaves because of a signal. ``status`` is the shell's: 128 + signal number."""
-
-    def __init__(self, signum: int):
-        self.status = 128 + signum
-        super().__init__(signal.Signals(signum).name)
 
 
 class StopRequest:

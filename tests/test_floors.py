@@ -15,7 +15,7 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 FLOORS = [
     {"errors", "batch", "__init__"},
     {"sections", "place"},
-    {"config"},
+    {"config", "contact"},
     {"ranks"},
     {"report", "signals", "provenance", "checkpoint", "metrics"},
     {"data", "models", "teacher", "engine", "analysis", "launch"},
