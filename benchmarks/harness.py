@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import statistics
 import subprocess
 import time
@@ -36,7 +35,7 @@ class Stamp:
     versions: dict[str, str]
     command: str
     date: str  # UTC, when the measurement began
-    load: float  # 1-minute load average at that moment: whether the machine was quiet
+    others: float | None  # threads of other programs that were running then, mean over half a second
 
     @classmethod
     def of(cls, device: torch.device, command: str) -> Stamp:
@@ -49,7 +48,7 @@ class Stamp:
             versions={**versions(), **({"cuda": torch.version.cuda} if device.type == "cuda" else {})},
             command=command,
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            load=round(os.getloadavg()[0], 2),
+            others=_others_running(),
         )
 
 
@@ -251,6 +250,19 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
 def _status_kib(key: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def _others_running() -> float | None:
+    """Whether the machine is quiet; None where Linux does not tell. The load average tells of minutes ago."""
+    counts = []
+    try:
+        for _ in range(10):
+            time.sleep(0.05)
+            running, _ = Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")
+            counts.append(int(running) - 1)  # this process is running too
+    except (OSError, ValueError, IndexError):
+        return None
+    return round(statistics.mean(counts), 1)
 
 
 def _driver() -> str:

@@ -19,13 +19,15 @@ def make_source(folder: Path, count: int, test: int = 100, side: int = 32) -> Pa
     """``folder``/{train,test}/CLASS/NNNN.png: smooth colour fields with noise, ``count`` and ``test`` of them."""
     generator = np.random.default_rng(0)
     for split, number in (("train", count), ("test", test)):
+        for label in range(CLASSES):
+            (folder / split / f"c{label:03d}").mkdir(parents=True, exist_ok=True)
+        noise = generator.integers(-12, 13, (64, side, side, 3), dtype=np.int16)
         coarse = generator.integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
         for index, colours in enumerate(coarse):
-            image = Image.fromarray(colours).resize((side, side), Image.BICUBIC)
-            noisy = np.asarray(image, np.int16) + generator.integers(-12, 13, (side, side, 3), dtype=np.int16)
+            image = np.asarray(Image.fromarray(colours).resize((side, side), Image.BICUBIC), np.int16)
+            pixels = (image + noise[index % len(noise)]).clip(0, 255).astype(np.uint8)
             path = folder / split / f"c{index % CLASSES:03d}" / f"{index:06d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
+            Image.fromarray(pixels).save(path, compress_level=1)
     return folder
 
 

@@ -42,10 +42,11 @@ class Style:
 
 
 class TransformedImages(Dataset):
-    """Decoded images through timm's train transform: (view [3, S, S], label)."""
+    """Decoded images through timm's train transform: (view [3, S, S], label). ``count`` of them, again and again, so
+    that no epoch ends, and no worker starts anew, while steps are timed."""
 
-    def __init__(self, store: Store, size: int):
-        self.store = store
+    def __init__(self, store: Store, size: int, count: int):
+        self.store, self.count = store, count
         self.transform = create_transform(
             size,
             is_training=True,
@@ -57,9 +58,10 @@ class TransformedImages(Dataset):
         )
 
     def __len__(self) -> int:
-        return len(self.store)
+        return self.count
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        i %= len(self.store)
         image = Image.fromarray(self.store.images(i))
         while True:
             try:
@@ -98,16 +100,16 @@ class ReferenceStyle:
         trained = nn.ModuleDict({"student": student, "projections": self.projections})
         groups = param_groups(self.unit if self.unit is not None else trained, config.optim.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=True if style.fused else None)
-        images = TransformedImages(store, config.model.image_size)
-        gpu = self.device.type == "cuda"
-        self.loader = DataLoader(images, self.batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=gpu)
+        images = TransformedImages(store, config.model.image_size, count=max(len(store), 100 * self.batch))
+        options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
+        self.loader = DataLoader(images, self.batch, shuffle=True, drop_last=True, **options)
         self.batches: Iterator | None = None
 
     def open(self) -> None:
         self.batches = iter(self.loader)
 
     def close(self) -> None:
-        self.batches = None  # ends the workers
+        self.batches = None
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """The next batch on the device; epochs follow each other."""

@@ -57,9 +57,10 @@ def conditions_line(row: dict) -> str:
     """Where and when a row was measured, in one sentence."""
     versions, driver = row["versions"], "" if row["driver"] == "none" else f", driver {row['driver']}"
     dirty = " with local changes" if row["dirty"] else ""
+    others = "" if row["others"] is None else f"; other programs' running threads at the start: {row['others']:g}"
     return (
         f"{row['device']}{driver}; torch {versions['torch']}, timm {versions['timm']}, Python {versions['python']}; "
-        f"commit {row['commit'] or 'unknown'}{dirty}; {row['date'][:10]}; load average at the start {row['load']}"
+        f"commit {row['commit'] or 'unknown'}{dirty}; {row['date'][:10]}{others}"
     )
 
 

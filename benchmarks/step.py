@@ -13,7 +13,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from harness import Bench, wall
@@ -81,9 +82,7 @@ class TakenApart:
         return batch
 
     def teach(self) -> None:
-        if self.parts.teacher is not None:
-            with autocast(self.engine.device, self.engine.dtype):
-                self.guide = self.parts.teacher(self.views.teacher, self.batch)
+        self.guide = self.engine.guide(self.views, self.batch)
 
     def forward(self) -> None:
         with autocast(self.engine.device, self.engine.dtype):
@@ -107,14 +106,22 @@ class TakenApart:
         else:
             self.views, self.batch = views, batch
         clock("other")
-        for name, call in self.calls.items():
-            call()
-            clock(name)
+        with self.stream():
+            for name, call in self.calls.items():
+                call()
+                clock(name)
         self.ours.meter.update(self.out._replace(loss=self.out.loss.detach()), self.steps)
         clock("other")
         self.steps += 1
         if self.parts.switches.graph and self.steps == WARM_UP:
             self.capture()
+
+    def stream(self):
+        """Until its calls are captured a step runs on another stream: what backward keeps there must not be tied to
+        the default one."""
+        if not self.parts.switches.graph or self.is_captured:
+            return nullcontext()
+        return aside()
 
     def capture(self) -> None:
         """Each call becomes a CUDA graph; all share memory, so that they are replayed in this order alone."""
@@ -128,6 +135,16 @@ class TakenApart:
                 call()
         self.calls = {name: graph.replay for name, graph in graphs.items()}
         self.is_captured = True
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """A CUDA stream of its own that begins after the current one's work and that the current one waits for."""
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        yield
+    current.wait_stream(side)
 
 
 def rows(bench: Bench) -> None:
@@ -153,6 +170,9 @@ def of_ours(bench: Bench, batch: int) -> None:
     else:
         ours.step()
     profile(bench, ours, f"step-batch{batch}")
+    if bench.gpu:
+        ours.parts.engine.graph = None  # gives its memory back
+        torch.cuda.empty_cache()
     apart, clock, taken = TakenApart(ours), Clock(bench.device), []
     ends = time.monotonic() + bench.left() * 0.5
     for turn in range(-1 if not bench.gpu else -2 * WARM_UP, turns):

@@ -152,7 +152,7 @@ def race(
 ) -> list[Row]:
     """Measures rivals, the first of which is the base; the bound of a reference style is that of the guided job."""
     run = one_after_another if bench.gpu else in_turns
-    times, works, peaks = run(bench, rivals, batch, turns)
+    times, works, peaks = run(bench, rivals, batch, turns, with_peaks=kind != "ladder")
     guided = next((works[name] for name in works if "unguided" not in name), None)
     base = next((times[name] for name in ("reference style, autocast", *times) if name in times and times[name]), None)
     rows = []
@@ -170,7 +170,9 @@ def race(
 Measured = tuple[dict[str, list[float]], dict[str, Work], dict[str, float | None]]
 
 
-def in_turns(bench: Bench, rivals: dict[str, Callable[[], Stepper]], batch: int, turns: int) -> Measured:
+def in_turns(
+    bench: Bench, rivals: dict[str, Callable[[], Stepper]], batch: int, turns: int, with_peaks: bool
+) -> Measured:
     """All rivals built, then one step each, again and again; the first step of each is not counted."""
     steppers, works, peaks = {}, {}, {}
     for name, make in rivals.items():
@@ -180,9 +182,9 @@ def in_turns(bench: Bench, rivals: dict[str, Callable[[], Stepper]], batch: int,
         elif isinstance(stepper, Ours):
             works[name] = works[next(other for other in works if same_job(stepper, steppers[other]))]
         stepper.open()
-        peaks[name] = peak_mib(stepper.step, bench.device)
+        peaks[name] = peak_mib(stepper.step, bench.device) if with_peaks else None
     runs = {name: stepper.step for name, stepper in steppers.items()}
-    times = bench.turns(runs, turns=turns, seconds=bench.left() * 0.6, warm=0)
+    times = bench.turns(runs, turns=turns, seconds=bench.left() * 0.6, warm=0 if with_peaks else 1)
     for stepper in steppers.values():
         stepper.close()
     return times, works, peaks
@@ -195,7 +197,9 @@ def same_job(a: Ours, b: Stepper) -> bool:
     return dump[0] == dump[1]
 
 
-def one_after_another(bench: Bench, rivals: dict[str, Callable[[], Stepper]], batch: int, turns: int) -> Measured:
+def one_after_another(
+    bench: Bench, rivals: dict[str, Callable[[], Stepper]], batch: int, turns: int, with_peaks: bool
+) -> Measured:
     """Each rival built, measured and freed; rivals that no longer fit into the time stay without times."""
     times, works, peaks = {}, {}, {}
     steps = max(4, 2560 // batch)
@@ -216,9 +220,11 @@ def one_after_another(bench: Bench, rivals: dict[str, Callable[[], Stepper]], ba
             took = one_turn(stepper, bench.device, warm=max(5, workers), steps=max(steps, workers))
             if turn >= 0:
                 times[name].append(took)
-        peaks[name] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+        if with_peaks:
+            peaks[name] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
         del stepper
         gc.collect()
+        torch.compiler.reset()  # compiled code would keep the rival's weights
         torch.cuda.empty_cache()
     return times, works, peaks
 
