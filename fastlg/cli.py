@@ -30,11 +30,15 @@ Gpus = Annotated[
     int | None,
     typer.Option(metavar="N", help="Start N ranks here, one per GPU (engine.device=cpu: processes)."),
 ]
-LocalRank = Annotated[
-    int | None, typer.Option("--local_rank", "--local-rank", hidden=True)
-]  # of the deepspeed launcher
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME.")]
 Which = Annotated[str, typer.Option(help="Which checkpoint: last or best.")]
+
+
+@app.callback()
+def of_all_commands(
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+) -> None:
+    """The deepspeed launcher gives its option before the command; its environment says the same (place.py)."""
 
 
 @app.command()
@@ -44,7 +48,6 @@ def train(
     resume: Resume = "auto",
     dry_run: DryRun = False,
     gpus: Gpus = None,
-    local_rank: LocalRank = None,
 ) -> None:
     """Train a student (and its teacher, when there is none yet) by a config."""
     from fastlg.config import load_config
@@ -69,7 +72,6 @@ def compare(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     gpus: Gpus = None,
-    local_rank: LocalRank = None,
 ) -> None:
     """Train the same student without and with guidance, and show the difference."""
     from fastlg.config import load_config
