@@ -80,7 +80,7 @@ def count_per_batch(run: Callable[[int], object], batch: int, dtype: str = "floa
 def measure_ceilings(device: torch.device, timed: Callable[[Callable, torch.device], float], quick: bool) -> Ceilings:
     """A large copy, and square matrix products in float32 (as torch is set) and bfloat16."""
     gpu = device.type == "cuda"
-    tries = range(11 if gpu else 4 if quick else 8)
+    tries = range(11 if gpu else 12 if quick else 24)
 
     def copied() -> float:
         source = torch.ones((1 << 30) if gpu else (1 << 26), dtype=torch.uint8, device=device)

@@ -11,7 +11,8 @@ from harness import ROW_FIELDS, Row
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-KEY = ("bench", "case", "provider", "batch", "device")  # what makes two rows the same measurement
+KEY = ("bench", "case", "provider", "batch", "device")  # with OWN, what makes two rows the same measurement
+OWN = ("kind", "workers")  # of a row's extra
 BEGIN, END = "<!-- {kind}: {path} -->", "<!-- /{kind} -->"
 
 
@@ -71,7 +72,7 @@ COLUMNS = {
     "ms": lambda r: number(r["median_ms"]),
     "±": lambda r: f"{r['spread']:.0%}",
     "images/s": lambda r: number(r["images_per_s"]),
-    "speed against base": lambda r: f"{number(r['ratio'])}x" if r["ratio"] else "",
+    "speed against base": lambda r: f"{r['ratio']:.2f}x" if r["ratio"] else "",
     "peak MiB": lambda r: number(r["peak_mib"]),
     "MB": lambda r: number(r["bytes"], 1e6),
     "GFLOP": lambda r: number(r["flops"], 1e9),
@@ -135,19 +136,22 @@ def compare(old: list[dict], new: list[dict]) -> list[dict]:
     ``moved`` is "faster" or "slower" when the medians differ by more than half of both quartile distances together,
     which is when the two middle halves no longer overlap; else "".
     """
-    before = {tuple(row[key] for key in KEY): row for row in old}
+
+    def identity(row: dict) -> tuple:
+        return (*(row[key] for key in KEY), *(row.get("extra", {}).get(key) for key in OWN))
+
+    before = {identity(row): row for row in old}
     lines = []
     for row in new:
-        key = tuple(row[name] for name in KEY)
-        if key not in before:
+        if identity(row) not in before:
             continue
-        was, now = before[key], row
+        was, now = before[identity(row)], row
         noise = (was["spread"] * was["median_ms"] + now["spread"] * now["median_ms"]) / 2
         difference = now["median_ms"] - was["median_ms"]
         moved = "" if abs(difference) <= noise else "faster" if difference < 0 else "slower"
         ratio = was["median_ms"] / now["median_ms"]
         line = {"old_ms": was["median_ms"], "new_ms": now["median_ms"], "ratio": ratio, "moved": moved}
-        lines.append({**dict(zip(KEY, key, strict=True)), **line})
+        lines.append({**{key: row[key] for key in KEY}, **line})
     return lines
 
 
@@ -179,7 +183,8 @@ def readme_section(results: dict, path: str) -> str:
     rungs = [row for row in rows if row["extra"].get("kind") == "ladder"]
     if rungs:
         columns = ("provider", "images/s", "±", "speed against base")
-        parts += ["From the reference style to fastlg, one change at a time:", table(rungs, columns)]
+        what = f"{rungs[0]['case']}, batch {rungs[0]['batch']}"
+        parts += [f"From the reference style to fastlg, one change at a time ({what}):", table(rungs, columns)]
     parts.append(f"Measured by `{rows[0]['command']}` on {conditions_line(rows[0])}. All rows: [{path}]({path}).")
     return "\n\n".join(parts)
 
