@@ -1,0 +1,236 @@
+"""docs/scaling.md and its plot, made from the results file alone: no number here that is not in it."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from plots import BLUE, ORANGE
+from report import number
+from scaling_model import GPUS, NETWORKS, SCENARIOS, Assumptions, limit
+
+SHOWN = (1, 8, 16, 64, 256, 1024)
+FAST, SLOW = NETWORKS
+BATCH, BATCH_HALF, RUNNING, RUNNING_HALF = list(SCENARIOS)[:4]
+GOOD = 0.8  # the efficiency down to which the page says that it scales
+
+
+def select(results: dict, network: str, scenario: str, mode: str) -> list[dict]:
+    wanted = (network, scenario, mode)
+    return [r for r in results["modelled"]["rows"] if (r["network"], r["scenario"], r["mode"]) == wanted]
+
+
+def conditions(row: dict) -> str:
+    """Where and when a row was measured."""
+    versions, dirty = row["versions"], " with local changes" if row["dirty"] else ""
+    others = "" if row["others"] is None else f"; {row['others']:g} threads of other programs were running"
+    return (
+        f"{row['device']}, torch {versions['torch']}, Python {versions['python']}; "
+        f"commit {row['commit'] or '?'}{dirty}; {row['date'][:10]}{others}"
+    )
+
+
+def flowed(text: str) -> str:
+    """Paragraphs and numbered points at 120 columns; tables, pictures and headings as they are."""
+    parts = []
+    for part in text.split("\n\n"):
+        if part.startswith(("|", "!", "#")):
+            parts.append(part)
+            continue
+        points = part.replace("\n   ", " ").split("\n") if part.startswith("1. ") else [part]
+        for point in points:
+            after = "   " if part.startswith("1. ") else ""
+            wrap = {"subsequent_indent": after, "break_long_words": False, "break_on_hyphens": False}
+            points[points.index(point)] = textwrap.fill(" ".join(point.split()), 120, **wrap)
+        parts.append("\n".join(points))
+    return "\n\n".join(parts) + "\n"
+
+
+def measured_table(rows: list[dict]) -> str:
+    lines = ["| training | processes | ms per step | ± | images/s | efficiency |", "|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        cells = (number(row["median_ms"]), f"{row['spread']:.0%}", number(row["images_per_s"]), f"{row['ratio']:.2f}")
+        name = row["case"].removeprefix("DeiT-Ti, guided: ")
+        lines.append(f"| {name} | {row['extra']['processes']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def bytes_table(rows: list[dict]) -> str:
+    lines = [
+        "| training | collectives | bytes on paper | counted | a rank of a ring sends | the kernel sent |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        extra = row["extra"]
+        if extra.get("paper_bytes"):
+            paper, found = (sum(extra[key].values()) for key in ("paper_bytes", "counted_bytes"))
+            cells = (extra["collectives"], *map("{:,}".format, (paper, found, extra["sent_bytes"])))
+            name = row["case"].removeprefix("DeiT-Ti, guided: ")
+            lines.append(f"| {name} | " + " | ".join(map(str, cells)) + f" | {extra['loopback_bytes']:,} |")
+    return "\n".join(lines)
+
+
+def efficiency_table(results: dict, mode: str, key: str = "efficiency") -> str:
+    """One line per network and scenario; empty where an epoch holds no step."""
+    head = [f"{gpus:,} GPU{'s' if gpus > 1 else ''}" for gpus in SHOWN]
+    lines = ["| network per node | what | " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(SHOWN)]
+    for network in NETWORKS:
+        for scenario in SCENARIOS:
+            own = {row["gpus"]: row for row in select(results, network, scenario, mode)}
+            if own:
+                cells = [own[gpus][key] if gpus in own else None for gpus in SHOWN]
+                shown = ["" if value is None else f"{value:.2f}" for value in cells]
+                lines.append(f"| {network} | {scenario} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def assumptions_table(values: dict) -> str:
+    lines = ["| assumption | value |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| `{name}` | {value} |" for name, value in values.items())])
+
+
+def findings(results: dict) -> str:
+    """The short answer; every number from the rows."""
+    a = Assumptions(**results["modelled"]["assumptions"])
+
+    def reach(scenario: str, mode: str = "weak", network: str = FAST, key: str = "efficiency") -> str:
+        most = limit(select(results, network, scenario, mode), GOOD, key)
+        return f"{most:,} GPU{'s' if most > 1 else ''}"
+
+    def at(scenario: str, gpus: int, key: str, mode: str = "weak", network: str = FAST):
+        return next(row[key] for row in select(results, network, scenario, mode) if row["gpus"] == gpus)
+
+    per_epoch = a.train_images // a.batch_per_gpu
+    return f"""\
+"Scales" means an efficiency of {GOOD} or more. All of this is modelled, none of it measured.
+
+1. **Teacher statistics of the batch stop it first.** Synced over the ranks they are {a.norm_all_reduces} small
+   all-reduces, each waiting for the one before: {number(at(BATCH, 8, "norms_ms"))} ms of a step on 8 GPUs,
+   {number(at(BATCH, 64, "norms_ms"))} ms on 64, beside {number(at(BATCH, 64, "compute_ms"))} ms of work. The weak
+   efficiency is {at(BATCH, 8, "efficiency"):.2f} on 8 GPUs and {at(BATCH, 64, "efficiency"):.2f} on 64. With
+   `teacher.norm_stats=running` nothing is exchanged: {at(RUNNING, 64, "efficiency"):.2f} on 64, and it scales to
+   {reach(RUNNING)}; cached features (`teacher.mode=cache`) exchange nothing either and scale to
+   {reach("cached features, fp32")}. Where the statistics must be the batch's, 512 images per GPU
+   (`optim.global_batch_size`) give {at("batch, fp32, batch 512 per GPU", 64, "efficiency"):.2f} on 64 GPUs, and one
+   exchange per norm instead of two would give {at("batch, fp32, one all-reduce per norm", 64, "efficiency"):.2f}.
+2. **The all-reduce of the gradients** ({number(a.gradient_values * 4, 1e6)} MB in float32) matters on slow networks
+   only: not hidden of it are {number(at(RUNNING, 64, "gradients_ms"))} ms with {FAST} per node and
+   {number(at(RUNNING, 64, "gradients_ms", network=SLOW))} ms with {SLOW}, where running statistics scale to
+   {reach(RUNNING, network=SLOW)}. Nearly all of it lies in one bucket, which is full when the backward pass ends:
+   there is next to no overlap to gain from. Gradients sent as bf16 lift 64 GPUs there from
+   {at(RUNNING, 64, "efficiency", network=SLOW):.2f} to {at(RUNNING_HALF, 64, "efficiency", network=SLOW):.2f}
+   (`{"{"}"communication_data_type": "bf16"{"}"}` in the file of `engine.deepspeed_config`), buckets of 5 MB to
+   {at("running, fp32, buckets of 5 MB", 64, "efficiency", network=SLOW):.2f} (fastlg has no key for them), 512 images
+   per GPU to {at("running, fp32, batch 512 per GPU", 64, "efficiency", network=SLOW):.2f}. ZeRO 1 and 2 send half as
+   much again and save nothing that a model of this size needs.
+3. **A fixed global batch of {a.global_batch:,}** scales to {reach(RUNNING, "strong")} with running statistics and to
+   {reach(BATCH, "strong")} with the batch's. After that a GPU has so few images that launching the step's kernels takes
+   longer than computing them ({number(at(RUNNING, 1024, "compute_ms", "strong"))} ms, whatever the batch): several
+   ranks do not replay their step as one CUDA graph.
+4. **A small data set ends sooner than its steps do.** {a.train_images:,} images are {per_epoch} batches of
+   {a.batch_per_gpu}: with more GPUs than that an epoch holds no step. On 64 GPUs an epoch takes
+   {number(at(RUNNING, 64, "epoch_s"), 1e-3)} ms with its evaluation and its checkpoint, and whole epochs are only
+   {at(RUNNING, 64, "run_efficiency"):.2f} efficient. `log.eval_epochs=10` makes that
+   {at("running, fp32, evaluation every 10 epochs", 64, "run_efficiency"):.2f}; with checkpoints as rare as that it
+   would be {at("running, fp32, evaluation and checkpoint every 10", 64, "run_efficiency"):.2f} (fastlg saves after
+   every epoch). Counted so, a CIFAR-100 run scales to {reach(RUNNING, key="run_efficiency")}.
+5. **Input costs nothing where the store is resident** ({a.store_mb:g} MB on every GPU). Decoding JPEGs of 512 px at
+   every step instead would bound a node of {a.gpus_per_node} GPUs at
+   {number(a.cpus_per_node * a.jpeg_per_cpu_per_s)} images/s, an efficiency of
+   {at("running, fp32, JPEG decoded on the node", 8, "efficiency"):.2f} from the first node on: prepare once.
+
+In short: one node for one run. More GPUs are better spent on more runs (seeds, data sets, students), unless the data
+set is large; then running statistics or cached features first, and a fast network or bf16 gradients second."""
+
+
+def page(results: dict) -> str:
+    rows, modelled = results["rows"], results["modelled"]
+    first = rows[0]
+    processes = max(row["extra"]["processes"] for row in rows)
+    return flowed(f"""\
+# How far this workload scales
+
+Made by `benchmarks/scaling.py` from `benchmarks/results/scaling-cpu.json`; do not edit. Guided DeiT-Ti, ResNet-56 at
+32 px as the teacher, CIFAR-100. Two processes are **measured**, on a CPU; 8 to 1,024 GPUs are **modelled, not
+measured**, from a rate for one GPU that nobody has measured either. Change any assumption and see:
+`python benchmarks/scaling.py --student-images-per-s 15000 --nic-gbit-per-s 200 --docs FOLDER --results COPY`.
+
+## Where it stops, and what to turn on then (modelled)
+
+{findings(results)}
+
+![efficiency against GPUs, modelled](scaling.png)
+
+## Measured: 1 and {processes} processes
+
+`{first["command"]}` on {conditions(first)}. {first["batch"]} images and {first["extra"]["threads_per_process"]}
+thread per process; the step alone, on a batch that is repeated; all rivals in turns. Efficiency: time of one process
+over time of {processes} with {processes} times the images. The first line shares nothing but the machine: what it
+loses is the machine's, not the exchange's.
+
+{measured_table(rows)}
+
+## Counted: bytes of one step, per rank
+
+On paper: four bytes for each of {first["extra"].get("parameters") or rows[0]["extra"]["parameters"]:,} trained values;
+8 bytes per channel and 4 per norm for synced teacher norms; 8 for the stop flag; ZeRO 1 and 2 gather the parameters as
+well and reduce two scalars. Counted: the tensors of every collective that passed torch's dispatcher in a real step of
+{processes} processes. The kernel's count is of the loopback device, with the headers of TCP. A report (every
+`log.every_steps`) gathers {first["extra"]["report_bytes"]} bytes per rank.
+
+{bytes_table(rows)}
+
+## Modelled, not measured: efficiency
+
+Weak scaling, {modelled["assumptions"]["batch_per_gpu"]} images per GPU unless said otherwise; the step alone:
+
+{efficiency_table(results, "weak")}
+
+Weak scaling, whole epochs with evaluation and checkpoint; empty where an epoch would hold no step:
+
+{efficiency_table(results, "weak", "run_efficiency")}
+
+Strong scaling, a global batch of {modelled["assumptions"]["global_batch"]:,}; the step alone:
+
+{efficiency_table(results, "strong")}
+
+## Assumptions
+
+Each is an option of `benchmarks/scaling.py`; `benchmarks/scaling_model.py` says what they mean and how a step is made
+of them: the work of the images or, if that is longer, of the launches; the teacher's all-reduces one after another; of
+the gradients' all-reduce (ring or tree, whichever is faster) what the backward pass does not hide, bucket by bucket.
+{SLOW} per node stands for a plain Ethernet cluster. Augmentation is taken as hidden behind the step before.
+
+{assumptions_table(modelled["assumptions"])}""")
+
+
+def draw(results: dict, path: Path) -> None:
+    """Efficiency against GPUs: weak and strong, both networks; colour: statistics, dashes: bf16 gradients."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    for line, network in enumerate(NETWORKS):
+        for column, mode in enumerate(("weak", "strong")):
+            own = axes[line][column]
+            for scenario in (BATCH, BATCH_HALF, RUNNING, RUNNING_HALF):
+                rows = select(results, network, scenario, mode)
+                colour = ORANGE if scenario.startswith("batch") else BLUE
+                style = "--" if "bf16" in scenario else "-"
+                values = [row["efficiency"] for row in rows]
+                own.plot([row["gpus"] for row in rows], values, style, color=colour, marker="o", ms=3, label=scenario)
+            a = results["modelled"]["assumptions"]
+            what = f"weak, {a['batch_per_gpu']} per GPU" if mode == "weak" else f"strong, {a['global_batch']:,} in all"
+            own.set_title(f"{what}; {network} per node", fontsize=10, loc="left")
+            own.set_xscale("log", base=2)
+            own.set_xticks(GPUS, [str(gpus) for gpus in GPUS], fontsize=8)
+            own.set_ylim(0, 1.05)
+            own.grid(alpha=0.3)
+            own.spines[["top", "right"]].set_visible(False)
+    for own in axes[1]:
+        own.set_xlabel("GPUs")
+    for own in axes[:, 0]:
+        own.set_ylabel("efficiency")
+    figure.suptitle("Guided DeiT-Ti: modelled, not measured (steps alone)", fontsize=11)
+    labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=100)
