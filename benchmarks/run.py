@@ -41,6 +41,7 @@ SECONDS = {
     "loaders": (0, 40, 0, 45),
     "cache": (0, 30, 0, 30),
     "coldstart": (0, 25, 0, 50),
+    "switches": (0, 100, 0, 100),
 }
 MODULES = {"loaders": "loading"}  # where a benchmark's rows are not in the file of its name
 TOTAL = (52, 285, 70, 460)  # seconds of a whole run; nothing new starts when the rest is too short for it
