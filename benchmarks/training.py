@@ -38,6 +38,8 @@ NAMES = {"deit_tiny": "DeiT-Ti", "pit_tiny": "PiT-Ti", "pvtv2_b0": "PVTv2-B0", "
 OFF = ("compile", "graph", "prefetch", "channels_last", "fold_norms")
 EAGER = tuple(f"engine.{name}=false" for name in OFF)
 Stepper = Ours | ReferenceStyle
+TURN_S = 1.0  # a turn on a GPU, steps that are not timed aside
+WARM = 5  # steps: three eager ones before a CUDA graph is captured, and two replays
 
 
 def rows(bench: Bench) -> None:
@@ -202,24 +204,24 @@ def one_after_another(
 ) -> Measured:
     """Each rival built, measured and freed; rivals that no longer fit into the time stay without times."""
     times, works, peaks = {}, {}, {}
-    steps = max(4, 2560 // batch)
-    for name, make in rivals.items():
+    for index, (name, make) in enumerate(rivals.items()):
         times[name], peaks[name] = [], None
         if bench.left() < 5:
             continue
+        ends = time.monotonic() + bench.left() / (len(rivals) - index)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         stepper = make()
         if isinstance(stepper, Ours):
             works[name] = stepper.work()
         workers = getattr(stepper, "workers", 0)
-        ends = time.monotonic() + bench.left() / 2
-        for turn in range(-1, turns):
+        least = max(2, workers)  # workers finish their batches together: a turn holds whole rounds of them
+        step_s = one_turn(stepper, bench.device, warm=max(WARM, workers), steps=least)
+        steps = min(max(least, round(TURN_S / step_s)), max(least, 2560 // batch))
+        for turn in range(turns):
             if turn >= 2 and time.monotonic() > ends:
                 break
-            took = one_turn(stepper, bench.device, warm=max(5, workers), steps=max(steps, workers))
-            if turn >= 0:
-                times[name].append(took)
+            times[name].append(one_turn(stepper, bench.device, warm=max(WARM, workers), steps=steps))
         if with_peaks:
             peaks[name] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
         del stepper
