@@ -19,7 +19,7 @@ OWN = ("workers", "augment", "images_per_core_s", "core_ratio")  # what its rows
 
 
 def rows(bench: Bench) -> None:
-    count = 8192 if bench.gpu else 512
+    count = 8192 if bench.gpu else 384
     if not bench.fits(f"{count} images", 15):
         return
     data = bench.folder / "loading" / "data"
@@ -27,7 +27,7 @@ def rows(bench: Bench) -> None:
     out = bench.folder / "loading" / "rows.json"
     workers = len(os.sched_getaffinity(0)) if bench.gpu else 1
     command = [sys.executable, str(SCRIPT), "--shared", str(data.parent), "--cases", "cifar100", "--json", str(out)]
-    command += ["--workers", str(workers), "--repeats", "3", "--device", bench.device.type]
+    command += ["--workers", str(workers), "--repeats", "2", "--device", bench.device.type]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=bench.left() + 20)
     except subprocess.TimeoutExpired:
@@ -46,6 +46,6 @@ def rows(bench: Bench) -> None:
             images=row["images"],
             base=[base["images"] / base["images_per_s"]],
             peak_mib=row["memory_mib"],
-            measured=(row["spread"], 3),
+            measured=(row["spread"], 2),
             **{name: row[name] for name in OWN if name in row},
         )

@@ -38,7 +38,7 @@ SECONDS = {
     "optimizer": (1, 4, 1, 4),
     "evaluation": (3, 8, 2, 10),
     "checkpoint": (2, 5, 2, 6),
-    "loaders": (0, 40, 0, 45),
+    "loaders": (0, 45, 0, 45),
     "cache": (0, 30, 0, 30),
     "coldstart": (0, 25, 0, 50),
     "switches": (0, 100, 0, 100),
