@@ -117,8 +117,8 @@ def findings(results: dict) -> str:
 2. **The all-reduce of the gradients** ({number(a.gradient_values * 4, 1e6)} MB in float32) matters on slow networks
    only: not hidden of it are {number(at(RUNNING, 64, "gradients_ms"))} ms with {FAST} per node and
    {number(at(RUNNING, 64, "gradients_ms", network=SLOW))} ms with {SLOW}, where running statistics scale to
-   {reach(RUNNING, network=SLOW)}. Nearly all of it lies in one bucket, which is full when the backward pass ends:
-   there is next to no overlap to gain from. Gradients sent as bf16 lift 64 GPUs there from
+   {reach(RUNNING, network=SLOW)}. Nearly all of it lies in
+   one bucket, which is full when the backward pass ends, so that hardly any of it overlaps with that. Gradients sent as bf16 lift 64 GPUs there from
    {at(RUNNING, 64, "efficiency", network=SLOW):.2f} to {at(RUNNING_HALF, 64, "efficiency", network=SLOW):.2f}
    (`{"{"}"communication_data_type": "bf16"{"}"}` in the file of `engine.deepspeed_config`), buckets of 5 MB to
    {at("running, fp32, buckets of 5 MB", 64, "efficiency", network=SLOW):.2f} (fastlg has no key for them), 512 images
@@ -129,7 +129,7 @@ def findings(results: dict) -> str:
    longer than computing them ({number(at(RUNNING, 1024, "compute_ms", "strong"))} ms, whatever the batch): several
    ranks do not replay their step as one CUDA graph.
 4. **A small data set ends sooner than its steps do.** {a.train_images:,} images are {per_epoch} batches of
-   {a.batch_per_gpu}: with more GPUs than that an epoch holds no step. On 64 GPUs an epoch takes
+   {a.batch_per_gpu}: with more GPUs than that an epoch is less than one step. On 64 GPUs an epoch takes
    {number(at(RUNNING, 64, "epoch_s"), 1e-3)} ms with its evaluation and its checkpoint, and whole epochs are only
    {at(RUNNING, 64, "run_efficiency"):.2f} efficient. `log.eval_epochs=10` makes that
    {at("running, fp32, evaluation every 10 epochs", 64, "run_efficiency"):.2f}; with checkpoints as rare as that it
@@ -188,7 +188,7 @@ Weak scaling, {modelled["assumptions"]["batch_per_gpu"]} images per GPU unless s
 
 {efficiency_table(results, "weak")}
 
-Weak scaling, whole epochs with evaluation and checkpoint; empty where an epoch would hold no step:
+Weak scaling, whole epochs with evaluation and checkpoint; empty where an epoch would be less than one step:
 
 {efficiency_table(results, "weak", "run_efficiency")}
 
