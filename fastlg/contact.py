@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -81,6 +82,7 @@ class Contact:
         Speaks: the first rank with an error of its own; if there is none, the first that lost contact.
         """
         self.watch.is_over.set()
+        _ignore_further_requests()
         is_broken = is_broken_contact(error)
         agreed = _bounded(lambda: self._agree(error, is_broken), 2 * PATIENCE_S)
         _bounded(_destroy_gloo, NOTICE_S)
@@ -214,6 +216,13 @@ def _destroy_gloo() -> None:
     """Closes the sockets that nothing else holds. NCCL would wait for ranks that do not come."""
     if dist.get_backend() == "gloo":
         dist.destroy_process_group()
+
+
+def _ignore_further_requests() -> None:
+    """This process leaves in seconds; torchrun asks it to while it still finds out whom to name."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _who(missing: list[int]) -> str:

@@ -75,7 +75,7 @@ class Ranks:
     def wait(self) -> int:
         """Exit status of the first rank that failed; the others get ``GRACE_S`` to follow."""
         status, deadline = 0, None
-        while any(process.poll() is None for process in self.processes):
+        while None in [process.poll() for process in self.processes]:
             for rank, process in enumerate(self.processes):
                 if status == 0 and process.returncode:
                     status, deadline = self._status_of(rank), time.monotonic() + GRACE_S

@@ -113,11 +113,23 @@ class DeepSpeedEngine:
         else:
             self._make_moments(state["optimizer"])
             for name, parameter in self.unit.named_parameters():
-                self.fragments.safe_set_full_fp32_param(parameter, state["unit"][name].to(self.device))
+                self._set(parameter, state["unit"][name])
                 for key, value in state["optimizer"].get(name, {}).items():
                     if key != "step":
-                        self.fragments.safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+                        self._set(parameter, value, key)
         self._load_scale(state["scaler"])
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+        """A whole float32 weight or moment becomes this rank's part of it."""
+        value, own = value.to(self.device), () if moment is None else (moment,)
+        kind = "optimizer_state" if own else "fp32_param"
+        if self.stage != 3:
+            getattr(self.fragments, f"safe_set_full_{kind}")(parameter, value, *own)
+            return
+        count = parameter.ds_tensor.ds_numel  # equal on all ranks; setting a whole one fails unless that divides it
+        value = nn.functional.pad(value.flatten(), (0, count * ranks.world_size() - value.numel()))
+        part = value.narrow(0, count * ranks.rank(), count)
+        getattr(self.fragments, f"safe_set_local_{kind}")(parameter, part, *own)
 
     def _whole_weights(self, writer: int | None = None):
         """Stage 3 keeps a part of each weight per rank; inside, they are whole. ``writer`` is whose changes count."""
@@ -133,12 +145,15 @@ class DeepSpeedEngine:
         first = next(iter(state.values()), None)
         if first is None:
             return
-        for group in self.basic.param_groups:
-            for flat in group["params"]:
-                own = {key: torch.zeros_like(flat) for key in first if key != "step"}
-                if "step" in first:
-                    own["step"] = first["step"].clone().to(flat.device)
-                self.basic.state[flat] = own
+        if self.stage == 3:  # which lends its partitions to the optimizer only while that steps
+            flats = self.engine.optimizer.fp32_partitioned_groups_flat
+        else:
+            flats = [flat for group in self.basic.param_groups for flat in group["params"]]
+        for flat in flats:
+            own = {key: torch.zeros_like(flat) for key in first if key != "step"}
+            if "step" in first:
+                own["step"] = first["step"].clone().to(flat.device)
+            self.basic.state[flat] = own
         self._link_moments()
 
     def _link_moments(self) -> None:
