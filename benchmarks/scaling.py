@@ -8,7 +8,7 @@ them). The kernel's own count of bytes is of this run alone in a network namespa
 
     unshare -n sh -c "ip link set lo up; python benchmarks/scaling.py --measure"
 
-Each process has one thread for each two cores and the same batch whatever the number of processes; the rivals of all
+Each process has half of the cores as threads and the same batch whatever the number of processes; the rivals of all
 cases take turns, step by step. Where two GPUs are at hand they are used, one per process.
 """
 
@@ -19,7 +19,6 @@ import json
 import os
 import sys
 import tempfile
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import partial
@@ -30,55 +29,13 @@ from harness import Bench, Stamp, take_turns
 from ours import config_of, store_of
 from report import FORMAT, ROOT
 from scaling_model import Assumptions, all_rows
-from scaling_ranks import Job
+from scaling_ranks import HALF, WHAT, Job, counted, on_paper, sent
 
 from fastlg import report
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling-cpu.json"
 RANKS = 2
-RUNNING = "teacher.norm_stats=running"
-DEEPSPEED = (RUNNING, "engine.kind=deepspeed")
-WHAT = {  # case -> (overrides, ZeRO stage, bytes in which each gradient value is sent)
-    "plain, batch statistics": (("teacher.norm_stats=batch",), 0, 4),
-    "plain, running statistics": ((RUNNING,), 0, 4),
-    **{
-        f"DeepSpeed stage {stage}, running statistics": ((*DEEPSPEED, f"engine.zero_stage={stage}"), stage, 4)
-        for stage in (0, 1, 2)
-    },
-    "DeepSpeed stage 0, running statistics, bf16 gradients": ((*DEEPSPEED, "engine.deepspeed_config=HALF"), 0, 2),
-}
-HALF = {"communication_data_type": "bf16"}
 ALONE = "plain, running statistics, nothing exchanged"
-PASSES = {"allreduce": 2, "allgather": 1, "reduce_scatter": 1}  # times (n-1)/n: bytes a rank sends in a ring
-
-
-def on_paper(sizes: dict, stage: int, width: int, world: int) -> dict[str, int]:
-    """Bytes of the tensors that one step is to exchange, per kind of collective.
-
-    sizes: ``parameters`` of the trained unit and channels of each synced norm (``norms``); width: bytes of a gradient
-    value. All-reduced: gradients; of each norm its float32 sums and count, then its squares; the stop flag, one int64.
-    ZeRO 1 and 2 also reduce a norm and an overflow mark, and gather the updated float32 parameters.
-    """
-    if world == 1:
-        return {}
-    parts = {"allreduce": width * sizes["parameters"] + 8 * sum(sizes["norms"]) + 4 * len(sizes["norms"]) + 8}
-    if stage:
-        parts["allreduce"] += 8
-        parts["allgather"] = 4 * sizes["parameters"]
-    return parts
-
-
-def counted(seen: list) -> dict[str, int]:
-    """The same from what passed torch's dispatcher."""
-    found: Counter[str] = Counter()
-    for operation, _, size in seen:
-        found[operation] += size
-    return dict(found)
-
-
-def sent(payload: dict[str, int], world: int) -> float:
-    """Bytes that each rank of a ring sends for it."""
-    return sum(PASSES[kind] * size * (world - 1) / world for kind, size in payload.items())
 
 
 def cases_for(bench: Bench, batch: int, count: int) -> dict[str, dict]:

@@ -118,8 +118,9 @@ def findings(results: dict) -> str:
    only: not hidden of it are {number(at(RUNNING, 64, "gradients_ms"))} ms with {FAST} per node and
    {number(at(RUNNING, 64, "gradients_ms", network=SLOW))} ms with {SLOW}, where running statistics scale to
    {reach(RUNNING, network=SLOW)}. Nearly all of it lies in
-   one bucket, which is full when the backward pass ends, so that hardly any of it overlaps with that. Gradients sent as bf16 lift 64 GPUs there from
-   {at(RUNNING, 64, "efficiency", network=SLOW):.2f} to {at(RUNNING_HALF, 64, "efficiency", network=SLOW):.2f}
+   one bucket, which is full when the backward pass ends, so that hardly any of it overlaps with that. Gradients sent
+   as bf16 lift 64 GPUs there from {at(RUNNING, 64, "efficiency", network=SLOW):.2f} to
+   {at(RUNNING_HALF, 64, "efficiency", network=SLOW):.2f}
    (`{"{"}"communication_data_type": "bf16"{"}"}` in the file of `engine.deepspeed_config`), buckets of 5 MB to
    {at("running, fp32, buckets of 5 MB", 64, "efficiency", network=SLOW):.2f} (fastlg has no key for them), 512 images
    per GPU to {at("running, fp32, batch 512 per GPU", 64, "efficiency", network=SLOW):.2f}. ZeRO 1 and 2 send half as

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -25,6 +26,19 @@ from fastlg.engine.precision import uses_cuda
 from fastlg.signals import StopRequest
 
 HERE = Path(__file__).resolve().parent
+RUNNING = "teacher.norm_stats=running"
+DEEPSPEED = (RUNNING, "engine.kind=deepspeed")
+WHAT = {  # case -> (overrides, ZeRO stage, bytes in which each gradient value is sent)
+    "plain, batch statistics": (("teacher.norm_stats=batch",), 0, 4),
+    "plain, running statistics": ((RUNNING,), 0, 4),
+    **{
+        f"DeepSpeed stage {stage}, running statistics": ((*DEEPSPEED, f"engine.zero_stage={stage}"), stage, 4)
+        for stage in (0, 1, 2)
+    },
+    "DeepSpeed stage 0, running statistics, bf16 gradients": ((*DEEPSPEED, "engine.deepspeed_config=HALF"), 0, 2),
+}
+HALF = {"communication_data_type": "bf16"}
+PASSES = {"allreduce": 2, "allgather": 1, "reduce_scatter": 1}  # times (n-1)/n: bytes a rank sends in a ring
 NOT_SENT = ("wait_tensor", "barrier", "monitored_barrier_")
 
 
@@ -88,6 +102,35 @@ class Training:
             norms = [m.num_features for m in parts.teacher.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         parameters = [p.numel() for p in parts.unit.parameters()]
         return {"parameters": sum(parameters), "tensors": len(parameters), "norms": norms}
+
+
+def on_paper(sizes: dict, stage: int, width: int, world: int) -> dict[str, int]:
+    """Bytes of the tensors that one step is to exchange, per kind of collective.
+
+    sizes: ``parameters`` of the trained unit and channels of each synced norm (``norms``); width: bytes of a gradient
+    value. All-reduced: gradients; of each norm its float32 sums and count, then its squares; the stop flag, one int64.
+    ZeRO 1 and 2 also reduce a norm and an overflow mark, and gather the updated float32 parameters.
+    """
+    if world == 1:
+        return {}
+    parts = {"allreduce": width * sizes["parameters"] + 8 * sum(sizes["norms"]) + 4 * len(sizes["norms"]) + 8}
+    if stage:
+        parts["allreduce"] += 8
+        parts["allgather"] = 4 * sizes["parameters"]
+    return parts
+
+
+def counted(seen: list) -> dict[str, int]:
+    """The same from what passed torch's dispatcher."""
+    found: Counter[str] = Counter()
+    for operation, _, size in seen:
+        found[operation] += size
+    return dict(found)
+
+
+def sent(payload: dict[str, int], world: int) -> float:
+    """Bytes that each rank of a ring sends for it."""
+    return sum(PASSES[kind] * size * (world - 1) / world for kind, size in payload.items())
 
 
 class Job:

@@ -77,8 +77,7 @@ def test_efficiency_falls_with_gpus_and_never_exceeds_one():
 
 def test_the_bytes_on_paper_are_the_bytes_that_two_processes_send(tmp_path, monkeypatch):
     from images import make_store
-    from scaling import WHAT, counted, on_paper, sent
-    from scaling_ranks import Job
+    from scaling_ranks import WHAT, Job, counted, on_paper, sent
 
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))
     common = [f"data.source={make_store(tmp_path, 100)}", f"run.root={tmp_path}", "engine.device=cpu", "data.workers=0"]
