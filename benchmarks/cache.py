@@ -52,6 +52,8 @@ VARIANTS = {
 def config_of(options: argparse.Namespace, variant: str) -> Config:
     common = [f"data.source={options.source}", "data.workers=0", f"optim.global_batch_size={options.batch}"]
     common += [f"engine.device={options.device}"]
+    if options.eager:  # compiling each variant would take longer than measuring it
+        common += ["engine.compile=false", "engine.graph=false"]
     return load_config("cifar100/deit_tiny_cached", [*common, *VARIANTS[variant]])
 
 
@@ -129,7 +131,7 @@ def rows(bench) -> None:
     torch.set_num_threads(1)
     batch = 128 if bench.gpu else 4
     common = {"source": str(store_of(bench)), "device": bench.device.type, "batch": batch}
-    options = argparse.Namespace(**common, repeats=21 if bench.gpu else 3)
+    options = argparse.Namespace(**common, repeats=21 if bench.gpu else 3, eager=bench.gpu)
     stores = first(open_stores(config_of(options, "unguided")), max(batch, 64))
     times, made = race(options, stores, bench.left() * 0.6)
     base = [took / 1e3 for took in times["unguided", "step"]]
@@ -196,7 +198,7 @@ def steps(options: argparse.Namespace, stores: Stores, stamp: dict) -> list[dict
 def peak(options: argparse.Namespace, variant: str) -> float:
     """Memory of a fresh process that takes three steps."""
     command = [sys.executable, __file__, "--peak", variant, "--source", options.source, "--batch", str(options.batch)]
-    command += ["--device", options.device, "--images", str(options.images)]
+    command += ["--device", options.device, "--images", str(options.images), *(["--eager"] if options.eager else [])]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(answer.stdout.splitlines()[-1])
 
@@ -251,6 +253,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--eager", action="store_true", help="engine.compile and engine.graph off")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -28,7 +28,12 @@ def rows(bench: Bench) -> None:
         begun = time.time()
         command = [sys.executable, __file__, str(path)]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        try:
+            limit = bench.left() + 60
+            answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=limit)
+        except subprocess.TimeoutExpired:
+            bench.left_out.append(f"coldstart: {provider} (took longer than {limit:.0f} s)")
+            return
         times = dict(zip(STEPS, json.loads(answer.stdout.splitlines()[-1]), strict=True))
         ends = [begun, *times.values()]
         parts = {name: round(end - before, 2) for name, before, end in zip(STEPS, ends, ends[1:], strict=False)}
