@@ -102,7 +102,8 @@ class DeepSpeedEngine:
                     for key in self._known_moments()
                 }
                 steps = [own["step"] for own in self.basic.state.values() if "step" in own]
-                moments[name] |= {"step": torch.as_tensor(steps[0]).cpu()} if steps else {}
+                # One tensor each: torch steps every parameter's own, and one shared by all would count them all.
+                moments[name] |= {"step": torch.as_tensor(steps[0]).cpu().clone()} if steps else {}
         return {"unit": unit, "optimizer": moments, "scaler": self._scale()}
 
     def load_state_dict(self, state: dict) -> None:
