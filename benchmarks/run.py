@@ -142,6 +142,14 @@ def run_all(bench: Bench, names: list[str], place: int, ends: float, console: Co
     return failed
 
 
+def free(path: Path) -> Path:
+    """``path``, numbered where a results file has that name already: measured numbers are never overwritten."""
+    number, found = 2, path
+    while found.exists():
+        found, number = path.with_name(f"{path.stem}-{number}.json"), number + 1
+    return found
+
+
 def line(row: Row) -> str:
     """A row for a terminal."""
     what = f"{row.case}, {row.provider}" + (f", batch {row.batch}" if row.batch else "")
@@ -155,7 +163,7 @@ def finish(bench: Bench, options: argparse.Namespace, old: dict | None, failed: 
     """Writes everything, prints where it lies; returns the exit status."""
     first = bench.rows[0].as_json()
     named = ("-" + "-".join(options.names) if options.names else "") + ("-quick" if options.quick else "")
-    path = options.out / f"{results_name(first)}{named}.json"
+    path = free(options.out / f"{results_name(first)}{named}.json")
     ceilings = {name: getattr(bench.ceilings, name) for name in ("copy_bytes_per_s", "matmul_flops_per_s")}
     conditions = {"ceilings": ceilings, "seconds": round(took, 1), "left_out": bench.left_out}
     results = save(path, bench.rows, conditions)
@@ -181,6 +189,6 @@ def finish(bench: Bench, options: argparse.Namespace, old: dict | None, failed: 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"fastlg: {error}", file=sys.stderr)
         sys.exit(2)

@@ -92,6 +92,7 @@ def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
         assert made["bound_share"] == pytest.approx(made["bound_ms"] / made["median_ms"], rel=1e-3)
     text = path.with_suffix(".md").read_text()
     assert "fused" in text and "Ceilings measured in this run" in text
+    assert run.free(path) == path.with_name(f"{path.stem}-2.json")  # nothing measured is overwritten
     monkeypatch.setattr("sys.argv", ["run.py", "no-such-benchmark"])
     with pytest.raises(ValueError, match="no benchmark no-such-benchmark; choose from training, step"):
         run.main()
