@@ -54,7 +54,8 @@ class PlainEngine:
         self.student = torch.compile(unit.student, dynamic=False) if is_compiled else unit.student
         self.trained = torch.compile(unit, dynamic=False) if is_compiled else unit
         if ranks.world_size() > 1:
-            self.trained = DistributedDataParallel(self.trained, gradient_as_bucket_view=True)
+            # Buckets of torch's 25 MB would hold the whole of a tiny student, and overlap with nothing of its backward.
+            self.trained = DistributedDataParallel(self.trained, gradient_as_bucket_view=True, bucket_cap_mb=5)
         self.graph = StepGraph(self._update) if is_captured else None
 
     def set_learning_rate(self, lr: float) -> None:
