@@ -5,7 +5,7 @@
 #           pip download --dest .whl --only-binary :all: --python-version 3.12 pydantic PyYAML safetensors hypothesis scipy
 #   ONLY    some of: tests sanitize bench, where time is short
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 export PYTHON=${PYTHON:-.venv/bin/python} OUT=${OUT:-benchmarks/results} ONLY=${ONLY:-tests sanitize bench}
 export PYTHONPATH=$PWD:$PWD/kernels/torch-ext${PYTHONPATH:+:$PYTHONPATH}
 if [ -n "${WHEELS:-}" ]; then
