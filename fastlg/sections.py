@@ -91,7 +91,7 @@ class TeacherConfig(Section):
     cache_form: Literal["auto", "maps", "compact"] = "auto"  # compact: on the student's grid, for fixed crops alone
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
-    cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest (RandAugment ...) for the student alone
+    cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student alone (README: -4 points)
     cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache_memory.py
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
