@@ -27,7 +27,7 @@ def train(config: Config, *, resume: str = "auto", dry_run: bool = False) -> dic
     """Trains to the end (or from the last checkpoint to the end) and returns summary.json's content.
 
     ``dry_run`` builds every part and takes one step on the first two training images, but trains and writes nothing.
-    Every rank of a run calls it alike. Raises UserError, RunError, or signals.Stopped after it saved.
+    Every rank of a run calls it alike. Raises UserError, RunError, or errors.Stopped after it saved.
     """
     with ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s):
         return _train(config, resume, dry_run)
