@@ -32,7 +32,7 @@ class DataConfig(Section):
     """Which images, and how they are read. See data/sources.py for the forms of ``source``."""
 
     source: str = Field(min_length=1)
-    label_column: str | None = None  # parquet and hf:// only
+    label_column: str | None = None  # parquet, hf:// and .beton only
     image_column: str | None = None  # likewise
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a source without a test split that is held out
     download: bool = True  # torchvision: and hf:// sources may be fetched
