@@ -263,7 +263,7 @@ def say_plan(parts: Parts) -> None:
     """The facts of a run before it starts, one line each."""
     config, stores, engine = parts.config, parts.stores, parts.engine
     size = config.model.image_size
-    parameters = sum(p.numel() for p in parts.unit.student.parameters())
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parts.unit.student.parameters())
     precision = str(engine.dtype).removeprefix("torch.")
     say(f"run      {config.run_dir}  seed {config.run.seed}")
     say(
