@@ -29,10 +29,10 @@ class Assumptions:
     gradient_values: int = 5_565_332  # student and projections
     gradient_bits: int = 32  # 16: sent as bf16
     norm_stats: str = "batch"  # batch: synced teacher norms; running: nothing
-    norm_all_reduces: int = 114  # two for each of 57 norms, each waiting for the one before
+    norm_all_reduces: int = 57  # one for each of 57 norms, each waiting for the one before
     norm_bytes: int = 17_252  # in all of them
-    first_bucket_mb: float = 1.35  # DistributedDataParallel's first bucket, as counted
-    bucket_mb: float = 26.2  # its default of 25 MiB for the others
+    first_bucket_mb: float = 5.5  # DistributedDataParallel's buckets of 5 MiB, as counted: the first
+    bucket_mb: float = 5.34  # and the others; each ends with the tensor that fills it
     flag_hop_us: float = 30.0  # stop flag over TCP between hosts: per hop, hidden behind one step
 
     # Machines and networks.
@@ -186,17 +186,17 @@ def row(mode: str, gpus: int, a: Assumptions, **labels) -> dict:
 
 SLOW = {"nics_per_node": 1, "nic_gbit_per_s": 100.0, "net_hop_us": 15.0}  # one 100 Gbit/s Ethernet port per node
 NETWORKS = {"8 x 400 Gbit/s": {}, "1 x 100 Gbit/s": SLOW}
-RUNNING, HALF = {"norm_stats": "running"}, {"gradient_bits": 16}
+ONE_BUCKET = {"first_bucket_mb": 26.2, "bucket_mb": 26.2}  # 25 MiB: more than all gradients
+RUNNING, HALF = {"norm_stats": "running"}, {"gradient_bits": 16, **ONE_BUCKET}  # DeepSpeed's, counted: one bucket
 SCENARIOS = {
     "batch statistics, fp32 gradients": {},
     "batch statistics, bf16 gradients": HALF,
     "running statistics, fp32 gradients": RUNNING,
     "running statistics, bf16 gradients": {**RUNNING, **HALF},
-    "running, fp32, buckets of 5 MB": {**RUNNING, "bucket_mb": 5.0},
+    "running, fp32, one bucket of 25 MB": {**RUNNING, **ONE_BUCKET},
     "running, fp32, batch 512 per GPU": {**RUNNING, "batch_per_gpu": 512},
     "batch, fp32, batch 512 per GPU": {"batch_per_gpu": 512},
     "cached features, fp32": {**RUNNING, "teacher_us": 0.0},
-    "batch, fp32, one all-reduce per norm": {"norm_all_reduces": 57},
     "running, fp32, evaluation every 10 epochs": {**RUNNING, "eval_epochs": 10},
     "running, fp32, evaluation and checkpoint every 10": {**RUNNING, "eval_epochs": 10, "checkpoint_epochs": 10},
     "running, fp32, JPEG decoded on the node": {**RUNNING, "input": "jpeg"},

@@ -108,7 +108,7 @@ def on_paper(sizes: dict, stage: int, width: int, world: int) -> dict[str, int]:
     """Bytes of the tensors that one step is to exchange, per kind of collective.
 
     sizes: ``parameters`` of the trained unit and channels of each synced norm (``norms``); width: bytes of a gradient
-    value. All-reduced: gradients; of each norm its float32 sums and count, then its squares; the stop flag, one int64.
+    value. All-reduced: gradients; of each norm its float32 sums, squares and count at once; the stop flag, one int64.
     ZeRO 1 and 2 also reduce a norm and an overflow mark, and gather the updated float32 parameters.
     """
     if world == 1:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from scaling_model import GPUS, Assumptions, all_reduce_s, all_rows, exposed_s, step_of  # noqa: E402
+from scaling_model import GPUS, SCENARIOS, Assumptions, all_reduce_s, all_rows, exposed_s, step_of  # noqa: E402
 
 A = Assumptions()
 FREE = replace(A, call_us=0.0, node_hop_us=0.0, net_hop_us=0.0)  # bandwidth alone
@@ -103,6 +103,18 @@ def test_measured_rows_say_what_was_expected(results):
         assert extra["parameters"] == A.gradient_values
         if extra["loopback_bytes"]:  # with headers, and other traffic of the namespace
             assert extra["sent_bytes"] <= extra["loopback_bytes"] <= 1.05 * extra["sent_bytes"]
+
+
+def test_the_model_sends_gradients_in_the_buckets_that_were_counted(results):
+    counts = {row["case"].split(": ", 1)[1]: row["extra"].get("buckets") for row in results["rows"]}
+    for statistics in ("batch", "running"):
+        first, *middle, last = counts[f"plain, {statistics} statistics"]
+        assert first / 1e6 == pytest.approx(A.first_bucket_mb, rel=0.01)
+        assert [size / 1e6 for size in middle] == pytest.approx([A.bucket_mb] * 3, rel=0.01)
+        assert last <= middle[-1]
+    half = counts["DeepSpeed stage 0, running statistics, bf16 gradients"]
+    changed = replace(A, **SCENARIOS["running statistics, bf16 gradients"])
+    assert half == [changed.gradient_bytes] and changed.first_bucket_mb * 1e6 / 2 > changed.gradient_bytes
 
 
 def test_modelled_rows_follow_from_their_assumptions_and_are_marked(results):
