@@ -52,9 +52,9 @@ class Contact:
             if Contact.base is None:
                 Contact.base = dist.TCPStore(self.host, self.port, own.world_size, self.serves, timeout=self.timeout)
             self.store = dist.PrefixStore(self.prefix, Contact.base)
-            dist.init_process_group(
-                backend, store=self.store, rank=own.rank, world_size=own.world_size, timeout=self.timeout
-            )
+            # NCCL's own watchdog ends a process without a word: gloo's shorter clock lets the ranks speak first.
+            longer = self.timeout + timedelta(seconds=6 * PATIENCE_S) if backend == "nccl" else self.timeout
+            dist.init_process_group(backend, store=self.store, rank=own.rank, world_size=own.world_size, timeout=longer)
             self.control = dist.new_group(backend="gloo", timeout=self.timeout)
             self.watch = Watch(self.another_store(), own)
         except (*FAILURES, ValueError, OSError) as error:

@@ -106,7 +106,8 @@ class AccuracyMeter:
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         top1, top5 = ranked[:, 0].sum(), ranked.any(1).sum()
-        self.sums += torch.stack([top1.double(), top5.double(), loss.double(), loss.new_tensor(len(labels)).double()])
+        count = torch.full_like(loss, len(labels))
+        self.sums += torch.stack([value.double() for value in (top1, top5, loss, count)])
 
     def read(self) -> Accuracy:
         top1, top5, loss, count = ranks.total(self.sums).tolist()

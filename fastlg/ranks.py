@@ -6,6 +6,7 @@ environment. A lone process needs none of this: every function then answers at o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -146,6 +147,9 @@ def _is_joined() -> bool:
 
 def _take_gpu(own: Place) -> None:
     count = torch.cuda.device_count()
+    if count == 1 and "SLURM_PROCID" in os.environ:  # srun may show each task its own GPU alone
+        torch.cuda.set_device(0)
+        return
     if own.local_rank > count:
         raise Silenced(2)  # the first one too many speaks
     if own.local_rank == count:

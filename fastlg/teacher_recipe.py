@@ -18,14 +18,17 @@ from fastlg.models.build import is_cnn
 from fastlg.models.reference_weights import load_reference
 from fastlg.report import say
 
+STUDENTS_OWN = ("kind", "micro_batch_size", "zero_stage", "deepspeed_config")  # of engine: made for its batch and size
+
 
 def teacher_config(config: Config, stores: Stores) -> Config:
     """The recipe that trains the teacher, on the run's own data, in a folder named by everything that shapes it."""
+    engine = {key: value for key, value in config.engine.model_dump(mode="json").items() if key not in STUDENTS_OWN}
     recipe = load_config(config.teacher.recipe).replace(
         {
             **dotted(config.teacher.overrides),
             "data": config.data.model_dump(mode="json"),
-            "engine": config.engine.model_dump(mode="json"),
+            "engine": engine,
             "run.seed": config.run.seed,
             "run.root": str(config.run.root / "teachers"),
         }

@@ -129,7 +129,7 @@ class FfcvLoader:
         if self.resize_on_device:
             sizes = draw.boxes[:, 2:]
             crops = RaggedImages(pixels, self._send(batch.starts), self._send(sizes))
-            boxes = self._send(torch.cat([torch.zeros_like(sizes), sizes], dim=1))
+            boxes = torch.cat([torch.zeros_like(sizes), sizes], dim=1)  # stay here, where resize_crops reads them
             images = resize_crops(crops, boxes, size, interpolation=self.plan.resample)
         else:
             images = pixels.view(-1, size, size, 3)

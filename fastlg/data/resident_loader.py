@@ -42,7 +42,8 @@ class ResidentLoader:
         """The batches of an epoch from ``start_batch`` on. Host and device meet once per block of batches."""
         for drawn, counts in self.plan.blocks(self.sizes, epoch, start_batch):
             crop = self._to_device(drawn.fractions(self.sizes))
-            drawn = Draw(*(self._to_device(tensor) for tensor in drawn))
+            boxes = drawn.boxes.pin_memory() if self.device.type == "cuda" else drawn.boxes  # resize_crops reads them
+            drawn = Draw(self._to_device(drawn.sample_ids), boxes, self._to_device(drawn.flip))
             labels = self.labels_device[drawn.sample_ids]
             parts = (tensor.split(counts) for tensor in (drawn.sample_ids, drawn.boxes, labels, crop, drawn.flip))
             for sample_ids, boxes, batch_labels, batch_crop, flip in zip(*parts, strict=True):

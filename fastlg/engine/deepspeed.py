@@ -38,7 +38,7 @@ class DeepSpeedEngine:
         config: dict,
         is_compiled: bool = False,
     ):
-        deepspeed = _library()
+        deepspeed = _library(device)
         self.unit, self.teacher, self.basic = unit, teacher, optimizer
         self.device, self.dtype, self.accumulation = device, dtype, accumulation
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
@@ -192,7 +192,8 @@ def _in_fp32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _library():
+def _library(device: torch.device):
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it takes the GPU of a run that is told to use the CPU
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         import deepspeed
@@ -201,6 +202,6 @@ def _library():
             "engine.kind is deepspeed, which is not installed: pip install 'fastlg[deepspeed]', or engine.kind=plain"
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import sets its own level
-    if not torch.cuda.is_available():  # it would compile a C++ extension for a minute, to send what gloo sends
+    if device.type == "cpu":  # it would compile a C++ extension for a minute, to send what gloo sends
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -47,6 +47,7 @@ def merged_config(
     if dtype != torch.float32:
         own["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
     if config.deepspeed_config is None:
+        _refuse_unscaled(own, dtype, config.zero_stage)
         return own
     user = _read(config.deepspeed_config)
     where = f"engine.deepspeed_config {config.deepspeed_config}"
@@ -66,7 +67,19 @@ def merged_config(
                     f"(engine.precision={native} then runs under torch_autocast)"
                 )
             del own["torch_autocast"]
-    return _merge(own, user, where)
+    merged = _merge(own, user, where)
+    _refuse_unscaled(merged, dtype, config.zero_stage)
+    return merged
+
+
+def _refuse_unscaled(merged: dict, dtype: torch.dtype, stage: int) -> None:
+    """DeepSpeed (0.19) scales the gradients of fp16 autocast at stage 0 alone: from stage 1 on an overflow ends all
+    learning, and clipping sees scaled gradients."""
+    if dtype == torch.float16 and stage > 0 and "torch_autocast" in merged:
+        raise UserError(
+            f"engine.precision=fp16 does not work with engine.zero_stage={stage}; use bf16, or stage 0, or DeepSpeed's "
+            'own {"fp16": {"enabled": true}} in engine.deepspeed_config'
+        )
 
 
 def _merge(own: dict, user: dict, where: str, prefix: str = "") -> dict:

@@ -24,10 +24,12 @@ class StepGraph:
         self.eager_steps = 0
         self.shape: tuple | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.side: torch.cuda.Stream | None = None
 
     def __call__(self, views: Views, batch: Batch, total: int) -> StepOutput:
         shape = (total, *(tuple(tensor.shape) for tensor in (*views, *batch)))
-        self.shape = self.shape or shape
+        if self.shape is None or (self.graph is None and total > self.shape[0]):
+            self.shape, self.eager_steps = shape, 0  # a resumed run may begin with the short last batch of an epoch
         if shape != self.shape:
             return self.update(views, batch, total)
         if self.graph is None and self.eager_steps < WARM_UP_STEPS:
@@ -42,7 +44,8 @@ class StepGraph:
 
     def _on_side_stream(self, views: Views, batch: Batch, total: int) -> StepOutput:
         """As torch asks for before a capture: what backward keeps per stream must not be tied to the default one."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        self.side = self.side or torch.cuda.Stream()
+        current, side = torch.cuda.current_stream(), self.side
         side.wait_stream(current)
         with torch.cuda.stream(side):
             output = self.update(views, batch, total)
@@ -54,5 +57,6 @@ class StepGraph:
         self.batch = Batch(*(tensor.clone() for tensor in batch))
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(self.graph):  # records, and computes nothing
+        # Records, and computes nothing; of this thread's calls alone, for loaders' threads may call CUDA meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.output = self.update(self.views, self.batch, total)

@@ -32,7 +32,8 @@ class Engine(Protocol):
 
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         """One update on this rank's share of ``total`` samples; what comes back is of this rank's share. No host sync
-        (fp16 may ask whether it overflowed). The tensors that come back hold until the next call."""
+        (but fp16 may ask whether it overflowed, and ZeRO 1 to 3 look at the gradients' norm). The tensors that come
+        back hold until the next call."""
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits [N, K] of the bare student, which the caller put in evaluation mode."""

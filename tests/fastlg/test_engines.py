@@ -202,6 +202,22 @@ def test_a_conflicting_deepspeed_json_is_one_line_with_the_key_to_set(here, tmp_
     assert "\n" not in str(caught.value)
 
 
+def test_fp16_that_zero_would_not_scale_is_refused(here):
+    config = load_config("student.yaml", ["engine.precision=fp16", "engine.zero_stage=2"])
+    with pytest.raises(UserError, match="fp16 does not work with engine.zero_stage=2"):
+        merged_config(config.engine, dtype=torch.float16, per_rank=16, accumulation=1, clip_norm=0.0)
+
+
+def test_a_students_engine_is_not_its_teachers(here, fastlg):
+    """A switch that only a guided run has, batch shares that the recipe's batch of 20 does not have; and a resume."""
+    overrides = ["run.name=own", "engine.channels_last=true", "engine.micro_batch_size=8", "teacher.norm_stats=running"]
+    overrides += ["optim.epochs=2", "log.checkpoint_steps=1"]
+    assert fastlg("train", "student.yaml", *overrides, "engine.fold_norms=false")[0] == 0
+    (Path("runs") / "own" / "summary.json").unlink()  # as if it had been stopped just before its end
+    status, out, err = fastlg("train", "student.yaml", *overrides, "engine.fold_norms=true")
+    assert status == 0 and "resumed" in out, err
+
+
 def test_a_switch_that_cannot_be_is_refused_with_the_reason(here):
     for override, reason in [
         ("engine.graph=true", "needs CUDA"),

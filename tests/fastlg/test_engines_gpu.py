@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cache_cases import PLAIN, built, parts_of
 from engine_cases import trained
 
 from fastlg.assemble import assemble, open_stores
@@ -40,6 +41,18 @@ def test_an_acceleration_learns_as_the_eager_engine(project, name, precision):
     fast = run(f"engine.precision={precision}", *ON[name])
     tolerance = 1e-3 if precision == "fp32" else 3e-2
     torch.testing.assert_close(fast["losses"], eager["losses"], rtol=tolerance, atol=0)
+
+
+def test_a_cached_teacher_is_captured_as_it_runs_eagerly(project):
+    losses = []
+    for switch in ("engine.graph=false", "engine.graph=true"):
+        config, stores, cache = built(*PLAIN, "engine.device=cuda", "engine.compile=false", switch)
+        parts = parts_of(config, stores, cache)
+        assert parts.teacher.is_on_device and parts.switches.graph == (switch == "engine.graph=true")
+        torch.manual_seed(3)
+        pairs = [pair for epoch in range(3) for pair in batches(parts, epoch)]
+        losses.append([parts.engine.step(*pair, len(pair[1].labels)).loss.item() for pair in pairs])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=0)
 
 
 def test_folded_norms_learn_as_the_norms_themselves(project):

@@ -20,7 +20,7 @@ def map_boxes(crop: Tensor, sizes: Tensor, grid: tuple[int, int], rule: str) -> 
     rule   "exact": the true box; "cell": the reference code's, every number cut to whole cells
            (``int(y / image_height * H)``), and at least one cell where the reference crashes
     """
-    cells = torch.tensor([*grid, *grid], dtype=torch.float64, device=crop.device)
+    cells = _cells(*grid, crop.device)
     if rule == "exact":
         return (crop.double() * cells).float()
     if rule != "cell":
@@ -29,6 +29,12 @@ def map_boxes(crop: Tensor, sizes: Tensor, grid: tuple[int, int], rule: str) -> 
     boxes = ((crop * pixels).round() / pixels * cells).floor()  # the boxes were whole pixels: undo float32 first
     boxes[:, 2:].clamp_(min=1)
     return boxes.float()
+
+
+@lru_cache(maxsize=64)
+def _cells(height: int, width: int, device: torch.device) -> Tensor:
+    """Kept on the device: sent anew at every step it would make the host wait, and could be in no CUDA graph."""
+    return torch.tensor([height, width, height, width], dtype=torch.float64, device=device)
 
 
 def gather_maps(
