@@ -12,14 +12,20 @@ from torch import Tensor, nn
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.engine.precision import autocast
-from fastlg.engine.protocol import joined_outputs, load_named_optimizer_state, micro_batches, named_optimizer_state
+from fastlg.engine.protocol import (
+    BesideTeacher,
+    joined_outputs,
+    load_named_optimizer_state,
+    micro_batches,
+    named_optimizer_state,
+)
 from fastlg.errors import UserError, first_line
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 SCALE_STATE = ("scale", "_growth_tracker")
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(BesideTeacher):
     """See ``protocol.Engine``. Student and projections are the wrapped module; the teacher stays outside.
 
     Args as PlainEngine; ``config`` is the merged DeepSpeed configuration (``merged_config``). Raises UserError where
@@ -63,12 +69,6 @@ class DeepSpeedEngine:
         self.learning_rate = lr
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-
-    def guide(self, views: Views, batch: Batch):
-        if self.teacher is None:
-            return None
-        with autocast(self.device, self.dtype):
-            return self.teacher(views.teacher, batch)
 
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         outputs = []

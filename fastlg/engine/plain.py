@@ -13,6 +13,7 @@ from fastlg.batch import Batch, StepOutput, Views
 from fastlg.engine.graph import StepGraph
 from fastlg.engine.precision import autocast
 from fastlg.engine.protocol import (
+    BesideTeacher,
     joined_outputs,
     load_named_optimizer_state,
     micro_batches,
@@ -20,7 +21,7 @@ from fastlg.engine.protocol import (
 )
 
 
-class PlainEngine:
+class PlainEngine(BesideTeacher):
     """See ``protocol.Engine``. Parameters and moments stay float32 whatever the precision.
 
     Args:
@@ -65,12 +66,6 @@ class PlainEngine:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-
-    def guide(self, views: Views, batch: Batch):
-        if self.teacher is None:
-            return None
-        with autocast(self.device, self.dtype):
-            return self.teacher(views.teacher, batch)
 
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         return (self.graph or self._update)(views, batch, total)

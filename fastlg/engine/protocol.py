@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
+from fastlg.engine.precision import autocast
 from fastlg.errors import UserError
 
 
@@ -43,6 +44,16 @@ class Engine(Protocol):
         rank 0, perhaps elsewhere."""
 
     def load_state_dict(self, state: dict) -> None: ...
+
+
+class BesideTeacher:
+    """The part of an engine that asks the ``teacher``, called as ``teacher(views.teacher, batch)``; None is unguided."""
+
+    def guide(self, views: Views, batch: Batch):
+        if self.teacher is None:
+            return None
+        with autocast(self.device, self.dtype):
+            return self.teacher(views.teacher, batch)
 
 
 class Share(NamedTuple):
