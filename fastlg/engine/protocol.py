@@ -47,7 +47,7 @@ class Engine(Protocol):
 
 
 class BesideTeacher:
-    """The part of an engine that asks the ``teacher``, called as ``teacher(views.teacher, batch)``; None is unguided."""
+    """The part of an engine that asks its ``teacher``; None is unguided."""
 
     def guide(self, views: Views, batch: Batch):
         if self.teacher is None:
