@@ -170,8 +170,8 @@ measured**, from a rate for one GPU that nobody has measured either. Change any 
 thread per process; the step alone, on a batch that is repeated; all rivals in turns. Efficiency: time of one process
 over time of {processes} with {processes} times the images. The first line shares nothing but the machine: what it
 loses is the machine's, not the exchange's. ± is the quartile distance within this run; whole runs differ by more than
-that, so small differences between lines say nothing. A part of what batch statistics lose is work: a synced norm is made of more
-operations than torch's own, which a lone process uses.
+that, so small differences between lines say nothing. A part of what batch statistics lose is work: a synced norm is
+made of more operations than torch's own, which a lone process uses.
 
 {measured_table(rows)}
 
