@@ -42,6 +42,7 @@ SECONDS = {
     "cache": (0, 30, 0, 20),
     "coldstart": (0, 25, 0, 45),
     "switches": (0, 100, 0, 100),
+    "scaling": (0, 110, 0, 110),
 }
 MODULES = {"loaders": "loading"}  # where a benchmark's rows are not in the file of its name
 TOTAL = (52, 285, 70, 460)  # seconds of a whole run; nothing new starts when the rest is too short for it
