@@ -8,6 +8,7 @@ operands, can pass it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,10 +62,22 @@ class ProductBytes(TorchDispatchMode):
 
 def count(run: Callable[[], object], dtype: str = "float32") -> Work:
     """Counts one eager call; compiled code and CUDA graphs hide their operations from the count."""
-    traffic, flops = ProductBytes(), FlopCounterMode(display=False)
+    own = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    traffic, flops = ProductBytes(), FlopCounterMode(display=False, custom_mapping=own)
     with flops, traffic:
         run()
     return Work(traffic.bytes, flops.get_total_flops(), dtype)
+
+
+def _convolution_backward_flops(grad_shape, x_shape, w_shape, *rest, out_shape=None, **_) -> int:
+    """Of the gradients that are asked for, each as much as the forward pass.
+
+    torch's own formula counts every pair of channels, also where they are in groups: a depthwise convolution as many
+    times too much as it has channels.
+    """
+    output_mask = rest[-1]
+    spatial = math.prod(grad_shape[2:])
+    return sum(output_mask[:2]) * 2 * grad_shape[0] * spatial * math.prod(w_shape)
 
 
 def count_per_batch(run: Callable[[int], object], batch: int, dtype: str = "float32") -> Work:

@@ -149,6 +149,15 @@ def test_comparison_marks_what_moved_beyond_both_spreads():
     assert "2 of 4 moved" in report.comparison_text(list(lines.values()))
 
 
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_convolutions_in_groups_are_counted_as_by_hand(groups):
+    layer = torch.nn.Conv2d(8, 16, 3, padding=1, groups=groups)
+    images = torch.randn(2, 8, 10, 12, requires_grad=True)
+    forward = 2 * 2 * 16 * 10 * 12 * (8 // groups) * 3 * 3
+    assert counting.count(lambda: layer(images)).flops == forward
+    assert counting.count(lambda: layer(images).sum().backward()).flops == 3 * forward
+
+
 def test_work_is_counted_as_by_hand():
     layer, images = nn.Linear(20, 30, bias=False), torch.randn(8, 7, 20)
 
