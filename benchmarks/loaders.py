@@ -271,7 +271,7 @@ def main() -> None:
         parser.error(f"unknown case {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
     if options.quick:
         options.workers, options.repeats = [1], 1
-    data = options.shared / "data"
+    data = options.shared.resolve() / "data"  # links to it are made elsewhere
     mini, flowers = data / "cifar100-mini", data / "flowers17"
     cifar = data / "cifar100" if options.full else mini
     sources = {"cifar100": cifar, "sizes": mini if options.quick else data / "cifar100", "flowers17": flowers}
