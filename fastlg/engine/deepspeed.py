@@ -94,16 +94,16 @@ class DeepSpeedEngine(BesideTeacher):
             return {"unit": unit, "optimizer": named_optimizer_state(self.unit, self.basic), "scaler": self._scale()}
         moments = {}
         self._link_moments()
+        first = next(iter(self.basic.state.values()), {})  # a flat partition of ZeRO; none before the first update
+        known = [key for key in MOMENTS if first.get(key) is not None]
         for name, parameter in self.unit.named_parameters():
             unit[name] = self.fragments.safe_get_full_fp32_param(parameter).cpu()
-            if self._known_moments():
-                moments[name] = {
-                    key: self.fragments.safe_get_full_optimizer_state(parameter, key).cpu()
-                    for key in self._known_moments()
-                }
-                steps = [own["step"] for own in self.basic.state.values() if "step" in own]
+            if known:
+                own = {key: self.fragments.safe_get_full_optimizer_state(parameter, key).cpu() for key in known}
                 # One tensor each: torch steps every parameter's own, and one shared by all would count them all.
-                moments[name] |= {"step": torch.as_tensor(steps[0]).cpu().clone()} if steps else {}
+                moments[name] = own | (
+                    {"step": torch.as_tensor(first["step"]).cpu().clone()} if "step" in first else {}
+                )
         return {"unit": unit, "optimizer": moments, "scaler": self._scale()}
 
     def load_state_dict(self, state: dict) -> None:
@@ -135,11 +135,6 @@ class DeepSpeedEngine(BesideTeacher):
     def _whole_weights(self, writer: int | None = None):
         """Stage 3 keeps a part of each weight per rank; inside, they are whole. ``writer`` is whose changes count."""
         return self.gathered(list(self.unit.parameters()), modifier_rank=writer, enabled=self.stage == 3)
-
-    def _known_moments(self) -> list[str]:
-        """Those that the flat partitions of ZeRO have by now: none before the first update."""
-        own = next(iter(self.basic.state.values()), {})
-        return [key for key in MOMENTS if own.get(key) is not None]
 
     def _make_moments(self, state: dict) -> None:
         """ZeRO steps flat partitions, whose moments appear at the first update; a resumed run needs them before."""

@@ -44,12 +44,8 @@ def merged_config(
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},  # it synchronises at every step
     }
-    if dtype != torch.float32:
-        own["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
-    if config.deepspeed_config is None:
-        _refuse_unscaled(own, dtype, config.zero_stage)
-        return own
-    user = _read(config.deepspeed_config)
+    own["torch_autocast"] = {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")}
+    user = {} if config.deepspeed_config is None else _read(config.deepspeed_config)
     where = f"engine.deepspeed_config {config.deepspeed_config}"
     for key in ("optimizer", "scheduler"):
         if key in user:
@@ -66,30 +62,27 @@ def merged_config(
                     f"{where}: {native} at stage 0 keeps no float32 weights; set engine.zero_stage=1, or remove it "
                     f"(engine.precision={native} then runs under torch_autocast)"
                 )
-            del own["torch_autocast"]
-    merged = _merge(own, user, where)
-    _refuse_unscaled(merged, dtype, config.zero_stage)
-    return merged
-
-
-def _refuse_unscaled(merged: dict, dtype: torch.dtype, stage: int) -> None:
-    """DeepSpeed (0.19) scales the gradients of fp16 autocast at stage 0 alone: from stage 1 on an overflow ends all
-    learning, and clipping sees scaled gradients."""
-    if dtype == torch.float16 and stage > 0 and "torch_autocast" in merged:
+            own["torch_autocast"]["enabled"] = False
+    # DeepSpeed (0.19) scales the gradients of fp16 autocast at stage 0 alone: from stage 1 on an overflow ends all
+    # learning, and clipping sees scaled gradients.
+    if dtype == torch.float16 and config.zero_stage > 0 and own["torch_autocast"]["enabled"]:
         raise UserError(
-            f"engine.precision=fp16 does not work with engine.zero_stage={stage}; use bf16, or stage 0, or DeepSpeed's "
-            'own {"fp16": {"enabled": true}} in engine.deepspeed_config'
+            f"engine.precision=fp16 does not work with engine.zero_stage={config.zero_stage}; use bf16, or stage 0, or "
+            'DeepSpeed\'s own {"fp16": {"enabled": true}} in engine.deepspeed_config'
         )
+    return _merge(own, user, where)
 
 
 def _merge(own: dict, user: dict, where: str, prefix: str = "") -> dict:
     merged = dict(own)
     for key, value in user.items():
         name = f"{prefix}{key}"
+        if value == "auto":  # as other launchers' files say it; DeepSpeed itself takes no "auto"
+            continue
         if isinstance(value, dict) and isinstance(own.get(key, {}), dict):
             merged[key] = _merge(own.get(key, {}), value, where, f"{name}.")
         elif name in DECIDED and key in own:
-            if value not in (own[key], "auto"):
+            if value != own[key]:
                 raise UserError(f"{where}: {name} is {value}, but the run has {own[key]}; set {DECIDED[name]} instead")
         else:
             merged[key] = value

@@ -173,10 +173,11 @@ def test_a_users_deepspeed_json_is_laid_over_ours(here, tmp_path):
     config = merged(
         tmp_path,
         '{"zero_optimization": {"stage": 2, "overlap_comm": false}, '
-        '"train_micro_batch_size_per_gpu": "auto", "prescale_gradients": true}',
+        '"train_micro_batch_size_per_gpu": "auto", "prescale_gradients": true, "bf16": {"enabled": "auto"}}',
         "engine.zero_stage=2",
     )
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False} and config["prescale_gradients"]
+    assert config["bf16"] == {}, "DeepSpeed does not know auto"
     assert config["train_micro_batch_size_per_gpu"] == 8 and config["gradient_accumulation_steps"] == 2
     assert config["gradient_clipping"] == 0.0, "DeepSpeed clips at 1.0 unless told otherwise"
 
@@ -192,6 +193,7 @@ def test_a_users_deepspeed_json_is_laid_over_ours(here, tmp_path):
         ('{"gradient_clipping": 1.0}', "set optim.clip_norm"),
         ('{"optimizer": {"type": "Adam"}}', "optimizer is set there"),
         ('{"bf16": {"enabled": true}}', "set engine.precision=bf16"),
+        ('{"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}', "set engine.precision"),
         ("{", "is not valid JSON"),
         ("[]", "holds a list"),
     ],
