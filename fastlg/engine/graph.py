@@ -27,6 +27,7 @@ class StepGraph:
         self.side: torch.cuda.Stream | None = None
 
     def __call__(self, views: Views, batch: Batch, total: int) -> StepOutput:
+        batch = batch._replace(images=batch.images[:0])  # whose pixels are in the views; nothing copies them
         shape = (total, *(tuple(tensor.shape) for tensor in (*views, *batch)))
         if self.shape is None or (self.graph is None and total > self.shape[0]):
             self.shape, self.eager_steps = shape, 0  # a resumed run may begin with the short last batch of an epoch

@@ -56,13 +56,13 @@ def decide(
         or ("teacher features come from the host" if not is_on_device else ""),
         "prefetch": cuda,
         "channels_last": "" if norm_stats else NO_TEACHER,
-        "fold_norms": NO_TEACHER if not norm_stats else "",
+        "fold_norms": {
+            None: NO_TEACHER,
+            "batch": "teacher.norm_stats=batch is known only at each step",
+            "running": "",
+        }[norm_stats],
         "fused_attention": "",
     }
-    if norm_stats == "batch":
-        impossible["fold_norms"] = "teacher.norm_stats=batch is known only at each step"
-    if kind != "deepspeed":
-        impossible["compile"] = ""
     unwanted = {}  # what auto leaves off though it could be
     if kind == "deepspeed":
         unwanted["compile"] = "DeepSpeed's hooks run eagerly"
