@@ -37,9 +37,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
-from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset
+from reference_style import TransformedImages
+from torch.utils.data import DataLoader
 
 from fastlg.data.beton import find_beton
 from fastlg.data.decode import decode_image
@@ -81,33 +80,13 @@ class JpegStore:
         return decode_image(self.beton.stored(i).tobytes(), f"image {i}")
 
 
-class TimmDataset(Dataset):
-    """One finished student view per image, made by timm's transform on Pillow images."""
-
-    def __init__(self, store: Store | JpegStore):
-        self.store = store
-        recipe = {"auto_augment": SPEC, "re_prob": 0.25, "re_mode": "pixel", "interpolation": "bicubic"}
-        self.transform = create_transform(SIZE, is_training=True, **recipe)
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, i: int):
-        image = Image.fromarray(self.store.images(i))
-        while True:
-            try:
-                return self.transform(image), int(self.store.labels[i])
-            except ValueError:  # timm 1.0.31 with Pillow 13: posterize to 0 bits, in 0.15 % of the images
-                continue
-
-
 def batches(provider: str, store: Store, workers: int, device: torch.device, size: int = SIZE) -> Callable:
     """epoch -> its batches, from ``provider``; the store's .beton file must be of the provider's kind."""
     kind, _, form = provider.partition(" ")
     settings = {"size": size, "batch_size": BATCH, "train": True, "seed": 0, "drop_last": False}
     kept = JpegStore(store) if form == "jpeg" and kind in ("torch", "timm") else store
     if kind == "timm":
-        loader = DataLoader(TimmDataset(kept), BATCH, shuffle=True, num_workers=workers)
+        loader = DataLoader(TransformedImages(kept, SIZE, len(kept)), BATCH, shuffle=True, num_workers=workers)
         return lambda epoch: (images.to(device) for images, _ in loader)
     if kind == "torch":
         return TorchLoader(kept, SamplePlan(**settings), device=device, workers=workers).epoch

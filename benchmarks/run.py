@@ -27,8 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastlg import report
 
-# Seconds of each benchmark: (CPU quick, CPU, GPU quick, GPU). 0 leaves it out of a run that names none. Their sums stay
-# below 60 s, 5 min, 60 s and 8 min with room for imports, ceilings and plots.
+# Seconds of each benchmark: (CPU quick, CPU, GPU quick, GPU). 0 leaves it out of a run that names none. What comes
+# before switches fits into a whole run; the last two get the time that is left, or are said to be left out.
 SECONDS = {
     "training": (22, 95, 35, 230),
     "step": (7, 20, 15, 45),

@@ -131,7 +131,7 @@ class TakenApart:
         pool, graphs = torch.cuda.graph_pool_handle(), {}
         for name, call in self.calls.items():
             graphs[name] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graphs[name], pool=pool):
+            with torch.cuda.graph(graphs[name], pool=pool, capture_error_mode="thread_local"):
                 call()
         self.calls = {name: graph.replay for name, graph in graphs.items()}
         self.is_captured = True

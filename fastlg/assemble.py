@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent
 from fastlg.report import say
 from fastlg.teacher.cache import CachedTeacher, FeatureCache
+from fastlg.teacher.cache_format import weights_digest
 from fastlg.teacher.online import OnlineTeacher
 
 
@@ -124,7 +124,7 @@ def assemble(
         norm_stats=norm_stats,
         is_on_device=cached is None or cached.is_on_device,
     )
-    teacher_id = weights_id(teacher_model) if teacher_model is not None else ""
+    teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
     teacher = cached
     if norm_stats is not None:
         teacher = new_online_teacher(config, teacher_model, device, dtype, switches)
@@ -177,14 +177,6 @@ def new_cached_teacher(
         memory=config.teacher.cache_memory,
         batch_size=batch_size,
     )
-
-
-def weights_id(model: nn.Module) -> str:
-    """Hex digest of every parameter and buffer of a model on the CPU or elsewhere."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_buildable(config: Config, stores: Stores) -> None:

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from fastlg import ranks
 from fastlg.batch import Batch
 from fastlg.errors import UserError
-from fastlg.teacher.cache_shard import ShardedRows, agreed_minimum, world_size
+from fastlg.teacher.cache_shard import ShardedRows, agreed_minimum
 
 SHARE = 0.5  # of the free memory that "auto" lets a cache take
 PLACES = ("device", "shard", "host", "mmap")
@@ -121,7 +122,7 @@ def choose_place(size: int, device: torch.device, memory: str) -> str:
 
     Raises UserError for a shard of one process.
     """
-    world = world_size()
+    world = ranks.world_size()
     if memory == "shard" and world == 1:
         raise UserError("teacher.cache_memory is shard, but one process has nobody to share with; use auto")
     if memory != "auto":

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastlg import ranks
+
 
 class ShardedRows:
     """Rank r of W keeps row i where i % W == r. Fetching is collective: all ranks ask together, once per step.
@@ -48,12 +50,8 @@ class ShardedRows:
 
 def agreed_minimum(value: int, device: torch.device) -> int:
     """The smallest of all ranks' values, so that all take the same decision; ``value`` itself in a lone process."""
-    if world_size() == 1:
+    if ranks.world_size() == 1:
         return value
     smallest = torch.tensor(value, device=device)
     dist.all_reduce(smallest, dist.ReduceOp.MIN)
     return int(smallest)
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

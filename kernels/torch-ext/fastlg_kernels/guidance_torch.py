@@ -48,9 +48,13 @@ def axis_matrix(size_in: int, size_out: int, like: Tensor) -> Tensor | None:
     return None if size_in == size_out else upsample_matrix(size_in, size_out, like.dtype, like.device)
 
 
+def _is_one_product(rows: Tensor | None, columns: Tensor | None) -> bool:
+    return rows is not None and columns is not None and rows.numel() * columns.numel() <= KRONECKER_SIZE
+
+
 def apply_axes(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """``rows @ maps @ columns'`` for maps [N, D, h, w]; None is the identity."""
-    if rows is not None and columns is not None and rows.numel() * columns.numel() <= KRONECKER_SIZE:
+    if _is_one_product(rows, columns):
         # one product: thousands of 7 x 7 ones take many times as long; kron itself cannot read every transposed matrix
         both = torch.kron(rows.contiguous(), columns.contiguous())
         return (maps.flatten(2) @ both.T).unflatten(2, (len(rows), len(columns)))
@@ -62,7 +66,7 @@ def apply_axes(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Ten
 
 def subtract_axes_(out: Tensor, maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """``out - rows @ maps @ columns'`` in ``out`` [N, D, H, W], which must be contiguous."""
-    if columns is None or columns.numel() * columns.numel() <= KRONECKER_SIZE:
+    if columns is None or _is_one_product(rows, columns):
         return out.sub_(apply_axes(maps, rows, columns))
     maps = apply_axes(maps, rows, None)
     out.view(-1, out.shape[3]).addmm_(maps.reshape(-1, maps.shape[3]), columns.T, alpha=-1)
