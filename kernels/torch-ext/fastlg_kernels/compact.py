@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .guidance import REDUCTIONS, guidance_loss, student_grids
-from .guidance_torch import Grid, apply_axes, axis_matrix, compute_dtype, student_tokens
+from .guidance_torch import Grid, axis_matrix, channels_moved_last, compute_dtype, resize, student_tokens
 
 
 class CompactMap(NamedTuple):
@@ -35,10 +35,11 @@ def compact_map(teacher: Tensor, grid: Grid) -> CompactMap:
     with torch.autocast(teacher.device.type, enabled=False):
         maps = teacher.to(compute_dtype(teacher))
         size = max(grid[0], maps.shape[2]), max(grid[1], maps.shape[3])
-        target = apply_axes(maps, *(axis_matrix(maps.shape[2 + k], size[k], maps) for k in (0, 1)))
+        widen = [axis_matrix(maps.shape[2 + k], size[k], maps) for k in (0, 1)]
+        target = resize(channels_moved_last(maps), *widen)
         up = [axis_matrix(grid[k], size[k], maps) for k in (0, 1)]
-        pulled = apply_axes(target, *(None if u is None else u.T for u in up))
-        return CompactMap(pulled.contiguous(), target.square().sum((1, 2, 3)), size)
+        pulled = resize(target, *(None if u is None else u.T for u in up))
+        return CompactMap(pulled.permute(0, 3, 1, 2).contiguous(), target.square().sum((1, 2, 3)), size)
 
 
 def compact_guidance(
@@ -83,9 +84,9 @@ def _compact_pair(
         maps = torch.matmul(student_tokens(student, grid).to(dtype), weight.flatten(1).to(dtype).T)
         if bias is not None:
             maps = maps + bias.to(dtype)
-        maps = maps.mT.unflatten(2, grid)  # P [N, D, H, W]
+        maps = maps.unflatten(1, grid)  # P [N, H, W, D]
         up = [axis_matrix(grid[k], size[k], maps) for k in (0, 1)]
-        smoothed = apply_axes(maps, *(None if u is None else u.T @ u for u in up))
-        total = (maps * (smoothed - 2 * pulled.to(dtype))).sum() + energy.to(dtype).sum()
+        smoothed = resize(maps, *(None if u is None else u.T @ u for u in up))
+        total = (maps * (smoothed - 2 * pulled.to(dtype).permute(0, 2, 3, 1))).sum() + energy.to(dtype).sum()
         count = batch * size[0] * size[1] * (1 if reduction == "sum_channels" else dim)
         return total / count

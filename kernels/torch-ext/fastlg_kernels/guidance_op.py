@@ -82,11 +82,6 @@ def takes_triton(impl: str, *groups: Sequence[Tensor]) -> bool:
     return not obstacle
 
 
-def residuals_are_token_major(impl: str, device: torch.device) -> bool:
-    """Layout of the residuals [N, H*W, D]: dense for the kernels, a view of [N, D, H*W] on torch's own path."""
-    return impl == "triton" or (impl == "auto" and device.type == "cuda")
-
-
 def allows_tf32(autocast: bool) -> bool:
     """One TF32 product instead of three for float32 tokens, where the caller has given up that precision already."""
     return autocast or torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -112,10 +107,7 @@ def guidance_forward(
         from . import guidance_triton
 
         return guidance_triton.forward(pairs, counts, with_residuals, with_weights, allows_tf32(autocast))
-    loss, residuals, param_grads = guidance_torch.forward(pairs, counts, with_residuals, with_weights)
-    if residuals_are_token_major(impl, students[0].device):
-        residuals = [residual.contiguous() for residual in residuals]
-    return loss, residuals, param_grads
+    return guidance_torch.forward(pairs, counts, with_residuals, with_weights)
 
 
 @guidance_forward.register_fake
@@ -124,10 +116,7 @@ def _(students, teachers, weights, biases, grids, sum_channels, with_residuals, 
     residuals = []
     for student, weight, (height, width) in zip(students, weights, pair_grids(grids), strict=True):
         shape = student.shape[0], height * width, weight.shape[0]
-        if residuals_are_token_major(impl, student.device):
-            residuals.append(student.new_empty(shape))
-        else:
-            residuals.append(student.new_empty((shape[0], shape[2], shape[1])).mT)
+        residuals.append(student.new_empty(shape))
     size = sum(tensor.numel() for tensor in (*weights, *biases)) if with_weights else 0
     loss = students[0].new_empty((), dtype=dtype)
     return loss, residuals if with_residuals else [], students[0].new_empty((size,), dtype=dtype)

@@ -3,9 +3,10 @@
 Notation, one axis at a time: ``U`` upsamples the student's axis to the larger of the two sizes, ``V`` the teacher's;
 both are the identity where there is nothing to resize. ``P`` is the projected student map on its own grid. Then
 
-    R = U P U' - V M V',     loss = |R|^2,     d loss / d P = 2 U' R U = 2 (A P A - G),     A = U'U,  G = U'(V M V')U
+    R = U P U' - V M V',     loss = |R|^2,     d loss / d P = 2 U' R U = 2 E
 
-so the upsampled student map is never formed: with ``E = A P A - G``, |R|^2 = <P, E> - <P, G> + |V M V'|^2.
+``E``, on the student's grid, is all that the gradients need. Written as 2 (A P A - G) with A = U'U and G = U'(V M V')U
+it needs no map of the larger size (``compact`` keeps G); forming R, as here, is faster on a CPU and loses no digits.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
-KRONECKER_SIZE = 4096  # entries of the largest matrix that resizes both axes of a map at once
 
 
 def upsample_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -48,34 +49,24 @@ def axis_matrix(size_in: int, size_out: int, like: Tensor) -> Tensor | None:
     return None if size_in == size_out else upsample_matrix(size_in, size_out, like.dtype, like.device)
 
 
-def _is_one_product(rows: Tensor | None, columns: Tensor | None) -> bool:
-    return rows is not None and columns is not None and rows.numel() * columns.numel() <= KRONECKER_SIZE
-
-
-def apply_axes(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """``rows @ maps @ columns'`` for maps [N, D, h, w]; None is the identity."""
-    if _is_one_product(rows, columns):
-        # one product: thousands of 7 x 7 ones take many times as long; kron itself cannot read every transposed matrix
-        both = torch.kron(rows.contiguous(), columns.contiguous())
-        return (maps.flatten(2) @ both.T).unflatten(2, (len(rows), len(columns)))
+def resize(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """``rows @ maps @ columns'`` for every channel of maps [N, h, w, D]; None is the identity."""
     if rows is not None:
+        flat = maps.flatten(2)
+        maps = torch.bmm(rows.expand(len(flat), -1, -1), flat).unflatten(2, maps.shape[2:])
+    if columns is not None:
         flat = maps.flatten(0, 1)
-        maps = torch.bmm(rows.expand(len(flat), -1, -1), flat).unflatten(0, maps.shape[:2])
-    return maps if columns is None else maps @ columns.T
+        maps = torch.bmm(columns.expand(len(flat), -1, -1), flat).unflatten(0, maps.shape[:2])
+    return maps
 
 
-def subtract_axes_(out: Tensor, maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """``out - rows @ maps @ columns'`` in ``out`` [N, D, H, W], which must be contiguous."""
-    if columns is None or _is_one_product(rows, columns):
-        return out.sub_(apply_axes(maps, rows, columns))
-    maps = apply_axes(maps, rows, None)
-    out.view(-1, out.shape[3]).addmm_(maps.reshape(-1, maps.shape[3]), columns.T, alpha=-1)
-    return out
-
-
-def sum_of_squares(maps: Tensor) -> Tensor:
-    """Of all entries, by rows of one sample and channel: one long float32 sum would lose digits."""
-    return torch.linalg.vector_norm(maps.flatten(2), dim=2).square().sum()
+def channels_moved_last(maps: Tensor) -> Tensor:
+    """Maps [N, D, h, w] as dense [N, h, w, D]."""
+    if maps.is_cuda or maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.permute(0, 2, 3, 1).contiguous()
+    # exact for finite maps, and several times as fast as a strided copy on a CPU
+    unit = torch.eye(maps.shape[1], dtype=maps.dtype).expand(len(maps), -1, -1)
+    return torch.bmm(maps.flatten(2).mT, unit).unflatten(1, maps.shape[2:])
 
 
 def student_tokens(student: Tensor, grid: Grid) -> Tensor:
@@ -97,9 +88,9 @@ def forward(
     with_residuals: bool,
     with_weights: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Loss, residuals, and all weight and bias gradients in one flat tensor (W0, b0, W1, ...), divided by counts.
+    """Loss, residuals [N, H*W, D], and all weight and bias gradients in one flat tensor (W0, b0, W1, ...).
 
-    Residuals come as [N, H*W, D] views of [N, D, H*W], which is how they are made.
+    Loss and gradients are divided by counts, residuals are not.
     """
     dtype = compute_dtype(*(tensor for pair in pairs for tensor in pair[:4]))
     total, residuals, grads = None, [], []
@@ -109,34 +100,26 @@ def forward(
             loss, residual = pair_residual(tokens, teacher.to(dtype), weight.to(dtype), bias.to(dtype), grid)
             total = loss / count if total is None else total + loss / count
             if with_weights:
-                weight_grad = torch.bmm(residual, tokens).sum(0)
-                grads += [weight_grad.flatten() * (2 / count), residual.sum((0, 2)) * (2 / count)]
+                weight_grad = torch.bmm(residual.mT, tokens).sum(0)
+                grads += [weight_grad.flatten() * (2 / count), residual.sum((0, 1)) * (2 / count)]
             if with_residuals:
-                residuals.append(residual.to(student.dtype).mT)
+                residuals.append(residual.to(student.dtype))
     return total, residuals, torch.cat(grads) if grads else total.new_empty(0)
 
 
 def pair_residual(tokens: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """|R|^2 (0-d) and E = U'RU [N, D, H*W] of one pair; all in one dtype.
+    """|R|^2 (0-d) and E = U'RU [N, H*W, D] of one pair; all in one dtype.
 
     tokens [N, H*W, C]; teacher [N, D, h, w]; weight [D, C]; bias [D]; grid (H, W) of the student.
     """
-    projected = torch.bmm(weight.expand(len(tokens), -1, -1), tokens.mT).add_(bias.unsqueeze(1))
-    maps = projected.unflatten(2, grid)  # P [N, D, H, W]
+    maps = torch.baddbmm(bias, tokens, weight.T.expand(len(tokens), -1, -1)).unflatten(1, grid)  # P [N, H, W, D]
     size = max(grid[0], teacher.shape[2]), max(grid[1], teacher.shape[3])
     widen = [axis_matrix(teacher.shape[2 + k], size[k], maps) for k in (0, 1)]
-    if size == grid:
-        residual = subtract_axes_(maps, teacher, *widen)
-        loss = sum_of_squares(residual)
-    else:
-        target = apply_axes(teacher, *widen)
-        up = [axis_matrix(grid[k], size[k], maps) for k in (0, 1)]
-        smoothed = apply_axes(maps, *(None if u is None else u.T @ u for u in up))
-        quadratic = (maps * smoothed).sum()
-        residual = subtract_axes_(smoothed, target, *(None if u is None else u.T for u in up))
-        # <P, E> - <P, G> + |V M V'|^2; three rounded terms of an exact match may end just below zero
-        loss = (2 * (maps * residual).sum() - quadratic + sum_of_squares(target)).clamp(min=0)
-    return loss, residual.flatten(2)
+    up = [axis_matrix(grid[k], size[k], maps) for k in (0, 1)]
+    residual = resize(maps, *up).sub_(resize(channels_moved_last(teacher), *widen))  # R
+    # by rows of one sample: one long float32 sum would lose digits
+    loss = torch.linalg.vector_norm(residual.flatten(2), dim=2).square().sum()
+    return loss, resize(residual, *(None if u is None else u.T for u in up)).flatten(1, 2)
 
 
 def token_grad(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
@@ -150,7 +133,7 @@ def token_grad(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> 
             else:
                 out = out.permute(0, 2, 3, 1).flatten(1, 2)
         elif prefix := out.shape[1] - residual.shape[1]:  # prefix tokens: their zeros come out of the same product
-            left = torch.cat([left.new_zeros(len(left), left.shape[2], prefix), left.mT], 2).mT
+            left = F.pad(left, (0, 0, prefix, 0))
         if out.dtype == dtype:
             torch.bmm(left, right, out=out)
         else:
