@@ -5,7 +5,9 @@
 Providers, all on the same tokens and teacher maps:
 
     ours      guidance_loss
-    eager     tokens to a map, 1x1 convolution, F.interpolate of both sides, mean squared error (autocast on a GPU)
+    eager     the reference's code: tokens to a map, 1x1 convolution, F.interpolate of both sides, mean squared error
+              (autocast on a GPU)
+    equations the paper's Eqs. 3-4 as they are written, in eager torch: resize first, then the convolution
     compiled  the same under torch.compile (GPU only)
     products  the matrix products both sides share, alone: projection, weight gradient, token gradient (CPU only)
     copy      a device copy of the bytes that have to move: tokens and teacher maps read, token gradients written
@@ -25,6 +27,7 @@ import json
 import os
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,16 +88,19 @@ def ours(inputs: Inputs) -> Tensor:
     return guidance_loss(*inputs[:4], grids=inputs.grids)
 
 
-def reference(inputs: Inputs) -> Tensor:
-    """The formulation of the paper's code: project, resize both sides to the larger size, mean squared error."""
+def reference(inputs: Inputs, project_first: bool = True) -> Tensor:
+    """The paper's code: project, resize both sides to the larger size, mean squared error. Its text resizes first."""
     total = 0.0
     with torch.autocast(inputs.students[0].device.type, torch.bfloat16, inputs.students[0].is_cuda):
         for tokens, teacher, weight, bias, grid in zip(*inputs, strict=True):
             prefix = tokens.shape[1] - grid[0] * grid[1]
             maps = tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), -1, *grid)
-            maps = F.conv2d(maps, weight[:, :, None, None], bias)
             size = [max(a, b) for a, b in zip(grid, teacher.shape[2:], strict=True)]
+            if project_first:
+                maps = F.conv2d(maps, weight[:, :, None, None], bias)
             maps, teacher = (F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (maps, teacher))
+            if not project_first:
+                maps = F.conv2d(maps, weight[:, :, None, None], bias)
             total = total + F.mse_loss(maps, teacher)
     return total
 
@@ -127,7 +133,7 @@ def providers(inputs: list[Inputs]) -> dict:
 
         return run
 
-    made = {"ours": step(ours), "eager": step(reference)}
+    made = {"ours": step(ours), "eager": step(reference), "equations": step(partial(reference, project_first=False))}
     if device.type == "cuda":
         made["compiled"] = step(torch.compile(reference, fullgraph=True))
     else:
