@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from rich.table import Table
 
 from fastlg import ranks
@@ -12,6 +14,7 @@ from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
 from fastlg.report import console, read_metrics, say
 from fastlg.run import write_summary
+from fastlg.run_lock import run_lock
 from fastlg.teacher_recipe import teacher_config, teacher_summary
 from fastlg.train import train
 
@@ -34,6 +37,12 @@ def _compare(config: Config, dry_run: bool) -> dict:
     folder = config.run_dir
     if (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds a single run; choose another run.name for the comparison")
+    with contextlib.nullcontext() if dry_run else run_lock(folder):
+        return _train_all(config, dry_run)
+
+
+def _train_all(config: Config, dry_run: bool) -> dict:
+    folder = config.run_dir
     stores = open_stores(config)
     check_buildable(config, stores)
     teacher = teacher_config(config, stores) if config.teacher.weights is None else None
@@ -44,7 +53,7 @@ def _compare(config: Config, dry_run: bool) -> dict:
     summaries = {}
     if teacher is not None:
         say("\n1/3 teacher")
-        summaries["teacher"] = train(teacher, dry_run=dry_run)
+        summaries["teacher"] = train(teacher, dry_run=dry_run, waits=True)
     elif known := teacher_summary(config.teacher.weights):
         summaries["teacher"] = known
     say("\n2/3 unguided")

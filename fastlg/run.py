@@ -23,6 +23,7 @@ from fastlg.evaluate import evaluate
 from fastlg.metrics import Accuracy, Meter
 from fastlg.provenance import commit, device_name, versions
 from fastlg.report import Bar, Log, read_metrics, say
+from fastlg.run_lock import LOCK
 from fastlg.signals import StopRequest
 
 # What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
@@ -36,7 +37,7 @@ def finished(folder: Path, config: Config) -> dict | None:
     """Summary of a completed run of this very config, or None. Raises UserError when another run lies there."""
     saved = folder / "config.yaml"
     if not saved.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):
             raise UserError(f"{folder} holds files that are no fastlg run; choose another run.name or empty it")
         return None
     _refuse_other(read_saved_config(saved), config, str(folder))

@@ -19,25 +19,39 @@ from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError
 from fastlg.report import say
 from fastlg.run import Run, finished
+from fastlg.run_lock import run_lock
 from fastlg.signals import StopRequest
 from fastlg.teacher_recipe import load_teacher, teacher_config
 
 
-def train(config: Config, *, resume: str = "auto", dry_run: bool = False) -> dict:
+def train(config: Config, *, resume: str = "auto", dry_run: bool = False, waits: bool = False) -> dict:
     """Trains to the end (or from the last checkpoint to the end) and returns summary.json's content.
 
     ``dry_run`` builds every part and takes one step on the first two training images, but trains and writes nothing.
+    While another process trains in the run folder, this one is refused, or waits and takes its result (``waits``).
     Every rank of a run calls it alike. Raises UserError, RunError, or errors.Stopped after it saved.
     """
     with ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s):
-        return _train(config, resume, dry_run)
+        done = _finished(config, resume)
+        if done is not None:
+            return done
+        if dry_run:
+            return rehearse(_parts(config, dry_run=True))
+        with run_lock(config.run_dir, waits=waits):
+            return _finished(config, resume) or _train(config, resume)
 
 
-def _train(config: Config, resume: str, dry_run: bool) -> dict:
+def _finished(config: Config, resume: str) -> dict | None:
+    """Summary of a run that is complete already; None for one to train. All ranks learn it from rank 0."""
     done = ranks.first_says(finished(config.run_dir, config) if ranks.is_first() else None)
-    if done is not None and resume == "auto":
-        say(f"finished {config.run_dir} is complete (top-1 {done['top1_last']:.2f} %); nothing to do")
-        return done
+    if done is None or resume != "auto":
+        return None
+    say(f"finished {config.run_dir} is complete (top-1 {done['top1_last']:.2f} %); nothing to do")
+    return done
+
+
+def _parts(config: Config, *, dry_run: bool) -> Parts:
+    """Of the run, its teacher found or trained before."""
     stores = open_stores(config)
     check_buildable(config, stores)
     teacher, size, features = None, None, None
@@ -46,8 +60,11 @@ def _train(config: Config, resume: str, dry_run: bool) -> dict:
         features = find_features(config, stores, teacher, size, dry_run=dry_run)
     parts = assemble(config, stores, teacher, size, features)
     say_plan(parts)
-    if dry_run:
-        return rehearse(parts)
+    return parts
+
+
+def _train(config: Config, resume: str) -> dict:
+    parts = _parts(config, dry_run=False)
     with StopRequest() as stop:
         run = Run(parts, stop, resume)
         try:
@@ -111,5 +128,5 @@ def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> t
     if dry_run and not (recipe.run_dir / "summary.json").is_file():
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
         return new_model(recipe, len(stores.class_names)), recipe.model.image_size
-    train(recipe)
+    train(recipe, waits=True)
     return load_teacher(recipe.run_dir, recipe, stores)

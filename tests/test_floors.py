@@ -19,7 +19,7 @@ FLOORS = [
     {"ranks"},
     {"report", "signals", "provenance", "checkpoint", "metrics"},
     {"data", "models", "teacher", "engine", "analysis", "launch"},
-    {"objective", "integrations", "build_engine"},
+    {"objective", "integrations", "build_engine", "run_lock"},
     {"assemble"},
     {"evaluate", "export"},
     {"run", "prepare", "cache"},

@@ -22,7 +22,7 @@ def file_lock(path: Path, purpose: str) -> Iterator[None]:
             except BlockingIOError:
                 log.info("another process is %s; waiting for it", purpose)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not _same_file(file, path):
+            if not is_same_file(file.fileno(), path):
                 continue  # the holder before us removed this very file: take the lock of its successor
             try:
                 yield
@@ -31,8 +31,9 @@ def file_lock(path: Path, purpose: str) -> Iterator[None]:
             return
 
 
-def _same_file(file, path: Path) -> bool:
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file still lies at ``path``, not removed or replaced since."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
