@@ -25,6 +25,7 @@ from fastlg.sections import (
     RunConfig,
     Section,
     TeacherConfig,
+    scheme_of,
 )
 
 
@@ -72,6 +73,15 @@ class Config(Section):
         for key, value in overrides.items():
             _assign(tree, key, value)
         return _validate(tree, "overrides")
+
+    def absolute(self) -> Config:
+        """A copy that means the same from any working directory: every path absolute, names left as they are."""
+        paths = {key: value for key, value in dotted(self.model_dump()).items() if isinstance(value, Path)}
+        if not scheme_of(self.data.source):
+            paths["data.source"] = Path(self.data.source)
+        if self.teacher is not None and Path(self.teacher.recipe).is_file():  # as find_config: else a shipped config
+            paths["teacher.recipe"] = Path(self.teacher.recipe)
+        return self.replace({key: os.path.abspath(path.expanduser()) for key, path in paths.items()})
 
 
 def config_folders() -> list[Path]:

@@ -17,7 +17,7 @@ from fastlg.analysis.plots import plot_curves
 from fastlg.assemble import Parts
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.checkpoint import LAST, load_checkpoint, save_checkpoint
-from fastlg.config import Config, config_from, dotted, read_saved_config, save_config
+from fastlg.config import Config, config_from, dotted, load_config, read_saved_config, save_config
 from fastlg.errors import RunError, UserError, writing
 from fastlg.evaluate import evaluate
 from fastlg.metrics import Accuracy, Meter
@@ -29,7 +29,7 @@ from fastlg.signals import StopRequest
 # What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
 # computes. Images and teacher are compared by content; another device or number of ranks continues the run, though not
 # to the same bits.
-FREE_ON_RESUME = ("run.root", "run.name", "data.", "log.", "teacher.weights", "engine.")
+FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache")
 NEVER_FREE = ("engine.precision",)
 
 
@@ -84,7 +84,7 @@ class Run:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.folder / "config.yaml")
+            save_config(self.config.absolute(), self.folder / "config.yaml")
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another run.root") from None
 
@@ -176,7 +176,7 @@ class Run:
                 "wall_seconds": self.wall_seconds,
             },
             "meter": self.meter.state_dict(),
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.absolute().model_dump(mode="json"),
             "class_names": list(parts.stores.class_names),
             "data": parts.stores.fingerprints,
             "teacher_id": parts.teacher_id,
@@ -264,11 +264,25 @@ def refuse_non_finite_weights(weights: dict[str, torch.Tensor], step: int) -> No
 def _refuse_other(saved: Config, config: Config, where: str) -> None:
     old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
     differing = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if (key in NEVER_FREE or not key.startswith(FREE_ON_RESUME)) and old.get(key) != new.get(key)
+        key for key in sorted(old.keys() | new.keys()) if not _may_differ(key) and old.get(key) != new.get(key)
     ]
+    if "teacher.recipe" in differing and _is_same_recipe(old.get("teacher.recipe"), new.get("teacher.recipe")):
+        differing.remove("teacher.recipe")
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(f"{where} belongs to another config ({changes}{more}); choose another run.name")
+
+
+def _may_differ(key: str) -> bool:
+    return key not in NEVER_FREE and (key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME)
+
+
+def _is_same_recipe(old: str | None, new: str | None) -> bool:
+    """Whether two paths lead to one config; where one is gone, its name has to do. The weights are compared anyway."""
+    if old is None or new is None:
+        return False
+    try:
+        return load_config(old) == load_config(new)
+    except UserError:
+        return Path(old).name == Path(new).name

@@ -28,6 +28,12 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+def scheme_of(source: str) -> str:
+    """torchvision, hf or demo of a ``data.source`` that is a name; "" of one that is a path."""
+    scheme, colon, _ = source.partition(":")
+    return scheme if colon and scheme in ("torchvision", "hf", "demo") else ""
+
+
 class DataConfig(Section):
     """Which images, and how they are read. See data/sources.py for the forms of ``source``."""
 

@@ -15,6 +15,7 @@ from fastlg.data.sources_beton import beton_source
 from fastlg.data.sources_files import chaoyang, class_folders, flowers102, tiny_imagenet
 from fastlg.data.sources_parquet import parquet_source
 from fastlg.errors import UserError
+from fastlg.sections import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def open_source(
 
 
 def _open(spec: str, split: str, label_column: str | None, image_column: str | None, download: bool) -> Source | None:
-    scheme, _, rest = spec.partition(":")
-    match scheme:
+    rest = spec.partition(":")[2]
+    match scheme_of(spec):
         case "torchvision":
             return torchvision_source(rest, split, download)
         case "hf":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import yaml
 
-from fastlg.config import config_folders, find_config, load_config, parse_overrides, save_config
+from fastlg.config import config_folders, dotted, find_config, load_config, parse_overrides, save_config
 from fastlg.errors import UserError
 
 SMALL = {"data": {"source": "images"}, "model": {"name": "resnet20", "image_size": 32}}
@@ -68,6 +70,35 @@ def test_a_config_file_gives_the_run_its_name_and_survives_a_round_trip(small, t
     assert config.augment.rand_augment is None
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(str(tmp_path / "saved.yaml")) == config
+
+
+@pytest.mark.parametrize("source", ["torchvision:CIFAR100", "hf://owner/name/config", "demo:mnist5k"])
+def test_names_stay_as_they_are_where_paths_become_absolute(small, tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(small, [f"data.source={source}", "teacher.recipe=cifar100/resnet56", "model.blocks=auto"])
+    assert config.absolute() == config.replace({"run.root": str(tmp_path / "runs")})
+
+
+def test_every_path_of_a_config_means_the_same_from_any_working_folder(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("")
+    paths = {
+        "run.root": "../r",
+        "data.store": "s",
+        "teacher.weights": "w.pt",
+        "teacher.cache": "c",
+        "engine.deepspeed_config": "d.json",
+        "teacher.recipe": "own.yaml",
+        "data.source": "demo",  # a folder: nothing but a colon makes it a name
+    }
+    given = [f"{key}={value}" for key, value in paths.items()]
+    config = load_config(small, [*given, "model.blocks=auto"])
+    absolute = dotted(config.absolute().model_dump(mode="json"))
+    assert {key: absolute[key] for key in paths} == {
+        **{key: str(tmp_path / value) for key, value in paths.items()},
+        "run.root": str(tmp_path.parent / "r"),
+    }
+    assert load_config(small, ["data.source=~/x"]).absolute().data.source == os.path.expanduser("~/x")
 
 
 def test_teacher_overrides_keep_their_dotted_keys(small):

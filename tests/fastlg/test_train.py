@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from rank_processes import train_in_turn
 
 SUMMARY_KEYS = {
     "top1_last",
@@ -149,6 +150,47 @@ def test_a_run_of_an_older_version_is_still_its_own(project, fastlg):
     saved.write_text(yaml.safe_dump(tree))
     status, out, err = fastlg(*arguments)
     assert status == 0 and "is complete" in out, err
+
+
+CACHED = ("teacher.mode=auto", "teacher.cache=features", "augment.rand_augment=null", "augment.erase=0")
+
+
+def test_a_run_of_relative_paths_goes_on_from_another_working_folder(project, fastlg, image_folder, monkeypatch):
+    (project / "images").symlink_to(image_folder)
+    given = ("data.source=images", "data.store=stores", "optim.epochs=1", *CACHED)
+    train_in_turn([(list(given), 3 + 2)])  # of the teacher, of the student
+    elsewhere = project / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("FASTLG_CACHE", str(project / "other"))
+    saved = project / "runs" / "student" / "config.yaml"
+    status, out, err = fastlg("train", saved)
+    assert status == 0 and "resumed" in out and "is complete" in out, (out, err)  # the student; its teacher
+    assert fastlg("eval", saved.parent)[0] == 0 and fastlg("analyze", saved.parent, "--views")[0] == 0
+    assert not list(elsewhere.iterdir()) and not (project / "other").exists()
+    (teacher,) = (project / "runs" / "teachers").iterdir()
+    recipe, root = f"teacher.recipe={project / 'teacher.yaml'}", f"run.root={project / 'runs'}"
+    absolute = (f"data.source={image_folder}", "optim.epochs=1", recipe, root)
+    status, out, err = fastlg("train", project / "student.yaml", *absolute, "run.name=absolute")
+    assert status == 0 and f"finished {teacher} is complete" in out, (out, err)
+    assert list((project / "runs" / "teachers").iterdir()) == [teacher], "one teacher, by whatever path its images"
+
+    for name in ("runs", "student.yaml", "teacher.yaml"):
+        (project / name).rename(elsewhere / name)
+    status, out, err = fastlg("train", "student.yaml", "data.source=../images", *given[1:])
+    assert status == 0 and "runs/student is complete" in out, "moved as a whole, it is still the same run"
+
+
+def test_another_recipe_of_the_same_file_name_makes_another_run(project, fastlg):
+    assert fastlg("train", "student.yaml", "optim.epochs=1")[0] == 0
+    recipe = (project / "teacher.yaml").read_text()
+    for folder, text in (("same", recipe), ("other", recipe.replace("lr: 0.05", "lr: 0.04"))):
+        (project / folder).mkdir()
+        (project / folder / "teacher.yaml").write_text(text)
+    status, out, _ = fastlg("train", "student.yaml", "optim.epochs=1", "teacher.recipe=same/teacher.yaml")
+    assert status == 0 and "is complete" in out
+    status, _, err = fastlg("train", "student.yaml", "optim.epochs=1", "teacher.recipe=other/teacher.yaml")
+    assert status == 2 and "teacher.recipe" in err and "other/teacher.yaml" in err
 
 
 def test_nested_and_dotted_teacher_overrides_mean_the_same(project, fastlg):
