@@ -12,8 +12,8 @@ from pathlib import Path
 from fastlg.data.source import Source, existing_path, stratified_holdout
 from fastlg.data.sources_arrays import demo_source, find_idx, hugging_face_source, idx_source, torchvision_source
 from fastlg.data.sources_beton import beton_source
-from fastlg.data.sources_files import chaoyang, class_folders, flowers102, tiny_imagenet
-from fastlg.data.sources_parquet import parquet_source
+from fastlg.data.sources_files import chaoyang, class_folders, classes_with_images, flowers102, tiny_imagenet
+from fastlg.data.sources_parquet import parquet_source, split_name
 from fastlg.errors import UserError
 from fastlg.sections import scheme_of
 
@@ -91,7 +91,7 @@ def source_kind(path: Path) -> str:
     """What lies at ``path``: flowers102, chaoyang, tiny_imagenet, idx, parquet, beton or class_folders.
 
     Raises:
-        UserError: a file of another kind, an empty folder, or a folder that fits none of these.
+        UserError: a file of another kind, an empty folder, or a folder that fits none of these, or two.
     """
     if path.is_file():
         if path.suffix.lower() in (".parquet", ".beton"):
@@ -110,8 +110,8 @@ def source_kind(path: Path) -> str:
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     if not entries:
         raise UserError(f"data.source={path}: the folder is empty; point it at a dataset")
-    if next(path.rglob("*.parquet"), None) is not None:
-        return "parquet"
+    if tables := sorted(path.rglob("*.parquet")):
+        return _parquet_or_class_folders(path, tables)
     if any(entry.suffix == ".beton" for entry in entries):
         return "beton"
     if any(entry.is_dir() for entry in entries):
@@ -120,6 +120,25 @@ def source_kind(path: Path) -> str:
         f"data.source={path}: no class folders, parquet, .beton or IDX files here, only {min(e.name for e in entries)} "
         "and the like; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
     )
+
+
+def _parquet_or_class_folders(root: Path, tables: list[Path]) -> str:
+    """Of a folder with parquet files ``tables``: somebody may keep notes or features in parquet beside their images.
+
+    Raises:
+        UserError: it holds class folders of images and a parquet dataset (at its top, in data/, or named by split).
+    """
+    classes = classes_with_images(root)
+    if len({folder.name for folder in classes}) < 2:
+        return "parquet"
+    for table in tables:
+        is_beside_images = any(folder in table.parents for folder in classes)
+        if not is_beside_images and (table.parent in (root, root / "data") or split_name(table, root)):
+            raise UserError(
+                f"data.source={root}: both class folders of images ({classes[0].relative_to(root)}) and a parquet "
+                f"dataset ({table.relative_to(root)}); move one of them away, or point data.source at the file"
+            )
+    return "class_folders"
 
 
 def _missing_split(spec: str, split: str) -> UserError:

@@ -51,6 +51,12 @@ def class_folders(root: Path, split: str) -> Source | None:
     return file_source(str(root), root, files, labels, [path.name for path in classes])
 
 
+def classes_with_images(root: Path) -> list[Path]:
+    """The class folders of every split that ``class_folders`` would read, without those that hold no image."""
+    splits = [folder for folder in (split_folder(root, "train"), split_folder(root, "test")) if folder]
+    return [path for folder in splits or [root] for path in _visible_folders(folder) if _images_below(path, [])]
+
+
 def split_folder(root: Path, split: str) -> Path | None:
     """The folder of a split under one of its usual names in any case (Train/), or None."""
     folders = {path.name.lower(): path for path in _visible_folders(root)}

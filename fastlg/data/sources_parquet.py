@@ -74,7 +74,7 @@ def split_files(root: Path) -> dict[str, list[Path]]:
         )
     found: dict[str, list[Path]] = {}
     for path in sorted(folders[0].rglob("*.parquet")) if folders else []:
-        found.setdefault(_split_name(path, folders[0]), []).append(path)
+        found.setdefault(split_name(path, folders[0]), []).append(path)
     train = next((found[name] for name in TRAIN_NAMES if name in found), None)
     test_name = next((name for name in TEST_NAMES if name in found), None)
     if train is None and test_name is None and "" in found:
@@ -95,7 +95,8 @@ def _dataset_folders(root: Path) -> list[Path]:
     return [root / name for name in below]
 
 
-def _split_name(path: Path, folder: Path) -> str:
+def split_name(path: Path, folder: Path) -> str:
+    """The split that the file or a folder on the way to it from ``folder`` is named by, "" where none is."""
     for text in (path.name, *path.relative_to(folder).parts[:-1]):
         match = re.match(r"(train(?:ing)?|test|val(?:id(?:ation)?)?)(?![a-z])", text.lower())
         if match:

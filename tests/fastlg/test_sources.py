@@ -177,6 +177,35 @@ def test_two_datasets_below_one_folder_are_not_mixed(tmp_path):
     assert len(open_source(str(tmp_path / "small"), "train")) == 2
 
 
+def test_parquet_files_that_lie_beside_images_do_not_hide_the_class_folders(folders):
+    wanted = [open_source(str(folders), split).fingerprint() for split in ("train", "test")]
+    classes = [path.name for path in (folders / "train").iterdir()]
+    for place in (f"train/{classes[0]}/train.parquet", f"test/{classes[0]}/deep/x.parquet", "features/x.parquet"):
+        (folders / place).parent.mkdir(exist_ok=True)
+        (folders / place).write_bytes(b"PAR1")
+    assert [open_source(str(folders), split).fingerprint() for split in ("train", "test")] == wanted
+    alone = folders / "train"  # without splits: ROOT/CLASS
+    assert open_source(str(alone), "train", holdout=0.4).class_names == sorted(classes)
+
+
+@pytest.mark.parametrize("place", ["x.parquet", "data/x.parquet", "plain/train-0.parquet", "train/0.parquet"])
+def test_class_folders_and_a_parquet_dataset_in_one_folder_are_refused(folders, place):
+    write_parquet(folders / place, {"image": images(0, 1), "label": [1, 0]})
+    refuses(
+        f"both class folders of images \\(train/\\w+\\) and a parquet dataset \\({place}\\); move",
+        str(folders),
+        "train",
+    )
+    assert open_source(str(folders / place), "train").labels.tolist() == [1, 0]
+
+
+def test_images_that_are_no_class_folders_leave_a_parquet_dataset_in_peace(tmp_path):
+    write_parquet(tmp_path / "data" / "train-0.parquet", {"image": images(0, 1), "label": [1, 0]})
+    save(tmp_path / "pictures" / "a.png", 7)  # as of a column of paths, or a read-me
+    save(tmp_path / "train" / "b.png", 8)
+    assert open_source(str(tmp_path), "train").labels.tolist() == [1, 0]
+
+
 def test_the_label_column_is_chosen_sensibly_and_named_in_the_log(tmp_path, caplog):
     file = tmp_path / "all.parquet"
     columns = {"img": images(0, 1, 2), "coarse_label": [0, 0, 1], "fine_label": [0, 1, 2]}
