@@ -125,6 +125,7 @@ def prepare(
     max_side: Annotated[int | None, typer.Option(help="Shrink to this long side, px.")] = None,
     holdout: Annotated[float, typer.Option(help="Share held out for testing when the source has no test split.")] = 0.0,
     label_column: Annotated[str | None, typer.Option(help="Of a parquet source.")] = None,
+    download: Annotated[bool, typer.Option(help="Fetch a torchvision: or hf:// source that is not there yet.")] = True,
     beton: Annotated[str | None, typer.Option(help="Also write .beton files: raw or jpeg.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would see.")] = None,
 ) -> None:
@@ -132,8 +133,8 @@ def prepare(
     from fastlg.prepare import prepare as run
     from fastlg.prepare import preview_store
 
-    sides = {"short_side": short_side, "max_side": max_side}
-    path = run(source, out, on_bad=on_bad, holdout=holdout, label_column=label_column, beton=beton, **sides)
+    of_source = {"holdout": holdout, "label_column": label_column, "download": download}
+    path = run(source, out, on_bad=on_bad, short_side=short_side, max_side=max_side, beton=beton, **of_source)
     if preview is not None:
         preview_store(path, preview)
 

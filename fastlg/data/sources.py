@@ -38,7 +38,7 @@ def open_source(
             Flowers-102, Chaoyang or Tiny-ImageNet-200; or torchvision:NAME, hf://OWNER/NAME[/CONFIG], demo:mnist5k.
         split: "train" or "test" (a validation split stands in where there is no test split).
         label_column, image_column: for parquet and .beton, where the default choice does not fit.
-        download: fetch torchvision datasets that are not there yet.
+        download: torchvision: and hf:// may use the network; else what was fetched before is used.
         holdout: above 0, both splits are cut from the training images: this share of every class is the test split,
             always the same images. A test split of the dataset itself is then left unused.
 
@@ -64,7 +64,7 @@ def _open(spec: str, split: str, label_column: str | None, image_column: str | N
         case "torchvision":
             return torchvision_source(rest, split, download)
         case "hf":
-            return hugging_face_source(spec, split, label_column, image_column)
+            return hugging_face_source(spec, split, label_column, image_column, download)
         case "demo":
             return demo_source(rest, split)
     path = existing_path(spec)

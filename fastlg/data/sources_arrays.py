@@ -8,6 +8,7 @@ import struct
 import zlib
 from importlib.resources import files as package_files
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from fastlg.data.sources_parquet import parquet_source
 from fastlg.errors import UserError
 
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "Flowers102")
+ALLOW = "set data.download=true (fastlg prepare: --download) to fetch it"
 
 
 def cache_root() -> Path:
@@ -118,43 +120,60 @@ def _load_torchvision(name: str, root: Path, download: bool, **options):
     except RuntimeError as error:
         if download:
             raise UserError(f"{where}: {error}; delete {root} and try again") from None
-        raise UserError(f"{where}: not found in {root}; set data.download=true to fetch it") from None
+        raise UserError(f"{where}: not found in {root}; {ALLOW}") from None
     except OSError as error:  # urllib's URLError is an OSError
         raise UserError(f"{where}: download to {root} failed ({error}); check the connection and try again") from None
 
 
-def hugging_face_source(spec: str, split: str, label_column: str | None, image_column: str | None) -> Source | None:
-    """``hf://OWNER/NAME`` or ``hf://OWNER/NAME/CONFIG``: the dataset's parquet files, fetched into the hub's cache.
+def hugging_face_source(
+    spec: str, split: str, label_column: str | None, image_column: str | None, download: bool
+) -> Source | None:
+    """``hf://OWNER/NAME`` or ``hf://OWNER/NAME/CONFIG``: the dataset's parquet files in the hub's cache.
 
     Datasets without parquet files of their own are read from the hub's converted copy (branch refs/convert/parquet).
+
+    Args:
+        download: ask the hub and fetch what is new; else nothing but the cache is looked at.
 
     Returns:
         None where the split does not exist.
 
     Raises:
-        UserError: the name is malformed, the extra is missing, or the hub cannot be reached or lacks the dataset.
+        UserError: the name is malformed, the extra is missing, the hub cannot be reached or lacks the dataset, or the
+            cache does and ``download`` is false.
     """
     parts = spec.removeprefix("hf://").strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(f"data.source={spec}: write hf://OWNER/NAME or hf://OWNER/NAME/CONFIG")
     hub = import_extra("huggingface_hub", "hf", f"reading {spec}")
     import_extra("pyarrow.parquet", "hf", f"reading {spec}")
-    pattern = f"{parts[2]}/**.parquet" if len(parts) == 3 else "**.parquet"
     for revision in (None, "refs/convert/parquet"):
-        try:
-            folder = Path(
-                hub.snapshot_download(
-                    "/".join(parts[:2]), repo_type="dataset", revision=revision, allow_patterns=[pattern]
-                )
-            )
-        except Exception as error:  # the hub's client raises its own errors, requests' or httpx's, and OSError
-            reason = str(error).strip().split("\n")[0][:160]
-            reason = reason or type(error).__name__
-            raise UserError(f"data.source={spec}: {reason}; check name and connection") from None
-        folder = folder / parts[2] if len(parts) == 3 else folder
-        if any(folder.rglob("*.parquet")):
+        folder = _snapshot(hub, spec, parts, revision, download)
+        if folder is not None and any(folder.rglob("*.parquet")):
             return parquet_source(folder, split, label_column, image_column)
+    if not download:
+        raise UserError(f"data.source={spec}: not found in the hub's cache below $HF_HOME; {ALLOW}")
     raise UserError(f"data.source={spec}: no parquet files there; download the dataset and give its folder")
+
+
+def _snapshot(hub: ModuleType, spec: str, parts: list[str], revision: str | None, download: bool) -> Path | None:
+    """Folder of the dataset OWNER, NAME[, CONFIG] in the cache; None where it is not there and not to be fetched."""
+    pattern = f"{parts[2]}/**.parquet" if len(parts) == 3 else "**.parquet"
+    try:
+        folder = hub.snapshot_download(
+            "/".join(parts[:2]),
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=[pattern],
+            local_files_only=not download,
+        )
+    except Exception as error:  # the hub's client raises its own errors, requests' or httpx's, and OSError
+        if not download and type(error).__name__ == "LocalEntryNotFoundError":
+            return None
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        fix = "check name and connection" if download else ALLOW
+        raise UserError(f"data.source={spec}: {reason}; {fix}") from None
+    return Path(folder, *parts[2:])
 
 
 def demo_source(name: str, split: str) -> Source:

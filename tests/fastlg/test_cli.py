@@ -61,3 +61,19 @@ def test_prepare_writes_a_store_that_train_reads_and_pictures_of_the_views(proje
     assert status == 0 and (project / "runs" / "student" / "views.png").is_file(), err
     status, _, err = fastlg("prepare", "nowhere", "store2")
     assert status == 2 and "nowhere" in err and not (project / "store2").exists()
+
+
+@pytest.mark.parametrize(("options", "download"), [((), True), (("--no-download",), False)])
+def test_prepare_fetches_a_source_unless_told_not_to(project, fastlg, monkeypatch, options, download):
+    from torchvision import datasets
+
+    asked = []
+
+    def cifar(root, download, train):
+        asked.append(download)
+        raise RuntimeError("Dataset not found or corrupted.")
+
+    monkeypatch.setattr(datasets, "CIFAR10", cifar)
+    status, out, err = fastlg("prepare", "torchvision:CIFAR10", "store", *options)
+    assert status == 2 and asked == [download]
+    assert ("prepare: --download" in err) is not download and not (project / "store").exists()

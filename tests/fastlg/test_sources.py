@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pickle
+import socket
 import struct
 import sys
 from types import SimpleNamespace
@@ -349,23 +350,55 @@ def test_hugging_face_names_read_the_hubs_parquet_or_its_converted_copy(tmp_path
     (tmp_path / "main").mkdir()
     asked = []
 
-    def snapshot_download(name, repo_type, revision, allow_patterns):
+    def snapshot_download(name, repo_type, revision, allow_patterns, local_files_only):
+        assert not local_files_only
         asked.append((name, repo_type, revision, allow_patterns))
         return str(tmp_path / ("conv" if revision else "main"))
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    assert open_source("hf://owner/name", "train").labels.tolist() == [1, 0]
+    assert open_source("hf://owner/name", "train", download=True).labels.tolist() == [1, 0]
     assert [revision for _, _, revision, _ in asked] == [None, "refs/convert/parquet"]
-    assert open_source("hf://owner/name/plain", "train").labels.tolist() == [1, 0]
+    assert open_source("hf://owner/name/plain", "train", download=True).labels.tolist() == [1, 0]
     assert asked[-1] == ("owner/name", "dataset", "refs/convert/parquet", ["plain/**.parquet"])
-    refuses("no test split", "hf://owner/name", "test")
+    refuses("no test split", "hf://owner/name", "test", download=True)
     refuses("write hf://OWNER/NAME", "hf://owner", "train")
 
     def offline(*args, **kwargs):
         raise ConnectionError("the hub cannot be reached\nlong advice")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=offline))
-    refuses("hf://owner/name: the hub cannot be reached; check", "hf://owner/name", "train")
+    refuses("hf://owner/name: the hub cannot be reached; check", "hf://owner/name", "train", download=True)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the hub, allowed to go online but for a network that fails the test."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def touched(*args, **kwargs):
+        raise AssertionError(f"the network was touched: {args}")
+
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, touched)
+    monkeypatch.setattr(socket.socket, "connect", touched)
+    return tmp_path / "hub" / "datasets--owner--name"
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/convert/parquet"])
+def test_without_download_hugging_face_names_read_the_cached_snapshot_and_no_network(hub_cache, revision):
+    write_parquet(
+        hub_cache / "snapshots" / "abc" / "data" / "train-0.parquet", {"image": images(0, 1), "label": [1, 0]}
+    )
+    (hub_cache / "refs" / revision).parent.mkdir(parents=True)
+    (hub_cache / "refs" / revision).write_text("abc")
+    assert open_source("hf://owner/name", "train", download=False).labels.tolist() == [1, 0]
+
+
+def test_without_download_hugging_face_names_that_are_not_cached_name_the_option(hub_cache):
+    for spec in ("hf://owner/name", "hf://owner/name/plain"):
+        refuses(f"{spec}: not found in the hub's cache .*data.download=true", spec, "train", download=False)
 
 
 # ---- official layouts
