@@ -156,8 +156,10 @@ def build(job: CacheJob, config: Config, stores: Stores) -> None:
                 raise UserError(f"{job.path} exists and is no feature cache; set teacher.cache to another folder")
             writer = CacheWriter(job.path, job.fingerprint, job.infos, job.chunking)
         except OSError as error:
+            setting = "teacher.cache" if config.teacher.cache else "FASTLG_CACHE (or teacher.cache)"
             raise UserError(
-                f"cannot write a feature cache at {job.path}: {error.strerror or error}; set teacher.cache elsewhere"
+                f"cannot write a feature cache at {job.path}: {error.strerror or error}; set {setting} to a folder "
+                "that is writable"
             ) from None
         free = shutil.disk_usage(writer.work).free
         say(f"cache    building {job.path}: {job.sizes()}; {free / 2**30:,.1f} GiB free")

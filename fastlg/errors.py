@@ -1,7 +1,11 @@
 """The ways a command ends on purpose; cli.py turns them into one line and an exit status. Needs no torch."""
 
+import errno
 import signal
 from contextlib import contextmanager
+
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file is in the way
 
 
 class UserError(Exception):
@@ -42,6 +46,11 @@ def writing(path: object):
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; make room or mend it, then run again"
         ) from None
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Whether a write failed because of where it went, not because of how much it was."""
+    return getattr(error, "errno", None) in UNWRITABLE
 
 
 def first_line(error: BaseException) -> str:

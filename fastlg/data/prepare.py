@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from fastlg.data.store import (
     read_manifest,
     write_stamp,
 )
-from fastlg.errors import RunError, UserError
+from fastlg.errors import RunError, UserError, is_unwritable
 
 __all__ = ["Store", "find_or_prepare", "open_store", "prepare"]
 
@@ -70,11 +72,13 @@ def prepare(
         The store's path.
 
     Raises:
-        UserError: unusable source, images or settings, or ``out_dir`` holds something else.
-        RunError: the disk is full or cannot be written.
+        UserError: unusable source, images or settings, or ``out_dir`` holds something else or cannot be written.
+        RunError: the disk is full.
     """
     sources = _open_splits(spec, splits, source_options)
-    path = _build(spec, sources, Path(out_dir).expanduser(), on_bad, _shrink(max_side, short_side), workers)
+    out_dir = Path(out_dir).expanduser()
+    with _writing(out_dir, "choose another folder"):
+        path = _build(spec, sources, out_dir, on_bad, _shrink(max_side, short_side), workers)
     if beton is not None:
         for split, source in sources.items():
             ensure_beton(open_store(path, split), beton, source)
@@ -112,8 +116,11 @@ def find_or_prepare(
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2]).strip("-") or "data"
     root = Path(cache_root).expanduser() if cache_root is not None else default_cache_root() / "stores"
     out_dir = root / f"{stem}-{_key(sources, shrink)[:_KEY_LETTERS]}"
-    _remove_abandoned(root, stem, out_dir)
-    return _build(spec, sources, out_dir, on_bad, shrink, workers)
+    with contextlib.suppress(OSError):  # a folder that cannot be written is said where it matters
+        _remove_abandoned(root, stem, out_dir)
+    setting = "data.store" if cache_root is not None else "FASTLG_CACHE (or data.store)"
+    with _writing(out_dir, f"set {setting} to another folder"):
+        return _build(spec, sources, out_dir, on_bad, shrink, workers)
 
 
 def _remove_abandoned(root: Path, stem: str, wanted: Path) -> None:
@@ -157,19 +164,26 @@ def _build(
     if on_bad not in ("fail", "skip"):
         raise UserError(f"on_bad={on_bad} is unknown; choose fail or skip")
     key = _key(sources, shrink)
-    try:
+    if not _already_there(out_dir, key):
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(out_dir.with_name(out_dir.name + ".lock"), f"preparing {out_dir}"):
-            if _already_there(out_dir, key):
-                _refuse_bad(spec, _rejected(read_manifest(out_dir)), on_bad, out_dir)
+            if not _already_there(out_dir, key):  # made by the process that this one waited for
+                _write(spec, sources, out_dir, on_bad, shrink, workers or os.cpu_count() or 1, key)
                 return out_dir
-            _write(spec, sources, out_dir, on_bad, shrink, workers or os.cpu_count() or 1, key)
-    except OSError as error:
-        raise RunError(
-            f"cannot write the store {out_dir}: {error.strerror or error}; "
-            "free some space or choose another place, then run again to go on"
-        ) from error
+    _refuse_bad(spec, _rejected(read_manifest(out_dir)), on_bad, out_dir)
     return out_dir
+
+
+@contextlib.contextmanager
+def _writing(out_dir: Path, elsewhere: str) -> Iterator[None]:
+    """Turns a failed write of the store into one line; ``elsewhere`` says how to put it into another folder."""
+    try:
+        yield
+    except OSError as error:
+        failed = f"cannot write the store {out_dir}: {error.strerror or error}"
+        if is_unwritable(error):
+            raise UserError(f"{failed}; {out_dir.parent} is not writable, {elsewhere}") from None
+        raise RunError(f"{failed}; free some space or {elsewhere}, then run again to go on") from error
 
 
 def _already_there(out_dir: Path, key: str) -> bool:

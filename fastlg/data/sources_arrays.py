@@ -15,7 +15,7 @@ import numpy as np
 from fastlg.data.source import Source, file_stamps, import_extra, stratified_holdout
 from fastlg.data.sources_files import flowers102
 from fastlg.data.sources_parquet import parquet_source
-from fastlg.errors import UserError
+from fastlg.errors import UserError, is_unwritable
 
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "Flowers102")
 ALLOW = "set data.download=true (fastlg prepare: --download) to fetch it"
@@ -122,6 +122,10 @@ def _load_torchvision(name: str, root: Path, download: bool, **options):
             raise UserError(f"{where}: {error}; delete {root} and try again") from None
         raise UserError(f"{where}: not found in {root}; {ALLOW}") from None
     except OSError as error:  # urllib's URLError is an OSError
+        if is_unwritable(error):
+            raise UserError(
+                f"{where}: {root} is not writable ({error.strerror}); set FASTLG_CACHE to another folder"
+            ) from None
         raise UserError(f"{where}: download to {root} failed ({error}); check the connection and try again") from None
 
 
@@ -172,6 +176,8 @@ def _snapshot(hub: ModuleType, spec: str, parts: list[str], revision: str | None
             return None
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         fix = "check name and connection" if download else ALLOW
+        if is_unwritable(error):
+            fix = "set HF_HOME to a folder that is writable"
         raise UserError(f"data.source={spec}: {reason}; {fix}") from None
     return Path(folder, *parts[2:])
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fastlg.data.prepare
 from fastlg.data import prepare_split
 from fastlg.data.prepare import find_or_prepare, open_store, prepare
 from fastlg.data.store import read_manifest
@@ -316,3 +317,36 @@ def test_a_full_disk_is_a_run_error_and_the_work_is_kept(source, tmp_path, monke
             prepare(str(source), tmp_path / "store")
     assert not (tmp_path / "store").exists()
     assert contents(prepare(str(source), tmp_path / "store")) == expected(range(12))
+
+
+UNWRITABLE = "/sys/fastlg"  # not even for root
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys"), reason="no file system that nobody can write")
+def test_a_cache_that_cannot_be_written_names_the_setting_that_moves_it(source, tmp_path, monkeypatch):
+    def refused(setting, write, folder=UNWRITABLE):
+        with pytest.raises(UserError, match=f"cannot write the store {folder}/.*not writable, {setting}") as caught:
+            write()
+        assert "free some space" not in str(caught.value) and "\n" not in str(caught.value)
+
+    monkeypatch.setenv("FASTLG_CACHE", UNWRITABLE)
+    refused("set FASTLG_CACHE .or data.store. to another folder", lambda: find_or_prepare(str(source)))
+    refused("set data.store to another folder", lambda: find_or_prepare(str(source), UNWRITABLE))
+    refused("choose another folder", lambda: prepare(str(source), f"{UNWRITABLE}/store"))
+    (tmp_path / "file").write_text("")
+    refused("set data.store", lambda: find_or_prepare(str(source), tmp_path / "file"), tmp_path / "file")
+    with pytest.raises(UserError, match=f"{UNWRITABLE}/torchvision is not writable .*set FASTLG_CACHE"):
+        find_or_prepare("torchvision:CIFAR10", download=True)
+
+
+def test_a_store_that_is_there_needs_no_writable_cache(source, tmp_path, monkeypatch):
+    path = find_or_prepare(str(source), tmp_path / "cache")
+
+    def read_only(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(fastlg.data.prepare, "file_lock", read_only)
+    (tmp_path / "cache" / ".data-0123456789ab.partial").mkdir()  # of older data, left by a killed command
+    assert find_or_prepare(str(source), tmp_path / "cache") == path
+    with pytest.raises(UserError, match="Permission denied; .*cache is not writable"):
+        find_or_prepare(str(source), tmp_path / "cache", max_side=4)
