@@ -94,6 +94,18 @@ def test_float16_token_gradients_survive_because_the_upstream_gradient_is_applie
     assert relative(grads[0], expected[0]) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "grids, mean", [(((1, 1), (32, 32)), 64.0), (((1, 1), (40, 33)), 50.0), (((7, 7), (224, 224)), 70.0)]
+)
+def test_float16_residuals_of_large_cells_do_not_overflow(grids, mean):
+    inputs = draw(2, [(grids[0], 5, 3, grids[1])], torch.float16)
+    inputs.teachers[0].add_(mean)
+    _, expected = truth(inputs, upstream=1024.0)  # at most 48,000, a float16
+    _, grads = losses_and_grads(inputs, upstream=1024.0)
+    for ours, correct in zip(grads, expected, strict=True):
+        assert relative(ours, correct) < 1e-3
+
+
 def test_mixed_dtypes():
     inputs = draw(2, DEIT[:1], torch.float32, teacher_dtype=torch.bfloat16)
     inputs.weights[0] = inputs.weights[0].detach().double().requires_grad_()
@@ -207,16 +219,26 @@ def test_nan_is_not_hidden():
     assert guidance_loss(*inputs[:4], grids=inputs.grids).isnan()
 
 
-def test_backward_twice_gives_the_same_and_second_derivatives_are_refused():
+def test_backward_twice_gives_the_same():
     inputs = draw(2, DEIT[:1], torch.float64)
     loss = guidance_loss(*inputs[:4], grids=inputs.grids)
     first = torch.autograd.grad(loss, inputs.leaves(), retain_graph=True)
     second = torch.autograd.grad(3 * loss, inputs.leaves(), retain_graph=True)
     for once, thrice in zip(first, second, strict=True):
         torch.testing.assert_close(3 * once, thrice)
-    grads = torch.autograd.grad(loss, inputs.leaves(), create_graph=True)
-    with pytest.raises(RuntimeError, match="guidance_backward"):
-        sum(grad.sum() for grad in grads).backward()
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "projection", "student"])
+def test_second_derivatives_are_refused_whatever_is_frozen(frozen):
+    inputs = draw(2, DEIT[:1], torch.float64)
+    for leaf in {"nothing": [], "projection": [*inputs.weights, *inputs.biases], "student": inputs.students}[frozen]:
+        leaf.requires_grad_(False)
+    learning = [leaf for leaf in inputs.leaves() if leaf.requires_grad]
+    loss = guidance_loss(*inputs[:4], grids=inputs.grids)
+    grads = torch.autograd.grad(loss, learning, create_graph=True)
+    penalty = sum(grad.square().sum() for grad in grads)  # with gradients as constants, this would train wrongly
+    with pytest.raises(RuntimeError, match="no second derivative; detach"):
+        (loss + penalty).backward()
 
 
 def bad(**changes):
@@ -241,7 +263,21 @@ REFUSED = {
     "integer tokens": (bad(students=torch.ones(2, 17, 4, dtype=torch.int64)), TypeError, r"students\[0\].*int64"),
     "complex weight": (bad(weights=torch.ones(3, 4, dtype=torch.complex64)), TypeError, r"complex64.*float32"),
     "no tensor": (bad(students=[None]), TypeError, r"students\[0\] is a NoneType"),
-    "no list": (bad(teachers=3), TypeError, r"int.*sequence"),
+    "no list": (bad(teachers=3), TypeError, r"teachers is a int.*sequence"),
+    "maps with channels last": (
+        bad(students=torch.randn(2, 5, 6, 4), grids=None),
+        ValueError,
+        r"\[N, H, W, C\].*permute\(0, 3, 1, 2\)",
+    ),
+    "a number as grids": (bad(grids=4), TypeError, r"grids is 4; give one \(H, W\) per student"),
+    "half a grid": (bad(grids=[(4,)]), ValueError, r"grids\[0\] is \(4,\); give \(H, W\)"),
+    "broken grid": (bad(grids=[(4.7, 4.2)]), ValueError, r"grids\[0\] is \(4\.7, 4\.2\).*whole"),
+    "just below a square": (
+        bad(students=torch.randn(2, 60, 4), grids=None),
+        ValueError,
+        r"60 tokens.*\(7, 7\) skips 11",
+    ),
+    "meta weights": (bad(weights=torch.randn(3, 4, device="meta")), ValueError, r"weights\[0\] is on meta.*cpu"),
     "flat teacher": (bad(teachers=torch.randn(2, 3, 8)), ValueError, r"teachers\[0\].*\(2, 3, 8\)"),
     "flat student": (bad(students=torch.randn(2, 17)), ValueError, r"students\[0\].*\(2, 17\)"),
     "count": (bad(biases=[None, None]), ValueError, r"1 students, 1 teachers, 1 weights, 2 biases"),
@@ -257,3 +293,18 @@ def test_refused_with_the_value_and_the_fix(case):
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         guidance_loss(**call)
+
+
+def test_any_iterable_of_tensors_and_one_grid_for_all_students():
+    inputs = draw(2, [((4, 4), 5, 3, (8, 8)), ((4, 4), 6, 2, (4, 4))], prefix=1)
+    expected, _ = truth(inputs)
+    weights = torch.nn.ParameterList(inputs.weights)
+    maps = dict(enumerate(inputs.teachers))
+    loss = guidance_loss(tuple(inputs.students), maps.values(), weights, iter(inputs.biases), grids=(4, 4))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_meta_tensors_give_a_shape():
+    with torch.device("meta"):
+        loss = guidance_loss(torch.randn(2, 16, 4), torch.randn(2, 3, 8, 8), torch.randn(3, 4), torch.randn(3))
+    assert loss.is_meta and loss.shape == () and loss.dtype == torch.float32

@@ -80,6 +80,29 @@ def test_wrong_module_options_are_refused():
         GuidanceLoss([1, 2], [3])
     with pytest.raises(ValueError, match="'cosine'.*'linear', 'attention', 'similarity'"):
         GuidanceLoss([1], [3], transform="cosine")
+    with pytest.raises(ValueError, match="'sum'.*'mean', 'sum_channels'"):
+        GuidanceLoss([1], [3], reduction="sum")
+    with pytest.raises(ValueError, match="'cuda'.*'auto', 'triton', 'torch'"):
+        GuidanceLoss([1], [3], impl="cuda")
+    with pytest.raises(TypeError, match="student_dims is 4; give a sequence"):
+        GuidanceLoss(4, 3)
+
+
+@pytest.mark.parametrize("transform", ["attention", "similarity"])
+def test_transforms_refuse_what_the_projection_refuses(transform):
+    module = GuidanceLoss([4], [3], transform=transform)
+    tokens, maps = torch.randn(2, 16, 4), torch.randn(2, 3, 8, 8)
+    for students, teachers, message in (
+        (tokens[:1], maps, "1 samples, teachers.* 2"),
+        (tokens[:0], maps[:0], r"students\[0\] is empty"),
+        (tokens, maps.clone().requires_grad_(), r"\.detach\(\)"),
+        ([tokens] * 3, [maps] * 3, "3 students and 3 teachers for a GuidanceLoss of 1 pairs"),
+        ([tokens], [maps] * 2, "1 students and 2 teachers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module(students, teachers)
+    with pytest.raises(TypeError, match=r"students\[0\] is torch.int64"):
+        module(tokens.long(), maps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -100,7 +100,10 @@ def guidance_forward(
     impl: str,
     autocast: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Loss (0-d), residuals [N, H*W, D] in the students' dtypes, and W0, b0, W1, ... gradients in one flat tensor."""
+    """Loss (0-d), residuals [N, H*W, D] in the students' dtypes, and W0, b0, W1, ... gradients in one flat tensor.
+
+    A residual is E of guidance_torch times its ``residual_scale``.
+    """
     pairs = list(zip(students, teachers, weights, biases, pair_grids(grids), strict=True))
     counts = [pair_count(teacher.shape, grid, sum_channels) for _, teacher, _, _, grid in pairs]
     if takes_triton(impl, students, teachers, weights, biases):
@@ -129,26 +132,29 @@ def guidance_backward(
     weights: Sequence[Tensor],
     param_grads: Tensor,
     layouts: Sequence[int],
-    counts: Sequence[int],
+    scales: Sequence[float],
     impl: str,
     autocast: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Gradients of the students, and the flat parameter gradients, at the upstream gradient ``grad`` (0-d)."""
+    """Gradients of the students, and the flat parameter gradients, at the upstream gradient ``grad`` (0-d).
+
+    scales: per pair, the student's gradient over residual times weight at an upstream gradient of 1.
+    """
     outs = []
     use_triton = bool(residuals) and takes_triton(impl, residuals, weights)
-    for index, (residual, weight, count) in enumerate(zip(residuals, weights, counts, strict=True)):
+    for index, (residual, weight, scale) in enumerate(zip(residuals, weights, scales, strict=True)):
         outs.append(empty_gradient(residual, weight, layouts[3 * index : 3 * index + 3]))
         if use_triton:
             from . import guidance_triton
 
-            guidance_triton.token_grad(residual, weight, grad, 2 / count, outs[-1], allows_tf32(autocast))
+            guidance_triton.token_grad(residual, weight, grad, scale, outs[-1], allows_tf32(autocast))
         else:
-            guidance_torch.token_grad(residual, weight, grad * (2 / count), outs[-1])
+            guidance_torch.token_grad(residual, weight, grad * scale, outs[-1])
     return outs, param_grads * grad.to(param_grads.dtype)
 
 
 @guidance_backward.register_fake
-def _(grad, residuals, weights, param_grads, layouts, counts, impl, autocast):
+def _(grad, residuals, weights, param_grads, layouts, scales, impl, autocast):
     outs = [empty_gradient(r, weights[i], layouts[3 * i : 3 * i + 3]) for i, r in enumerate(residuals)]
     return outs, torch.empty_like(param_grads)
 
@@ -163,18 +169,39 @@ def _setup_context(ctx, inputs, output):
     ctx.with_weights, ctx.flags = with_weights, (impl, autocast)
     pairs = list(zip(students, teachers, pair_grids(grids), strict=True))
     ctx.layouts = [n for student, _, grid in pairs for n in student_layout(student, grid)]
-    ctx.counts = [pair_count(teacher.shape, grid, sum_channels) for _, teacher, grid in pairs]
+    ctx.scales = [
+        2 / (pair_count(teacher.shape, grid, sum_channels) * guidance_torch.residual_scale(grid, teacher.shape))
+        for _, teacher, grid in pairs
+    ]
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Gradients that refuse to be differentiated: without it, they would count as constants."""
+
+    @staticmethod
+    def forward(ctx, *grads):
+        return tuple(grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "guidance_loss has no second derivative; detach its gradient, or write the loss with conv2d, interpolate "
+            "and mse_loss where a gradient of the gradient is needed"
+        )
 
 
 def _backward(ctx, grad, *_):
-    none = [None] * len(ctx.counts)
+    none = [None] * len(ctx.scales)
     options = (None,) * 6
     if grad is None:
         return none, none, none, none, *options
     param_grads, *saved = ctx.saved_tensors
     residuals, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-    counts = ctx.counts if residuals else []
-    tokens, param_grads = guidance_backward(grad, residuals, weights, param_grads, ctx.layouts, counts, *ctx.flags)
+    scales = ctx.scales if residuals else []
+    tokens, param_grads = guidance_backward(grad, residuals, weights, param_grads, ctx.layouts, scales, *ctx.flags)
+    if torch.is_grad_enabled():  # the caller asked for create_graph=True
+        linked = _NoSecondDerivative.apply(*(g.detach().requires_grad_() for g in (*tokens, param_grads)))
+        tokens, param_grads = list(linked[:-1]), linked[-1]
     parameters = 2 * none
     if ctx.with_weights:
         parts = param_grads.split([shape.numel() for shape, _ in ctx.parameters])

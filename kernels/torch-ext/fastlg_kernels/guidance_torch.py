@@ -11,6 +11,7 @@ it needs no map of the larger size (``compact`` keeps G); forming R, as here, is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -77,6 +78,16 @@ def student_tokens(student: Tensor, grid: Grid) -> Tensor:
     return student[:, student.shape[1] - grid[0] * grid[1] :]
 
 
+def residual_scale(grid: Grid, teacher: Sequence[int]) -> float:
+    """What a residual E of a student on ``grid`` is stored times, for teacher maps [N, D, h, w]: a power of two.
+
+    E sums R over what a student's cell covers of the larger grid. As a float16 it would overflow where the cells are
+    large and the maps differ by much, whatever a gradient scaler does; the mean over a cell does not.
+    """
+    cell = max(1.0, teacher[2] / grid[0]) * max(1.0, teacher[3] / grid[1])
+    return 2.0 ** -math.ceil(math.log2(cell))
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 as soon as one input is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
@@ -90,7 +101,7 @@ def forward(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Loss, residuals [N, H*W, D], and all weight and bias gradients in one flat tensor (W0, b0, W1, ...).
 
-    Loss and gradients are divided by counts, residuals are not.
+    Loss and gradients are divided by counts; residuals are E times ``residual_scale``.
     """
     dtype = compute_dtype(*(tensor for pair in pairs for tensor in pair[:4]))
     total, residuals, grads = None, [], []
@@ -103,7 +114,7 @@ def forward(
                 weight_grad = torch.bmm(residual.mT, tokens).sum(0)
                 grads += [weight_grad.flatten() * (2 / count), residual.sum((0, 1)) * (2 / count)]
             if with_residuals:
-                residuals.append(residual.to(student.dtype))
+                residuals.append(residual.mul_(residual_scale(grid, teacher.shape)).to(student.dtype))
     return total, residuals, torch.cat(grads) if grads else total.new_empty(0)
 
 
@@ -123,7 +134,7 @@ def pair_residual(tokens: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor,
 
 
 def token_grad(residual: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-    """``scale * E W`` into ``out`` [N, L, C] or [N, C, H, W], zeros on prefix tokens; residual [N, H*W, D]."""
+    """``scale * residual W`` into ``out`` [N, L, C] or [N, C, H, W], zeros on prefix tokens; residual [N, H*W, D]."""
     dtype = compute_dtype(out)
     with torch.autocast(out.device.type, enabled=False):
         left, right = residual.to(dtype), (weight.to(dtype) * scale.to(dtype)).expand(len(residual), -1, -1)

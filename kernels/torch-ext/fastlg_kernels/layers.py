@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .guidance import guidance_loss, student_grids
+from .guidance import check_maps, check_options, guidance_loss, listed, student_grids
 
 TRANSFORMS = ("linear", "attention", "similarity")
 
@@ -41,10 +41,15 @@ class GuidanceLoss(nn.Module):
         impl: str = "auto",
     ):
         super().__init__()
+        for name, dims in (("student_dims", student_dims), ("teacher_dims", teacher_dims)):
+            if not isinstance(dims, Sequence):
+                raise TypeError(f"{name} is {dims!r}; give a sequence, the channels of every pair")
+        check_options(reduction, impl)
         if len(student_dims) != len(teacher_dims):
             raise ValueError(f"{len(student_dims)} student_dims, {len(teacher_dims)} teacher_dims; give one per pair")
         if transform not in TRANSFORMS:
             raise ValueError(f"transform is {transform!r}; use one of {', '.join(map(repr, TRANSFORMS))}")
+        self.pair_count = len(student_dims)
         self.grids = grids
         self.reduction = reduction
         self.transform = transform
@@ -61,12 +66,15 @@ class GuidanceLoss(nn.Module):
             biases = [projection.bias for projection in self.projections]
             options = {"grids": self.grids, "reduction": self.reduction, "impl": self.impl}
             return guidance_loss(students, teachers, weights, biases, **options)
-        students = [students] if isinstance(students, Tensor) else list(students)
-        teachers = [teachers] if isinstance(teachers, Tensor) else list(teachers)
+        students, teachers = listed("students", students), listed("teachers", teachers)
+        if not len(students) == len(teachers) == self.pair_count:
+            counts = f"{len(students)} students and {len(teachers)} teachers"
+            raise ValueError(f"{counts} for a GuidanceLoss of {self.pair_count} pairs; give one of each per pair")
         transform = attention_map if self.transform == "attention" else similarity_matrix
         losses = []
-        for student, teacher, grid in zip(students, teachers, student_grids(students, self.grids), strict=True):
-            student, teacher = _same_size(student, teacher, grid)
+        for index, grid in enumerate(student_grids(students, self.grids)):
+            check_maps(index, students[index], teachers[index], device=students[0].device)
+            student, teacher = _same_size(students[index], teachers[index], grid)
             losses.append(F.mse_loss(transform(student), transform(teacher)))
         return torch.stack(losses).sum()
 
