@@ -228,6 +228,15 @@ def test_backward_twice_gives_the_same():
         torch.testing.assert_close(3 * once, thrice)
 
 
+def test_the_same_input_gives_the_same_bits():
+    inputs = draw(8, DEIT, prefix=1)
+    runs = []
+    for _ in range(5):
+        loss = guidance_loss(*inputs[:4], grids=inputs.grids)
+        runs.append([loss.detach(), *torch.autograd.grad(loss, inputs.leaves())])
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
 @pytest.mark.parametrize("frozen", ["nothing", "projection", "student"])
 def test_second_derivatives_are_refused_whatever_is_frozen(frozen):
     inputs = draw(2, DEIT[:1], torch.float64)
