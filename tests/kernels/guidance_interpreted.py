@@ -164,6 +164,16 @@ def test_the_same_input_gives_the_same_bits(family):
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
+def test_residuals_are_stored_as_torchs_own_path_stores_them(family):
+    inputs = draw(3, [FLAT[0], *WINDOWS[:3], PACKED[0], PACKED[2], *TILED], prefix=1)
+    flat = [size for grid in inputs.grids for size in grid]
+    ours, theirs = (
+        guidance_op.guidance_forward(*inputs[:4], flat, False, True, False, impl, False)[1]
+        for impl in ("triton", "torch")
+    )
+    assert all(relative(a, b) < 1e-6 for a, b in zip(ours, theirs, strict=True))
+
+
 def test_opcheck():
     inputs = draw(2, [FLAT[1], PACKED[1]], prefix=1)
     flat = [size for grid in inputs.grids for size in grid]

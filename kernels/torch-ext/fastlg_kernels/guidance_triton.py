@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from .guidance_configs import Config, choose
+from .guidance_torch import residual_scale
 from .guidance_triton_forward import flat_kernel, window_kernel
 from .guidance_triton_gradients import reduce_kernel, token_grad_kernel, weight_grad_kernel
 
@@ -38,7 +39,7 @@ def plan_pair(batch: int, channels: int, grid: Grid, teacher: Sequence[int], ite
     else:
         kernel, config = window_kernel, choose("window", family, channels, dim, itemsize)
         window = window_constants(grid, (height, width), config)
-        constants.update(window)
+        constants.update(window, RESIDUAL_SCALE=residual_scale(grid, teacher))
         tiles = triton.cdiv(batch, window["PACK"] ** 2) * window["TILES_Y"] * window["TILES_X"]
     constants.update(BC=config.channels, BD=config.dims, CHUNKS=triton.cdiv(channels, config.channels))
     return Plan(kernel, constants, config, tiles, triton.cdiv(dim, config.dims))
@@ -98,7 +99,10 @@ def forward(
     with_weights: bool,
     allow_tf32: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Loss, residuals, and all weight and bias gradients in one flat tensor (W0, b0, W1, ...), divided by counts."""
+    """Loss, residuals, and all weight and bias gradients in one flat tensor (W0, b0, W1, ...).
+
+    Loss and gradients are divided by counts; residuals are E times ``residual_scale``.
+    """
     device = pairs[0][0].device
     family, processors = device_family(device)
     plans = [
@@ -162,7 +166,8 @@ def _forward_pair(
         blocks = triton.cdiv(channels, config.channels), triton.cdiv(dim, config.dims)
         weight_grad_kernel[(*blocks, programs)](
             tokens, residual, partials, *strides,
-            rows, triton.cdiv(triton.cdiv(rows, config.tokens), programs), 2 * scale, width, columns[1],
+            rows, triton.cdiv(triton.cdiv(rows, config.tokens), programs),
+            2 * scale / residual_scale(grid, teacher.shape), width, columns[1],
             C=channels, D=dim, HS=grid[0], WS=grid[1], BT=config.tokens, BC=config.channels, BD=config.dims,
             **common, **config.launch,
         )  # fmt: skip
@@ -170,7 +175,7 @@ def _forward_pair(
 
 
 def token_grad(residual: Tensor, weight: Tensor, upstream: Tensor, scale: float, out: Tensor, allow_tf32: bool) -> None:
-    """``upstream * scale * E W`` into ``out`` [N, L, C] or [N, C, H, W] (dense), zeros on prefix tokens."""
+    """``upstream * scale * residual W`` into ``out`` [N, L, C] or [N, C, H, W] (dense), zeros on prefix tokens."""
     dim, channels = weight.shape
     if out.dim() == 3:
         length, (n, t, c) = out.shape[1], out.stride()

@@ -128,12 +128,14 @@ def window_kernel(
     OWN_Y: tl.constexpr, OWN_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
     TILES_Y: tl.constexpr, TILES_X: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    FUSED: tl.constexpr, WITH_RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    FUSED: tl.constexpr, WITH_RESIDUAL: tl.constexpr, RESIDUAL_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Forward of a pair whose student is upsampled on an axis. Grid: (blocks of channels, programs).
 
     A window holds PACK x PACK samples of SUB x SUB tokens each; of these, OWN_Y x OWN_X belong to this window and the
     rest, HALO tokens on every side, is read for its neighbours. H x W is the larger grid, blocks of it BH x BW.
+    E is stored times RESIDUAL_SCALE, a power of two.
     """
     SUB: tl.constexpr = S // PACK
     block, program = tl.program_id(0), tl.program_id(1)
@@ -230,7 +232,7 @@ def window_kernel(
         gathered = tl.reshape(gathered, [S * S, BD])
         mine = live & (y >= own_y) & (y < own_y + OWN_Y) & (x >= own_x) & (x < own_x + OWN_X)
         mask = mine[:, None] & (d < D)[None, :]
-        gathered = tl.where(mask, gathered, 0.0)
+        gathered = tl.where(mask, gathered * RESIDUAL_SCALE, 0.0)
         if FUSED:
             bias_sum += tl.sum(gathered, 0)
         gathered = gathered.to(students.dtype.element_ty)
@@ -245,4 +247,4 @@ def window_kernel(
             sums = added
     tl.store(partials + loss_column + block, loss * scale)
     if FUSED:
-        store_weight_grad(partials + grad_column, sums, bias_sum, d, 2.0 * scale, C, D, BC, CHUNKS)
+        store_weight_grad(partials + grad_column, sums, bias_sum, d, 2.0 / RESIDUAL_SCALE * scale, C, D, BC, CHUNKS)

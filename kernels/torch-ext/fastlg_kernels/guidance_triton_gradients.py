@@ -15,7 +15,10 @@ def weight_grad_kernel(
     C: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, WS: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """E'T and the sum of E where the forward kernel does not make them. Grid: (channel blocks, D blocks, programs)."""
+    """``scale`` times E'T and the sum of E as stored, where the forward kernel does not make them.
+
+    Grid: (channel blocks, D blocks, programs).
+    """
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     program = tl.program_id(2)
@@ -77,7 +80,7 @@ def token_grad_kernel(
     C: tl.constexpr, D: tl.constexpr, LENGTH: tl.constexpr, PREFIX: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = upstream * scale * E W for all LENGTH tokens of every sample, 0 on the first PREFIX. Grid: (tiles,)."""
+    """out = upstream * scale * residual W for all LENGTH tokens of a sample, 0 on the first PREFIX. Grid: (tiles,)."""
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     sample, token = row // LENGTH, row % LENGTH
     source = sample * (LENGTH - PREFIX) + token - PREFIX
