@@ -4,7 +4,6 @@ import errno
 import signal
 from contextlib import contextmanager
 
-
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file is in the way
 
 
