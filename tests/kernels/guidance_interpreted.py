@@ -125,17 +125,33 @@ def test_any_strides(view, teacher, family):
         check(inputs)
 
 
-def test_offsets_beyond_32_bits():
-    stride = 2**31 + 16
+LAYOUTS = {  # of tokens [2, 25, 6] or maps [2, 6, H, W]: which of their axes lies beyond 32 bits
+    "sample": ("student", lambda far: (far, 6, 1)),
+    "channel": ("student", lambda far: (25, 1, far)),
+    "teacher sample": ("teacher", lambda far, h, w: (far, h * w, w, 1)),
+    "teacher channel": ("teacher", lambda far, h, w: (h * w, far, w, 1)),
+    "teacher row": ("teacher", lambda far, h, w: (6 * w, w, far, 1)),
+}
+
+
+@pytest.mark.parametrize("axis", LAYOUTS)
+@pytest.mark.parametrize("size", [(3, 3), (8, 8)], ids=["flat", "window"])
+def test_offsets_beyond_32_bits(size, axis, family):
+    inputs = draw(2, [((5, 5), 6, 6, size)])
+    which, strides = LAYOUTS[axis]
+    values = inputs.students[0].detach() if which == "student" else inputs.teachers[0]
+    steps = dict(zip(LAYOUTS, (1, 5, 1, 5, size[0] - 1), strict=True))[axis]
+    far = 2**31 // steps + 64  # the last index times this passes 2^31
     try:
-        storage = torch.empty(0).set_(torch.UntypedStorage(4 * (2 * stride)))  # address space, never touched as a whole
+        storage = torch.empty(0).set_(torch.UntypedStorage(4 * (steps * far + 4096)))  # address space, hardly touched
     except RuntimeError:
-        pytest.skip("no 16 GiB of address space")
-    for teacher in ((3, 3), (8, 8)):
-        inputs = draw(2, [((5, 5), 6, 3, teacher)])
-        student = storage.as_strided((2, 25, 6), (stride, 6, 1))
-        student.copy_(inputs.students[0].detach())
-        check(inputs._replace(students=[student.requires_grad_()]))
+        pytest.skip("no 8 GiB of address space")
+    strided = storage.as_strided(values.shape, strides(far) if which == "student" else strides(far, *size))
+    strided.copy_(values)
+    if which == "student":
+        check(inputs._replace(students=[strided.requires_grad_()]))
+    else:
+        check(inputs._replace(teachers=[strided]))
 
 
 def test_several_pairs_mixed_kernels_both_reductions(family):

@@ -27,6 +27,7 @@ from .guidance_triton_parts import (
     resized,
     source_centre,
     store_weight_grad,
+    widened,
     zero_sums,
 )
 
@@ -43,7 +44,7 @@ def flat_kernel(
     """Forward of a pair whose student grid is the larger one. Grid: (blocks of channels, programs)."""
     block, program = tl.program_id(0), tl.program_id(1)
     d = block * BD + tl.arange(0, BD)
-    channel = tl.minimum(d, D - 1)
+    channel = widened(tl.minimum(d, D - 1), WIDE)
     partials += program.to(tl.int64) * partial_width
     loss, bias_sum = 0.0, tl.zeros([BD], tl.float32)
     if FUSED:
@@ -75,10 +76,11 @@ def flat_kernel(
         if FUSED:
             tokens = ()
             for chunk in tl.static_range(CHUNKS):
-                tokens = tokens + (load_tokens(source, offsets, live, stride_sc, chunk, C, BC),)
+                c = chunk * BC + tl.arange(0, BC)
+                tokens = tokens + (load_tokens(source, offsets, live, stride_sc, c, C, WIDE),)
                 residual = tl.dot(tokens[chunk], blocks[chunk], residual, input_precision=PRECISION)
         else:
-            residual = project(residual, source, weights, offsets, live, stride_sc, d, C, D, BC, PRECISION)
+            residual = project(residual, source, weights, offsets, live, stride_sc, d, C, D, BC, PRECISION, WIDE)
         mask = live[:, None] & (d < D)[None, :]
         residual = tl.where(mask, residual, 0.0)
         loss += tl.sum(residual * residual)
@@ -140,7 +142,7 @@ def window_kernel(
     SUB: tl.constexpr = S // PACK
     block, program = tl.program_id(0), tl.program_id(1)
     d = block * BD + tl.arange(0, BD)
-    channel = tl.minimum(d, D - 1)
+    channel = widened(tl.minimum(d, D - 1), WIDE)
     partials += program.to(tl.int64) * partial_width
     loss, bias_sum = 0.0, tl.zeros([BD], tl.float32)
     sums = zero_sums(BC, BD, CHUNKS)
@@ -164,28 +166,24 @@ def window_kernel(
         own_x = tile % TILES_X * OWN_X
         y, x = own_y - HALO_Y + cell_row, own_x - HALO_X + cell_column
         live = (base + cell_sample < samples) & (y >= 0) & (y < HS) & (x >= 0) & (x < WS)
-        if WIDE:
-            offsets = cell_sample.to(tl.int64) * stride_sn + y.to(tl.int64) * stride_sy + x.to(tl.int64) * stride_sx
-        else:
-            offsets = cell_sample * stride_sn + y * stride_sy + x * stride_sx
+        offsets = widened(cell_sample, WIDE) * stride_sn + widened(y, WIDE) * stride_sy + widened(x, WIDE) * stride_sx
         source = students + base * tl.full([], 1, tl.int64) * stride_sn
         projected = tl.zeros([S * S, BD], tl.float32) + bias[None, :]
         if FUSED:
             tokens = ()
             for chunk in tl.static_range(CHUNKS):
-                tokens = tokens + (load_tokens(source, offsets, live, stride_sc, chunk, C, BC),)
+                c = chunk * BC + tl.arange(0, BC)
+                tokens = tokens + (load_tokens(source, offsets, live, stride_sc, c, C, WIDE),)
                 projected = tl.dot(tokens[chunk], blocks[chunk], projected, input_precision=PRECISION)
         else:
-            projected = project(projected, source, weights, offsets, live, stride_sc, d, C, D, BC, PRECISION)
+            projected = project(projected, source, weights, offsets, live, stride_sc, d, C, D, BC, PRECISION, WIDE)
         projected = tl.reshape(projected, [S, S * BD])
 
         gathered = tl.zeros([S, S * BD], tl.float32)
         low_y, high_y = _span(own_y, OWN_Y, HS, H)
         low_x, high_x = _span(own_x, OWN_X, WS, W)
         maps = teachers + base * tl.full([], 1, tl.int64) * stride_tn
-        map_sample = tl.minimum(big_sample, samples - 1 - base)
-        if WIDE:
-            map_sample = map_sample.to(tl.int64)
+        map_sample = widened(tl.minimum(big_sample, samples - 1 - base), WIDE)
         map_offsets = (map_sample * stride_tn)[:, :, None] + (channel * stride_tc)[None, None, :]
         for start_y in range(low_y, high_y, BH):
             out_y = start_y + big_y % (BH // PACK)
@@ -208,9 +206,7 @@ def window_kernel(
                     residual = stretched
                 mask = ((out_x < W)[:, None] & (out_y < H)[None, :] & (base + big_sample < samples))[:, :, None]
                 mask = mask & (d < D)[None, None, :]
-                at_y, at_x = tl.minimum(out_y, H - 1), tl.minimum(out_x, W - 1)
-                if WIDE:
-                    at_y, at_x = at_y.to(tl.int64), at_x.to(tl.int64)
+                at_y, at_x = widened(tl.minimum(out_y, H - 1), WIDE), widened(tl.minimum(out_x, W - 1), WIDE)
                 residual = tl.reshape(residual, [BW, BH, BD]) - resized(
                     maps, map_offsets, at_y[None, :, None], at_x[:, None, None], stride_ty, stride_tx, HT, WT, H, W
                 )

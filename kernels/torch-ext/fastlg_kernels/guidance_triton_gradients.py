@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .guidance_triton_parts import positions
+from .guidance_triton_parts import load_tokens, positions
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_per_program", "partial_width", "grad_column"])
@@ -32,10 +32,7 @@ def weight_grad_kernel(
         row = tl.arange(0, BT) + (first_row - first_sample * (HS * WS)).to(tl.int32)
         sample, y, x = positions(row, HS, WS, WIDE)
         offsets = sample * stride_sn + y * stride_sy + x * stride_sx
-        token = tl.load(
-            students + first_sample * stride_sn + (offsets[:, None] + (c * stride_sc)[None, :]),
-            mask=live[:, None] & (c < C)[None, :], other=0.0,
-        )  # fmt: skip
+        token = load_tokens(students + first_sample * stride_sn, offsets, live, stride_sc, c, C, WIDE)
         at = residuals + first_row * D + (tl.arange(0, BT)[:, None] * D + d[None, :])
         residual = tl.load(at, mask=live[:, None] & (d < D)[None, :], other=0.0)
         weight_sum = tl.dot(tl.trans(token), residual, weight_sum, input_precision=PRECISION)

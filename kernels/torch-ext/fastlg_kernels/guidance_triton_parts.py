@@ -68,32 +68,36 @@ def load_weights(
 
 
 @triton.jit
-def positions(row, HS: tl.constexpr, WS: tl.constexpr, WIDE: tl.constexpr):
-    """Sample, y and x of tokens counted through samples of HS x WS; 64-bit only where offsets need it."""
-    sample, y, x = row // (HS * WS), row % (HS * WS) // WS, row % WS
+def widened(index, WIDE: tl.constexpr):
+    """``index`` in 64 bits where its product with a stride may need them."""
     if WIDE:
-        sample, y, x = sample.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
-    return sample, y, x
+        index = index.to(tl.int64)
+    return index
 
 
 @triton.jit
-def load_tokens(students, offsets, live, stride_c, chunk, C: tl.constexpr, BC: tl.constexpr):
-    """Channels of one chunk of the tokens at ``offsets`` [BT]: [BT, BC]."""
-    c = chunk * BC + tl.arange(0, BC)
+def positions(row, HS: tl.constexpr, WS: tl.constexpr, WIDE: tl.constexpr):
+    """Sample, y and x of tokens counted through samples of HS x WS."""
+    sample, y, x = row // (HS * WS), row % (HS * WS) // WS, row % WS
+    return widened(sample, WIDE), widened(y, WIDE), widened(x, WIDE)
+
+
+@triton.jit
+def load_tokens(students, offsets, live, stride_c, c, C: tl.constexpr, WIDE: tl.constexpr):
+    """Channels ``c`` [BC] of the tokens at ``offsets`` [BT]: [BT, BC]."""
     mask = live[:, None] & (c < C)[None, :]
-    return tl.load(students + (offsets[:, None] + (c * stride_c)[None, :]), mask=mask, other=0.0)
+    return tl.load(students + (offsets[:, None] + (widened(c, WIDE) * stride_c)[None, :]), mask=mask, other=0.0)
 
 
 @triton.jit
 def project(
     projected, students, weights, offsets, live, stride_c, d,
-    C: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """``projected`` [BT, BD] plus the tokens at ``offsets`` times the projection's rows ``d``, chunk by chunk."""
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
-        mask = live[:, None] & (c < C)[None, :]
-        token = tl.load(students + (offsets[:, None] + (c * stride_c)[None, :]), mask=mask, other=0.0)
+        token = load_tokens(students, offsets, live, stride_c, c, C, WIDE)
         weight = tl.load(weights + (d[None, :] * C + c[:, None]), mask=(d < D)[None, :] & (c < C)[:, None], other=0.0)
         projected = tl.dot(token, weight.to(token.dtype), projected, input_precision=PRECISION)
     return projected
