@@ -1,39 +1,49 @@
-"""The ready swaps train offline: the loss falls, projections move, the student stays a plain timm model."""
+"""The timm task trains offline: the loss falls, projections move, the student stays a plain timm model."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from integration_cases import BLOCKS, one_process, small_batch, small_vit
 from torch import nn
 
 from fastlg.models.resnet_cifar import resnet20
-from fastlg_kernels import GuidanceLoss, guidance_loss
-
-README = Path(__file__).resolve().parents[2] / "kernels" / "README.md"
-BLOCKS = [0, 1, 3]
 
 
-def small_vit(**options) -> nn.Module:
-    sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
-    return timm.create_model("vit_tiny_patch16_224", num_classes=5, **sizes, **options)
-
-
-def small_batch(size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(8, 3, size, size, generator=generator), torch.arange(8) % 5
-
-
-def timm_task(student=None, teacher=None, blocks=BLOCKS, size=48, **options):
+def timm_task(student=None, teacher=None, blocks=BLOCKS, **options):
     from fastlg.integrations.timm_task import LocalityGuidanceTask
 
     torch.manual_seed(0)
-    student = student or small_vit()
-    return LocalityGuidanceTask(student, teacher or resnet20(5), blocks, input_size=(3, size, size), **options)
+    return LocalityGuidanceTask(student or small_vit(), teacher or resnet20(5), blocks, **options)
+
+
+def plain_guidance(task, tokens, maps) -> torch.Tensor:
+    """Reference formulation of the paper's loss with the task's projections; tokens [N, H*W, C] on square grids."""
+    total = 0.0
+    for layer, token, target in zip(task.trainable_module.guidance.projections, tokens, maps, strict=True):
+        side = round(token.shape[1] ** 0.5)
+        projected = F.conv2d(token.mT.unflatten(2, (side, side)), layer.weight[..., None, None], layer.bias)
+        size = max(side, target.shape[2])
+        projected, target = (F.interpolate(m, (size, size), mode="bilinear") for m in (projected, target))
+        total = total + F.mse_loss(projected, target)
+    return total
+
+
+def teacher_maps(task, images) -> list[torch.Tensor]:
+    return task.teacher(F.interpolate(images, 32, mode="bilinear", align_corners=False))[1]
+
+
+def block_outputs(student: nn.Module, images: torch.Tensor) -> dict[int, torch.Tensor]:
+    """What every block hands out, by hooks, without the class token."""
+    found, handles = {}, []
+    for index, block in enumerate(student.blocks):
+        handles.append(block.register_forward_hook(lambda _, __, out, index=index: found.update({index: out[:, 1:]})))
+    student(images)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def train(task, steps: int = 6, lr: float = 1e-2, size: int = 48) -> list[float]:
@@ -66,10 +76,9 @@ def test_timm_task_computes_the_loss_it_says():
     task = timm_task(weight=3.0).eval()
     images, targets = small_batch()
     result = task(images, targets)
-    student, guidance = task.trainable_module.student, task.trainable_module.guidance
-    _, maps = task.teacher(F.interpolate(images, 32, mode="bilinear", align_corners=False))
-    final, tokens = student.forward_intermediates(images, indices=BLOCKS, output_fmt="NLC", norm=False)
-    expected = guidance(tokens, maps)
+    student = task.trainable_module.student
+    tokens = block_outputs(student, images)
+    expected = plain_guidance(task, [tokens[block] for block in BLOCKS], teacher_maps(task, images))
     torch.testing.assert_close(result["guidance_loss"], expected)
     torch.testing.assert_close(result["output"], student(images))
     torch.testing.assert_close(result["loss"], F.cross_entropy(student(images), targets) + 3 * expected)
@@ -90,7 +99,7 @@ def test_timm_task_checkpoints_a_plain_student_and_its_projections():
 def test_timm_task_guides_pyramid_students_with_a_timm_teacher():
     teacher = timm.create_model("resnet10t", features_only=True, out_indices=(1, 2), pretrained=False)
     student = timm.create_model("pvt_v2_b0", num_classes=5, embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2))
-    task = timm_task(student, teacher, blocks=[0, 1], size=64, teacher_size=None)
+    task = timm_task(student, teacher, blocks=[0, 1], input_size=(3, 64, 64), teacher_size=None)
     losses = train(task, 4, size=64)
     assert losses[-1] < losses[0]
 
@@ -116,121 +125,112 @@ def test_timm_task_compiles():
     assert set(task.get_task_state()["guidance"]) == set(timm_task().get_task_state()["guidance"])
 
 
-def torchdistill_box(teacher: nn.Module, student: nn.Module):
-    distillation = pytest.importorskip("torchdistill.core.distillation")
-    import fastlg.integrations.torchdistill  # noqa: F401  registers the names
+@pytest.mark.parametrize("size", [64, 40])
+def test_timm_task_takes_the_grid_of_the_images_it_is_given(size):
+    task = timm_task(small_vit(dynamic_img_size=True)).eval()  # built for 48 px
+    images, targets = small_batch(size)
+    tokens = block_outputs(task.trainable_module.student, images)
+    assert tokens[0].shape[1] == (size // 8) ** 2
+    expected = plain_guidance(task, [tokens[block] for block in BLOCKS], teacher_maps(task, images))
+    torch.testing.assert_close(task(images, targets)["guidance_loss"], expected)
 
-    stages = [f"teacher_model.stages.{k}" for k in range(3)]
-    blocks = [f"student_model.blocks.{k}" for k in BLOCKS]
+
+@pytest.mark.parametrize(
+    "given, meant", [([3, 0, 1], [3, 0, 1]), ([-1, 0, -3], [3, 0, 1]), ([2, 0, 2], [2, 0, 2])], ids=str
+)
+def test_timm_task_pairs_blocks_with_maps_in_the_order_given(given, meant):
+    task = timm_task(blocks=given).eval()
     images, targets = small_batch()
-    dataset = [(image, int(target)) for image, target in zip(images, targets, strict=True)]
-    cross_entropy = {
-        "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
-        "criterion_wrapper": {
-            "key": "SimpleLossWrapper",
-            "kwargs": {
-                "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-                "target": {"uses_label": True},
-            },
-        },
-        "weight": 1.0,
-    }
-    guidance = {"student_paths": blocks, "teacher_paths": stages, "grids": [(6, 6)] * 3}
-    config = {
-        "num_epochs": 1,
-        "train_data_loader": {
-            "dataset_id": "train",
-            "sampler": {"class_or_func": torch.utils.data.SequentialSampler},
-            "kwargs": {"batch_size": 8, "num_workers": 0},
-        },
-        "val_data_loader": {},
-        "teacher": {
-            "requires_grad": False,
-            "auxiliary_model_wrapper": {"key": "LocalityGuidanceTeacher", "kwargs": {"size": 32}},
-            "forward_hook": {"output": stages},
-            "forward_proc": "forward_batch_only",
-        },
-        "student": {
-            "auxiliary_model_wrapper": {
-                "key": "LocalityGuidanceStudent",
-                "kwargs": {"student_dims": [24] * 3, "teacher_dims": [16, 32, 64]},
-            },
-            "forward_hook": {"output": [*blocks, "guidance"]},
-            "forward_proc": "forward_batch_only",
-        },
-        "optimizer": {"key": "AdamW", "kwargs": {"lr": 1e-2}},
-        "criterion": {
-            "key": "WeightedSumLoss",
-            "kwargs": {
-                "sub_terms": {
-                    "ce": cross_entropy,
-                    "guidance": {"criterion": {"key": "LocalityGuidanceLoss", "kwargs": guidance}, "weight": 2.5},
-                }
-            },
-        },
-    }
-    cpu = torch.device("cpu")
-    return distillation.get_distillation_box(teacher, student, {"train": dataset}, config, cpu, None, False, 1)
-
-
-def test_torchdistill_trains_the_projections():
-    torch.manual_seed(0)
-    teacher, student = resnet20(5).eval(), small_vit()
-    box = torchdistill_box(teacher, student)
-    layers = box.student_model.guidance.layers
-    before = [parameter.clone() for parameter in layers.parameters()]
-    fixed = [parameter.clone() for parameter in teacher.parameters()]
-    losses = []
-    for _ in range(5):
-        for images, targets, _ in box.train_data_loader:
-            loss = box.forward_process(images, targets, None)
-            if not losses:
-                first_images = images
-                expected = expected_first_loss(student, teacher, layers, images, targets)
-            box.post_forward_process(loss)
-            losses.append(loss.item())
-    assert first_images.shape == (8, 3, 48, 48)
-    assert losses[0] == pytest.approx(expected, rel=1e-5)
-    assert losses[-1] < 0.9 * losses[0]
-    assert all(not torch.equal(a, b) for a, b in zip(before, layers.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(fixed, teacher.parameters(), strict=True))
-    small_vit().load_state_dict(student.state_dict())
-
-
-def expected_first_loss(student, teacher, layers, images, targets) -> float:
-    with torch.no_grad():
-        final, tokens = student.forward_intermediates(images, indices=BLOCKS, output_fmt="NLC", norm=False)
-        _, maps = teacher(F.interpolate(images, 32, mode="bilinear", align_corners=False))
-        guidance = guidance_loss(tokens, maps, [p.weight for p in layers], [p.bias for p in layers])
-        return (F.cross_entropy(student.forward_head(final), targets) + 2.5 * guidance).item()
-
-
-def readme_examples() -> dict[str, str]:
-    found = re.findall(r"^### ([^\n]+)\n.*?^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
-    return {title.strip(): code for title, code in found}
-
-
-def test_readme_examples_are_short():
-    examples = readme_examples()
-    assert {"Plain PyTorch", "timm", "torchdistill", "Kernel Hub"} <= set(examples)
-    for title, code in examples.items():
-        assert len([line for line in code.splitlines() if line.strip()]) <= 10, title
-
-
-def test_readme_example_for_plain_pytorch_runs():
-    student, teacher = small_vit(), resnet20(5).eval()
-    images, targets = small_batch()
-    scope = {"student": student, "teacher": teacher, "loader": [(images, targets)] * 3}
-    scope |= {"torch": torch, "F": F, "GuidanceLoss": GuidanceLoss}
-    exec(compile(readme_examples()["Plain PyTorch"], str(README), "exec"), scope)
-    assert scope["guidance"].projections[0].weight.grad.abs().sum() > 0
-
-
-def test_readme_example_for_timm_runs():
-    images, targets = small_batch(224)
-    student = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=5, embed_dim=24, depth=12, num_heads=2, pretrained=False
+    tokens = block_outputs(task.trainable_module.student, images)
+    expected = plain_guidance(task, [tokens[block] for block in meant], teacher_maps(task, images))
+    loss = task(images, targets)["guidance_loss"]
+    torch.testing.assert_close(loss, expected)
+    ours, plain = (
+        torch.autograd.grad(value, task.trainable_module.student.patch_embed.proj.weight) for value in (loss, expected)
     )
-    scope = {"torch": torch, "student": student, "teacher": resnet20(5), "loader": [(images[:2], targets[:2])]}
-    exec(compile(readme_examples()["timm"], str(README), "exec"), scope)
-    assert scope["task"].trainable_module.guidance.projections[0].weight.grad.abs().sum() > 0
+    torch.testing.assert_close(ours, plain)
+
+
+def test_timm_task_pairs_stages_of_a_pyramid_in_the_order_given():
+    student = timm.create_model("pvt_v2_b0", num_classes=5, embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4))
+    task = timm_task(student, blocks=[3, 0, -2], input_size=(3, 64, 64))
+    assert [layer.in_features for layer in task.trainable_module.guidance.projections] == [32, 8, 24]
+    images, targets = small_batch(64)
+    task(images, targets)["loss"].backward()
+
+
+def test_timm_task_lives_where_the_student_does():
+    task = timm_task(small_vit().double(), resnet20(5))
+    assert {parameter.dtype for parameter in task.parameters()} == {torch.float64} and task.dtype == torch.float64
+    images, targets = small_batch()
+    task(images.double(), targets)["loss"].backward()
+    with torch.device("meta"):
+        assert timm_task().device.type == "meta"
+    assert timm_task(dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"in_chans": 1}])
+def test_timm_task_asks_the_student_for_its_size_of_images(options):
+    teacher = timm.create_model("resnet10t", features_only=True, out_indices=(1, 2, 3), pretrained=False, **options)
+    task = timm_task(small_vit(**options), teacher)
+    images, targets = small_batch()
+    channels = options.get("in_chans", 3)
+    task(images[:, :channels], targets)["loss"].backward()
+
+
+class NoMaps(nn.Module):
+    def __init__(self, *out):
+        super().__init__()
+        self.out = out
+
+    def forward(self, images):
+        return self.out[0] if len(self.out) == 1 else self.out
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"teacher": NoMaps(torch.ones(1, 5))}, ValueError, r"teacher gives a tensor \(1, 5\), not stage maps"),
+        ({"teacher": NoMaps({"a": 1})}, ValueError, "teacher gives a dict without them.*features_only=True"),
+        ({"teacher": NoMaps(torch.ones(1, 2), torch.ones(1, 2))}, ValueError, "a tuple without them, not stage maps"),
+        ({"student": nn.Sequential(nn.Conv2d(3, 4, 3))}, TypeError, "Sequential has no forward_intermediates; use a"),
+        ({"blocks": 3}, ValueError, r"blocks is 3; give a list of block numbers"),
+        ({"blocks": []}, ValueError, r"blocks is \[\]; give a list of block numbers"),
+        ({"blocks": [0, 1, 4]}, ValueError, "blocks holds 4, but the student has 4; use 0 to 3"),
+        ({"blocks": [0, 1, -5]}, ValueError, "blocks holds -5, but the student has 4"),
+    ],
+)
+def test_timm_task_names_value_and_fix_of_what_does_not_fit(options, error, message):
+    with pytest.raises(error, match=message) as raised:
+        timm_task(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_timm_task_asks_for_the_size_where_the_student_does_not_say():
+    student = small_vit()
+    del student.pretrained_cfg
+    with pytest.raises(ValueError, match=r"VisionTransformer does not say.*pass input_size=\(3, H, W\)"):
+        timm_task(student)
+    assert timm_task(student, input_size=(3, 48, 48)) is not None
+
+
+def test_timm_task_guides_one_block_by_one_map():
+    teacher = nn.Sequential(nn.Conv2d(3, 6, 3, stride=4), nn.ReLU())  # a single map, in no sequence
+    task = timm_task(teacher=teacher, blocks=[2])
+    losses = train(task, 3)
+    assert losses[-1] < losses[0]
+
+
+def test_timm_task_trains_under_ddp(tmp_path):
+    with one_process(tmp_path):
+        plain, task = timm_task(), timm_task()
+        before = [parameter.clone() for parameter in task.trainable_module.guidance.parameters()]
+        assert task.prepare_distributed() is task
+        assert isinstance(task.get_trainable_module(), nn.parallel.DistributedDataParallel)
+        assert train(task, 3) == pytest.approx(train(plain, 3), rel=1e-5)
+        after = task.trainable_module.module.guidance.parameters()
+        assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        state = task.get_checkpoint_state()
+        small_vit().load_state_dict(state["state_dict"])
+        timm_task().load_checkpoint_state(state["state_dict"], state["task_state"])
+        assert task.compile(backend="aot_eager")(small_batch()[0]).shape == (8, 5)
