@@ -34,14 +34,19 @@ except ImportError as error:
 
 
 class Projections(nn.Module):
-    """Projections from student to teacher channels whose output is the parameters themselves, for a forward hook."""
+    """Projections from student to teacher channels whose output is their weights and biases, for a forward hook.
+
+    As views: DistributedDataParallel with find_unused_parameters follows outputs back to the parameters, and counts a
+    parameter that is itself an output twice.
+    """
 
     def __init__(self, student_dims: Sequence[int], teacher_dims: Sequence[int]):
         super().__init__()
         self.layers = GuidanceLoss(student_dims, teacher_dims).projections
 
     def forward(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        return tuple(layer.weight for layer in self.layers), tuple(layer.bias for layer in self.layers)
+        weights = tuple(layer.weight.view_as(layer.weight) for layer in self.layers)
+        return weights, tuple(layer.bias.view_as(layer.bias) for layer in self.layers)
 
 
 @register_auxiliary_model_wrapper
