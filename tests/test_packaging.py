@@ -1,4 +1,4 @@
-"""The wheel holds the two packages and the configs, and nothing that could shadow somebody else's package."""
+"""fastlg's wheel holds the two packages and the configs; the kernels' holds fastlg_kernels and needs torch alone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 
+import fastlg
+
 ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "kernels"
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +48,8 @@ def test_the_wheel_holds_exactly_two_packages_and_the_configs(wheel):
     assert shipped and {n.removeprefix("fastlg/configs/") for n in names if n.startswith("fastlg/configs/")} == shipped
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "fastlg").rglob("*.py")}
     assert sources <= set(names)
-    kernels = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
-    assert {f"fastlg_kernels/{p.name}" for p in kernels.iterdir() if p.suffix in (".py", ".json")} <= set(names)
+    kernels = (KERNELS / "torch-ext" / "fastlg_kernels").iterdir()
+    assert {f"fastlg_kernels/{p.name}" for p in kernels if p.suffix in (".py", ".json")} <= set(names)
 
 
 def test_an_installed_wheel_answers_and_finds_configs_by_name(wheel, tmp_path):
@@ -59,6 +63,59 @@ def test_an_installed_wheel_answers_and_finds_configs_by_name(wheel, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "site")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert result.stdout.split() == ["deit_tiny_patch16_224", "quickstart"], result.stderr
+
+
+@pytest.fixture(scope="module")
+def kernels_wheel(tmp_path_factory):
+    """Built from the source distribution, which was built in a clone."""
+    clone = tmp_path_factory.mktemp("clone")
+    shutil.copytree(KERNELS, clone / "kernels", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    (clone / "fastlg").mkdir()
+    shutil.copy(ROOT / "fastlg" / "__init__.py", clone / "fastlg")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(clone / "dist"), str(clone / "kernels")]
+    subprocess.run(command, check=True, capture_output=True, timeout=280, cwd=clone)
+    return next((clone / "dist").glob("fastlg_kernels-*.whl"))
+
+
+def test_the_kernels_wheel_holds_the_package_and_needs_torch_and_triton_alone(kernels_wheel):
+    archive = zipfile.ZipFile(kernels_wheel)
+    shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = (KERNELS / "torch-ext" / "fastlg_kernels").iterdir()
+    assert shipped == {f"fastlg_kernels/{path.name}" for path in sources if path.suffix in (".py", ".json")}
+    info = f"fastlg_kernels-{fastlg.__version__}.dist-info"
+    metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
+    assert metadata["Name"] == "fastlg-kernels" and metadata["Version"] == fastlg.__version__
+    assert {need.split(">")[0] for need in metadata.get_all("Requires-Dist")} == {"torch", "triton"}
+    assert b"Apache License" in archive.read(f"{info}/licenses/LICENSE")
+
+
+def test_the_kernels_wheel_works_without_fastlg_and_what_fastlg_needs(kernels_wheel, tmp_path):
+    zipfile.ZipFile(kernels_wheel).extractall(tmp_path / "site")
+    blocked = ["fastlg", "timm", "torchvision", "pydantic", "typer", "rich", "yaml", "safetensors", "PIL"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked}))
+sys.path.insert(0, sys.argv[1])
+import fastlg_kernels, torch
+import torch.nn.functional as F
+assert fastlg_kernels.__file__.startswith(sys.argv[1]), fastlg_kernels.__file__
+torch.manual_seed(0)
+module = fastlg_kernels.GuidanceLoss([5], [3], grids=[(4, 6)])
+tokens, maps = torch.randn(2, 25, 5, requires_grad=True), torch.randn(2, 3, 8, 7)
+loss = module(tokens, maps)
+ours = torch.autograd.grad(loss, [tokens, *module.parameters()])
+layer, wide = module.double().projections[0], tokens.detach().double().requires_grad_()
+student = F.conv2d(wide[:, 1:].mT.unflatten(2, (4, 6)), layer.weight[..., None, None], layer.bias)
+resized = [F.interpolate(m, (8, 7), mode="bilinear", align_corners=False) for m in (student, maps.double())]
+truth = F.mse_loss(*resized)
+torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
+for mine, theirs in zip(ours, torch.autograd.grad(truth, [wide, *module.parameters()])):
+    torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-6)
+print("exact")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "site")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.stdout.strip() == "exact", result.stderr
 
 
 def test_the_kernels_library_imports_from_the_repository_root():
