@@ -1,9 +1,10 @@
-"""The Kernel Hub build: loads offline beside the installed package, gives the same numbers, serves kernelize."""
+"""Copies of fastlg_kernels: Kernel Hub builds and vendored folders live beside the installed package, and agree."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,33 @@ def test_a_copied_variant_needs_nothing_of_this_project(built, tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.strip() == "True", run.stdout + run.stderr
+
+
+def test_a_folder_copied_into_another_package_lives_beside_the_installed_one(tmp_path, monkeypatch):
+    folder = tmp_path / "somebodys_library" / "kern"
+    shutil.copytree(KERNELS / "torch-ext" / "fastlg_kernels", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(tmp_path)
+    inputs = draw(2, [((4, 6), 5, 3, (8, 7))], torch.float64, prefix=1)
+    before = fastlg_kernels.guidance_loss(*inputs[:4], grids=inputs.grids)
+    own = fastlg_kernels.guidance_op.guidance_forward._opoverload
+    copy = importlib.import_module("somebodys_library.kern")
+    assert torch.ops.fastlg_kernels.guidance_forward.default is own
+    assert copy._ops.NAMESPACE == "somebodys_library_kern" and hasattr(copy._ops.ops, "guidance_backward")
+    expected = truth(inputs)
+    check_gradients(before, inputs, expected)  # a graph of the installed operators, made before the copy was there
+    for package in (fastlg_kernels, copy):
+        compiled = torch.compile(package.guidance_loss, fullgraph=True, backend="aot_eager")
+        check_gradients(package.guidance_loss(*inputs[:4], grids=inputs.grids), inputs, expected)
+        check_gradients(compiled(*inputs[:4], grids=inputs.grids), inputs, expected)
+    arguments = [*map(list, inputs[:4]), [4, 6], False, True, True, "torch", False]
+    checks = torch.library.opcheck(copy.guidance_op.guidance_forward, arguments)
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+def check_gradients(loss: torch.Tensor, inputs, expected) -> None:
+    assert loss.item() == pytest.approx(expected[0], rel=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(loss, inputs.leaves()), expected[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_sources_import_each_other_relatively_only():

@@ -1,10 +1,10 @@
-"""The namespace of this copy's operators. A Kernel Hub build replaces this file, so that copies live side by side."""
+"""The namespace of this copy's operators, so that copies live side by side. A Kernel Hub build replaces this file."""
 
 from __future__ import annotations
 
 import torch
 
-NAMESPACE = "fastlg_kernels"
+NAMESPACE = __package__.replace(".", "_")  # a folder copied into another package registers under that name
 ops = getattr(torch.ops, NAMESPACE)
 
 
