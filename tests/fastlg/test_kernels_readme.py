@@ -1,0 +1,98 @@
+"""Every example in kernels/README.md runs as pasted, with what its text says one has, and trains the projections."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from integration_cases import torchdistill_box, torchdistill_config
+
+from fastlg.models.resnet_cifar import resnet56
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+README = KERNELS / "README.md"
+
+
+def examples() -> dict[str, str]:
+    found = re.findall(r"^### ([^\n]+)\n(.*?)(?=^##)", README.read_text(encoding="utf-8"), re.S | re.M)
+    blocks = {title.strip(): re.findall(r"^```python\n(.*?)^```", text, re.S | re.M) for title, text in found}
+    assert all(len(code) == 1 for code in blocks.values()), blocks
+    return {title: code[0] for title, code in blocks.items()}
+
+
+def paste(title: str, **scope) -> dict:
+    exec(compile(examples()[title], f"{README}: {title}", "exec"), scope)
+    return scope
+
+
+@pytest.fixture(scope="module")
+def models() -> dict:
+    torch.manual_seed(0)
+    teacher = resnet56(5).eval().requires_grad_(False)
+    return {"student": timm.create_model("deit_tiny_patch16_224", num_classes=5), "teacher": teacher}
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 4])
+
+
+def assert_moved(before, after) -> None:
+    before, after = list(before), list(after)
+    assert len(before) == len(after) == 6  # weight and bias of three projections
+    assert all(a.isfinite().all() and not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_there_are_four_examples_of_at_most_ten_lines():
+    assert set(examples()) == {"Plain PyTorch", "timm", "torchdistill", "Kernel Hub"}
+    for title, code in examples().items():
+        assert len([line for line in code.splitlines() if line.strip()]) <= 10, title
+
+
+@pytest.mark.parametrize("title", ["Plain PyTorch", "timm"])
+def test_training_loop_trains_the_projections(models, title):
+    moved = []
+    for loader in ([], [batch()]):  # the same seed gives the same projections, before and after one step
+        torch.manual_seed(1)
+        scope = paste(title, loader=loader, **models)
+        guidance = scope["guidance"] if title == "Plain PyTorch" else scope["task"].trainable_module.guidance
+        moved.append(guidance.parameters())
+    assert_moved(*moved)
+
+
+def test_torchdistill_configuration_trains_the_projections(models):
+    pytest.importorskip("torchdistill", reason="torchdistill is not installed")
+    config = paste("torchdistill", config=torchdistill_config())["config"]
+    box = torchdistill_box(config, models["teacher"], models["student"], *batch())
+    projections = box.student_model.guidance.layers
+    before = [parameter.clone() for parameter in projections.parameters()]
+    for images, targets, _ in box.train_data_loader:
+        box.post_forward_process(box.forward_process(images, targets, None))
+    assert_moved(before, projections.parameters())
+
+
+def test_kernel_hub_example_computes_the_loss(tmp_path, monkeypatch):
+    pytest.importorskip("kernels", reason="Hugging Face's kernels package is not installed")
+    spec = importlib.util.spec_from_file_location("hub_build", KERNELS / "hub_build.py")
+    hub_build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hub_build)
+    hub_build.build(tmp_path / "kernels" / "build")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    dims, sizes = (16, 32, 64), (32, 16, 8)
+    tokens = [torch.randn(2, 197, 192, requires_grad=True) for _ in dims]
+    maps = [torch.randn(2, d, s, s) for d, s in zip(dims, sizes, strict=True)]
+    weights, biases = [torch.randn(d, 192) / 14 for d in dims], [torch.randn(d) for d in dims]
+    loss = paste("Kernel Hub", tokens=tokens, maps=maps, weights=weights, biases=biases)["loss"]
+    expected = 0.0
+    for token, target, weight, bias in zip(tokens, maps, weights, biases, strict=True):
+        student = F.linear(token.detach()[:, 1:].double(), weight.double(), bias.double()).mT.unflatten(2, (14, 14))
+        size = max(14, target.shape[2])
+        pair = [F.interpolate(m, (size, size), mode="bilinear") for m in (student, target.double())]
+        expected += F.mse_loss(*pair).item()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert all(token.grad[:, 1:].abs().sum() > 0 for token in tokens)
