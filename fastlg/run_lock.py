@@ -22,6 +22,7 @@ from fastlg.report import say
 
 LOCK = "run.lock"
 POLL_S = 0.5
+GRACE_S = 5.0  # ranks whose launcher was killed end their step and save before they leave
 LEASE_S = 120.0  # an NFS server keeps the locks of a node that died for its lease, 90 s unless set otherwise
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _own: set[int] = set()  # descriptors of lock files that this process has open
@@ -31,9 +32,9 @@ _own: set[int] = set()  # descriptors of lock files that this process has open
 def run_lock(folder: Path, *, waits: bool = False) -> Iterator[None]:
     """Inside, no other fastlg trains in ``folder``, which is made if need be; all ranks call it, rank 0 holds the lock.
 
-    While another process holds it: with ``waits`` this one says so and waits; else it gives a holder on another host,
-    which may have died with its node, LEASE_S to vanish, and then refuses. Raises UserError that names the holder, or
-    for a folder that cannot be written.
+    While another process holds it: with ``waits`` this one says so and waits; else it gives the holder GRACE_S to leave,
+    or LEASE_S on another host, which may have died with its node, and then refuses. Raises UserError that names the
+    holder, or for a folder that cannot be written.
     """
     lock = _Lock(folder) if ranks.is_first() else None
     try:
@@ -95,15 +96,16 @@ class _Lock:
         pid, _, host = self._note().partition(" ")
         who = f"process {pid} on {host}" if host else "another process"
         is_remote = bool(host) and host != socket.gethostname()
+        patience = LEASE_S if is_remote else GRACE_S
         is_new, now = self.deadline is None, time.monotonic()
         if is_new:
-            self.deadline = now + (LEASE_S if is_remote else 0.0)
+            self.deadline = now + patience
         hint = f"if {host} is down, delete {self.path}" if is_remote else ""
         if not waits and now >= self.deadline:
             fix = f"wait for it or stop it, {hint and hint + ', '}or choose another run.name"
             raise UserError(f"{self.folder} is being trained by {who}; {fix}")
         if is_new:
-            limit = "" if waits else f" for {LEASE_S:.0f} s at most"
+            limit = "" if waits else f" for {patience:.0f} s at most"
             say(f"waiting  {self.folder} is being trained by {who}; waiting for it{limit}{hint and '; ' + hint}")
 
     def _note(self) -> str:

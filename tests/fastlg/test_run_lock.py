@@ -62,7 +62,7 @@ def refused(process, folder: str, holder) -> None:
     status, out, err = process.finish()
     assert status == 2 and err.count("\n") == 1, (status, out, err)
     assert err.startswith(f"fastlg: {folder} is being trained by process {holder.pid} on {HERE}; "), err
-    assert "wait for it or stop it" in err and "run.name" in err and "waiting" not in out
+    assert "wait for it or stop it" in err and "run.name" in err and out.count("waiting  ") == 1
 
 
 def test_the_second_command_is_refused_by_name_and_the_first_ends_in_the_same_bits(start, project):
@@ -89,6 +89,16 @@ def test_a_killed_command_blocks_no_resume_though_its_data_workers_still_live(st
     status, out, err = start.one(*alone, "run.name=killed").finish()
     assert status == 0 and "resumed" in out, (out, err)
     assert_same_run(project / "runs" / "whole", project / "runs" / "killed")
+
+
+def test_ranks_that_outlive_their_killed_launcher_do_not_refuse_the_next_command(start, project):
+    command = (*TRAIN, "teacher=null", "run.name=orphans", *TWO)
+    first = start.one(*command)
+    lock = project / "runs" / "orphans" / LOCK
+    wait_until(lock.is_file, first.process.is_alive)
+    os.kill(first.pid, signal.SIGKILL)
+    status, out, err = start.one(*command).finish()
+    assert status == 0, (out, err)
 
 
 def test_who_needs_a_teacher_that_another_command_trains_waits_for_it_with_one_line(start, project):
