@@ -32,9 +32,9 @@ _own: set[int] = set()  # descriptors of lock files that this process has open
 def run_lock(folder: Path, *, waits: bool = False) -> Iterator[None]:
     """Inside, no other fastlg trains in ``folder``, which is made if need be; all ranks call it, rank 0 holds the lock.
 
-    While another process holds it: with ``waits`` this one says so and waits; else it gives the holder GRACE_S to leave,
-    or LEASE_S on another host, which may have died with its node, and then refuses. Raises UserError that names the
-    holder, or for a folder that cannot be written.
+    While another process holds it: with ``waits`` this one says so and waits; else it gives the holder GRACE_S to
+    leave, or LEASE_S on another host, which may have died with its node, and then refuses. Raises UserError that names
+    the holder, or for a folder that cannot be written.
     """
     lock = _Lock(folder) if ranks.is_first() else None
     try:
