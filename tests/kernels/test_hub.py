@@ -52,11 +52,20 @@ def test_variants_load_from_a_folder_beside_the_installed_package(built):
     for variant in ("torch-cpu", "torch-cuda"):
         kernel = kernels.get_local_kernel(built / "build" / variant)
         metadata = json.loads((built / "build" / variant / "metadata.json").read_text())
-        assert kernel is not fastlg_kernels and kernel.__name__ == metadata["id"] == kernel._ops.NAMESPACE
+        own = sys.modules[f"{metadata['id']}._ops"].NAMESPACE
+        assert kernel is not fastlg_kernels and kernel.__name__ == metadata["id"] == own
         assert hasattr(getattr(torch.ops, metadata["id"]), "guidance_forward")
         namespaces.add(metadata["id"])
         check_same_numbers(kernel)
     assert len(namespaces) == 3
+
+
+def test_one_build_loads_from_two_folders(built, tmp_path):
+    shutil.copytree(built / "build", tmp_path / "build")
+    for folder in (built, tmp_path, built):
+        kernel = kernels.get_local_kernel(folder / "build" / "torch-cpu")
+        assert issubclass(kernel.layers.LinearGuidance, torch.nn.Module)
+        check_same_numbers(kernel)
 
 
 def test_the_variant_of_this_machine_is_found(built):

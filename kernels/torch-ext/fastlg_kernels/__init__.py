@@ -1,5 +1,6 @@
 """Fused kernels for locality guidance and on-device augmentation: torch and triton, nothing else."""
 
+from . import layers  # by name: Hugging Face's kernels looks for layers here, in whichever copy it loaded last
 from .augment import (
     RaggedImages,
     apply_op,
@@ -22,6 +23,7 @@ __all__ = [
     "distillation_loss",
     "draw_rand_augment",
     "guidance_loss",
+    "layers",
     "normalise",
     "parse_rand_augment",
     "rand_augment",
