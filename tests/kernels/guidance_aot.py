@@ -1,10 +1,11 @@
 """Compiles the guidance kernels ahead of time, as the launcher would ask for them, and reads registers and spills.
 
-``python tests/kernels/guidance_aot.py`` prints the table for every shape, dtype and layout (minutes).
+``python tests/kernels/guidance_aot.py`` prints the table for every shape, dtype and layout (half an hour).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -18,15 +19,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastlg_kernels import guidance_triton
+from fastlg_kernels import guidance_configs, guidance_op, guidance_triton
 
 MULTIPROCESSORS = {"sm80": 108, "sm90": 132}
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024}
+SMALLEST_SHARED_LIMIT = 99 * 1024  # compute capability 8.6, 8.9 and 12.0
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 KERNELS = ("flat_kernel", "window_kernel", "weight_grad_kernel", "token_grad_kernel", "reduce_kernel")
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
-# name -> (student grid, C, D, teacher grid): the students of the paper beside ResNet-56, and odd ones
+# name -> (student grid, C, D, teacher grid): the students of the paper beside ResNet-56, then odd and large ones
 SHAPES = {
     "deit_ti/0": ((14, 14), 192, 16, (32, 32)),
     "deit_ti/1": ((14, 14), 192, 32, (16, 16)),
@@ -43,11 +45,47 @@ SHAPES = {
     "vit_base/2": ((14, 14), 768, 64, (8, 8)),
     "mixed": ((13, 9), 40, 19, (7, 15)),
     "wide": ((14, 14), 1536, 512, (7, 7)),
+    "flat C191": ((14, 14), 191, 48, (8, 8)),
+    "flat C383": ((14, 14), 383, 64, (8, 8)),
+    "window C191": ((14, 14), 191, 10, (32, 32)),
+    "window C300": ((14, 14), 300, 64, (32, 32)),
+    "7 to 28": ((7, 7), 192, 64, (28, 28)),
+    "7 to 56": ((7, 7), 160, 64, (56, 56)),
+    "14 to 56": ((14, 14), 192, 64, (56, 56)),
+    "14 to 48": ((14, 14), 192, 16, (48, 48)),
+    "resnet50/2": ((14, 14), 192, 512, (28, 28)),
+}
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+# what every shape is compiled for, beside tokens with a prefix and a teacher of the same dtype, channels first
+VARIANTS = {
+    BF16: [
+        {},
+        {"teacher": "last"},
+        {"student": "maps"},
+        {"student": "maps", "teacher": "last"},
+        {"student": "maps last"},
+        {"student": "far samples"},
+        {"student": "far channels"},
+        {"teacher_dtype": FP32},
+        {"weights": False},
+        {"residuals": False},
+    ],
+    FP16: [{}, {"student": "maps"}],
+    FP32: [
+        {},
+        {"teacher": "last"},
+        {"student": "maps"},
+        {"student": "far channels"},
+        {"teacher_dtype": BF16},
+        {"allow_tf32": True},
+        {"allow_tf32": True, "teacher": "last"},
+    ],
 }
 
 
 class Launch(NamedTuple):
     kernel: object
+    grid: tuple
     arguments: tuple
     keywords: dict
 
@@ -66,12 +104,24 @@ class Recorder:
         self.kernel, self.launches = kernel, launches
 
     def __getitem__(self, grid):
-        return lambda *arguments, **keywords: self.launches.append(Launch(self.kernel, arguments, keywords))
+        return lambda *arguments, **keywords: self.launches.append(Launch(self.kernel, grid, arguments, keywords))
 
 
-def record(monkeypatch, family, shape, dtype, *, allow_tf32=False, channels_last=False, maps=False, wide=False):
-    """Launches of forward and backward for one pair at batch 128, from the launcher itself, on meta tensors."""
-    grid, channels, dim, teacher_grid = shape
+def record(
+    monkeypatch,
+    family,
+    shapes,
+    dtype,
+    *,
+    batch=128,
+    student="tokens",
+    teacher="first",
+    teacher_dtype=None,
+    residuals=True,
+    weights=True,
+    allow_tf32=False,
+):
+    """Launches of forward and backward for pairs of such shapes, from the launcher itself, on meta tensors."""
     launches: list[Launch] = []
     for name in KERNELS:
         kernel = getattr(guidance_triton, name)
@@ -79,19 +129,38 @@ def record(monkeypatch, family, shape, dtype, *, allow_tf32=False, channels_last
             guidance_triton, name, Recorder(kernel.kernel if isinstance(kernel, Recorder) else kernel, launches)
         )
     monkeypatch.setattr(guidance_triton, "device_family", lambda _: (family, MULTIPROCESSORS[family]))
-    if wide:
-        monkeypatch.setattr(guidance_triton, "needs_64_bit", lambda *_: True)
-    student = torch.empty(128, 1 + grid[0] * grid[1], channels, dtype=dtype, device="meta")
-    if maps:
-        student = torch.empty(128, channels, *grid, dtype=dtype, device="meta")
-    teacher = torch.empty(128, dim, *teacher_grid, dtype=dtype, device="meta")
-    if channels_last:
-        teacher = teacher.to(memory_format=torch.channels_last)
-    weight, bias = torch.empty(dim, channels, device="meta"), torch.empty(dim, device="meta")
-    _, residuals, _ = guidance_triton.forward([(student, teacher, weight, bias, grid)], [1], True, True, allow_tf32)
+    pairs = []
+    for grid, channels, dim, size in shapes:
+        maps = torch.empty(batch, dim, *size, dtype=teacher_dtype or dtype, device="meta")
+        if teacher == "last":
+            maps = maps.to(memory_format=torch.channels_last)
+        weight, bias = torch.empty(dim, channels, device="meta"), torch.empty(dim, device="meta")
+        pairs.append((laid_out(student, batch, grid, channels, dtype), maps, weight, bias, grid))
+    _, stored, _ = guidance_triton.forward(pairs, [1] * len(pairs), residuals, weights, allow_tf32)
     upstream = torch.empty((), device="meta")
-    guidance_triton.token_grad(residuals[0], weight, upstream, 1.0, torch.empty_like(student), allow_tf32)
+    for residual, (tokens, _, weight, _, grid) in zip(stored, pairs, strict=False):
+        out = guidance_op.empty_gradient(residual, weight, guidance_op.student_layout(tokens, grid))
+        guidance_triton.token_grad(residual, weight, upstream, 1.0, out, allow_tf32)
     return launches
+
+
+def laid_out(layout: str, batch: int, grid: tuple[int, int], channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """A student on no device: tokens with one prefix token, maps, or tokens with an axis beyond 32 bits."""
+    length = 1 + grid[0] * grid[1]
+    maps = torch.empty(batch, channels, *grid, dtype=dtype, device="meta")
+    match layout:
+        case "tokens":
+            return torch.empty(batch, length, channels, dtype=dtype, device="meta")
+        case "maps":
+            return maps
+        case "maps last":
+            return maps.to(memory_format=torch.channels_last)
+        case "far samples":
+            strides = 2**31 + 16, channels, 1
+        case "far channels":  # their stride is a 32-bit number, and only its products are not
+            strides = length, 1, 2**31 // channels + 16
+    last = sum((n - 1) * stride for n, stride in zip((batch, length, channels), strides, strict=True))
+    return torch.empty(last + 1, dtype=dtype, device="meta").as_strided((batch, length, channels), strides)
 
 
 def compiled(launch: Launch, capability: int):
@@ -133,26 +202,30 @@ def usage(launch: Launch, capability: int) -> Usage:
     return Usage(launch.kernel.fn.__name__, found["REG"], found["STACK"], binary.metadata.shared)
 
 
+def fits(used: Usage, family: str) -> bool:
+    """Whether nothing spills and it fits on the chip: for what is not tuned on the smallest of the chips."""
+    limit = SHARED_LIMIT[family] if family in guidance_configs.FAMILIES else SMALLEST_SHARED_LIMIT
+    return used.stack == 0 and used.registers <= 255 and used.shared <= limit
+
+
 def main() -> int:
     import pytest
 
-    spilled = 0
-    names = "family", "case", "dtype", "tf32", "teacher", "kernel", "regs", "stack", "smem"
-    print("{:6} {:12} {:8} {:5} {:8} {:20} {:>4} {:>5} {:>7}".format(*names))
-    for family in MULTIPROCESSORS:
-        for case, shape in SHAPES.items():
-            for dtype, tf32 in ((torch.bfloat16, False), (torch.float32, False), (torch.float32, True)):
-                for last in (False, True):
-                    with pytest.MonkeyPatch.context() as patch:
-                        launches = record(patch, family, shape, dtype, allow_tf32=tf32, channels_last=last)
-                        rows = [usage(launch, int(family[2:])) for launch in launches]
-                    for row in rows:
-                        name, layout = str(dtype).removeprefix("torch."), "last" if last else "first"
-                        spilled += row.stack > 0 or row.shared > SHARED_LIMIT[family]
-                        print(f"{family:6} {case:12} {name:8} {tf32!s:5} {layout:8} {row.kernel:20}", end=" ")
-                        print(f"{row.registers:4} {row.stack:5} {row.shared:7}", flush=True)
-    print(f"{spilled} launches spill or do not fit")
-    return int(spilled > 0)
+    failed = 0
+    names = "family", "case", "dtype", "variant", "kernel", "regs", "stack", "smem"
+    print("{:6} {:12} {:8} {:29} {:18} {:>4} {:>5} {:>7}".format(*names))
+    for family, (case, shape), dtype in itertools.product(MULTIPROCESSORS, SHAPES.items(), VARIANTS):
+        for variant in VARIANTS[dtype]:
+            with pytest.MonkeyPatch.context() as patch:
+                launches = record(patch, family, [shape], dtype, **variant)
+            words = [f"{key}={str(value).removeprefix('torch.')}" for key, value in variant.items()]
+            for used in (usage(launch, int(family[2:])) for launch in launches):
+                failed += not fits(used, family)
+                name = str(dtype).removeprefix("torch.")
+                print(f"{family:6} {case:12} {name:8} {' '.join(words):29} {used.kernel:18}", end=" ")
+                print(f"{used.registers:4} {used.stack:5} {used.shared:7}", flush=True)
+    print(f"{failed} launches spill or do not fit")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

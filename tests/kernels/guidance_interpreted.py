@@ -37,9 +37,16 @@ def uninitialised_memory_is_nan():
 def family(request, monkeypatch):
     """The tuned tables: what a GPU would run on half-precision tokens, run here on float32."""
     if request.param != "safe":
-        choose = guidance_configs.choose
-        monkeypatch.setattr(guidance_triton, "choose", lambda kernel, _, c, d, __: choose(kernel, "sm90", c, d, 2))
+        use_tuned_tables(monkeypatch)
     return request.param
+
+
+def use_tuned_tables(monkeypatch):
+    def choose(kernel, _, channels, dim, __, plain=False, **___):
+        return guidance_configs.choose(kernel, "sm90", channels, dim, 2, plain=plain, side=1)
+
+    monkeypatch.setattr(guidance_triton, "choose", choose)
+    monkeypatch.setattr(guidance_triton, "is_plain", lambda *_: True)
 
 
 def check(inputs, limit=1e-6, **options):
@@ -67,7 +74,9 @@ def test_64_bit_offsets_within_a_tile(pairs, monkeypatch):
 
 def test_shapes_take_the_kernels_they_are_meant_for():
     def plan(batch, channels, grid, teacher):
-        return guidance_triton.plan_pair(batch, channels, grid, teacher, 2, "sm90")
+        student = torch.empty(batch, grid[0] * grid[1], channels, dtype=torch.bfloat16)
+        weight = torch.empty(teacher[1], channels)
+        return guidance_triton.plan_pair((student, torch.empty(teacher), weight, None, grid), "sm90")
 
     assert plan(9, 192, (14, 14), (9, 64, 8, 8)).kernel is guidance_triton.flat_kernel
     whole = plan(9, 192, (14, 14), (9, 16, 32, 32))
@@ -97,10 +106,9 @@ axes = st.integers(1, 24)
 @settings(max_examples=8, deadline=None)
 @given(axes, axes, axes, axes, st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2), st.data())
 def test_any_shape_agrees_with_float64(height, width, rows, columns, channels, dim, batch, prefix, data):
-    choose = guidance_configs.choose
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans(), label="fused"):
-            patch.setattr(guidance_triton, "choose", lambda kernel, _, c, d, __: choose(kernel, "sm90", c, d, 2))
+            use_tuned_tables(patch)
         check(draw(batch, [((height, width), channels, dim, (rows, columns))], prefix=prefix), limit=2e-6)
 
 
@@ -160,6 +168,14 @@ def test_several_pairs_mixed_kernels_both_reductions(family):
         check(draw(2, pairs, prefix=2), reduction=reduction)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_gradients_summed_by_fewer_programs_than_the_loss(rows, family, monkeypatch):
+    inputs = draw(5, [FLAT[0], WINDOWS[0], PACKED[0]])
+    width = sum(weight.numel() + bias.numel() for weight, bias in zip(inputs.weights, inputs.biases, strict=True))
+    monkeypatch.setattr(guidance_triton, "PARTIAL_BYTES", 4 * width * rows)
+    check(inputs)
+
+
 def test_frozen_parts_are_left_out_and_get_no_gradient(family):
     inputs = draw(2, [FLAT[0], WINDOWS[1]])
     expected, expected_grads = truth(inputs)
@@ -196,9 +212,22 @@ def test_opcheck():
     arguments = (*inputs[:4], flat, False, True, True, "triton", False)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(guidance_op.guidance_forward, arguments, test_utils=utilities)
+    with torch.no_grad():
+        _, residuals, param_grads = guidance_op.guidance_forward(*arguments)
+    layouts = [guidance_op.CHANNELS_LAST, *FLAT[1][0], guidance_op.TOKENS, 2 + 7 * 4, 0]
+    weights = [weight.detach() for weight in inputs.weights]
+    backward = (torch.tensor(-0.5), residuals, weights, param_grads, layouts, [0.01, 0.02], "triton", False)
+    torch.library.opcheck(guidance_op.guidance_backward, backward, test_utils=utilities)
 
 
 def test_half_precision_is_refused_by_the_interpreter():
     inputs = draw(2, FLAT[:1], torch.bfloat16)
     with pytest.raises(RuntimeError, match="interpreter is right in float32 only"):
+        guidance_loss(*inputs[:4], grids=inputs.grids, impl="triton")
+
+
+def test_float64_is_refused_by_name():
+    assert guidance_op.triton_obstacle(torch.device("cuda"), {torch.float32, torch.float64}) == "they know no float64"
+    inputs = draw(2, FLAT[:1], torch.float64)
+    with pytest.raises(RuntimeError, match="cannot run the guidance kernels: they know no float64; use impl='auto' or"):
         guidance_loss(*inputs[:4], grids=inputs.grids, impl="triton")

@@ -1,6 +1,7 @@
-"""Tile sizes of the guidance kernels per GPU family: data, chosen by shape; nothing is timed at run time.
+"""Tile sizes of the guidance kernels per GPU family: data, chosen by shape and layout; nothing is timed at run time.
 
-Every entry compiles without register spills for the shapes it is chosen for (tests/kernels/test_guidance_aot.py).
+Every entry compiles without register spills for what it is chosen for, and the safe ones take at most 99 KiB of shared
+memory, which every GPU from compute capability 8.0 on has (tests/kernels/guidance_aot.py holds them to both).
 """
 
 from __future__ import annotations
@@ -34,32 +35,62 @@ class Config(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
-# (kernel, bytes per token element, most student channels, most teacher channels) -> configuration; first match wins.
 ANY = 1 << 30
+
+
+class Row(NamedTuple):
+    """A configuration and what it is for: tokens of ``itemsize`` bytes, at most so many channels, so large a grid.
+
+    channels, dim  most channels of student and teacher
+    side           longest side of either grid
+    plain          only where rows of channels are aligned and dense, and offsets take 32 bits (see guidance_triton)
+    """
+
+    kernel: str
+    itemsize: int
+    config: Config
+    channels: int = ANY
+    dim: int = ANY
+    side: int = ANY
+    plain: bool = False
+
+
 SAFE = (
-    ("flat", 2, ANY, ANY, Config(tokens=64, channels=64, dims=32)),
-    ("flat", 4, ANY, ANY, Config(tokens=32, channels=64, dims=16, warps=4)),
-    ("window", 2, ANY, ANY, Config(channels=32, dims=16)),
-    ("window", 4, ANY, ANY, Config(channels=32, dims=16)),
-    ("weight_grad", 2, ANY, ANY, Config(tokens=64, channels=64, dims=64)),
-    ("weight_grad", 4, ANY, ANY, Config(tokens=32, channels=64, dims=32, warps=4)),
-    ("token_grad", 2, ANY, ANY, Config(tokens=128, channels=64, dims=64, stages=1)),
-    ("token_grad", 4, ANY, ANY, Config(tokens=64, channels=64, dims=32, stages=1)),
+    Row("flat", 2, Config(tokens=64, channels=64, dims=32)),
+    Row("flat", 4, Config(tokens=32, channels=64, dims=16, warps=4)),
+    Row("window", 2, Config(channels=32, dims=16)),
+    Row("window", 4, Config(channels=32, dims=16)),
+    Row("weight_grad", 2, Config(tokens=64, channels=64, dims=64)),
+    Row("weight_grad", 4, Config(tokens=32, channels=64, dims=32, warps=4)),
+    Row("token_grad", 2, Config(tokens=128, channels=64, dims=64, stages=1), plain=True),
+    Row("token_grad", 2, Config(tokens=64, channels=64, dims=64, stages=1)),
+    Row("token_grad", 4, Config(tokens=64, channels=64, dims=32, stages=1)),
 )
+WINDOW_16 = Config(dims=16, rows=32, programs=1, warps=16, stages=1, fused=True)
 HOPPER = (
-    ("flat", 2, 192, ANY, Config(tokens=128, dims=64, programs=1, fused=True)),
-    ("flat", 2, 320, ANY, Config(tokens=128, dims=32, programs=1, fused=True)),
-    ("flat", 2, 384, ANY, Config(tokens=64, dims=32, programs=1, fused=True)),
-    ("window", 2, 192, 16, Config(dims=16, rows=32, programs=1, warps=16, stages=1, fused=True)),
-    ("window", 2, 192, ANY, Config(dims=32, programs=1, stages=1, fused=True)),
-    ("window", 2, ANY, ANY, Config(dims=32)),
+    Row("flat", 2, Config(tokens=128, dims=64, programs=1, fused=True), channels=192, plain=True),
+    Row("flat", 2, Config(tokens=128, dims=32, programs=1, fused=True), channels=320, plain=True),
+    Row("flat", 2, Config(tokens=64, dims=32, programs=1, fused=True), channels=384, plain=True),
+    Row("window", 2, WINDOW_16, channels=192, dim=16, side=32, plain=True),
+    Row("window", 2, Config(dims=32, programs=1, stages=1, fused=True), channels=192, side=16, plain=True),
+    Row("window", 2, Config(dims=16), dim=16, side=32, plain=True),
+    Row("window", 2, Config(dims=32), side=16, plain=True),
 )
 FAMILIES = {"sm90": HOPPER + SAFE}
 
 
-def choose(kernel: str, family: str, channels: int, dim: int, itemsize: int) -> Config:
-    """The configuration of ``kernel`` for C ``channels``, D ``dim`` and tokens of ``itemsize`` bytes."""
-    for name, size, most_channels, most_dim, config in FAMILIES.get(family, SAFE):
-        if name == kernel and size == itemsize and channels <= most_channels and dim <= most_dim:
-            return config._replace(dims=min(config.dims, max(16, 1 << (dim - 1).bit_length())))
+def choose(kernel: str, family: str, channels: int, dim: int, itemsize: int, **facts) -> Config:
+    """The configuration of ``kernel`` for C ``channels`` and D ``dim``; see ``choose_row``."""
+    config = choose_row(kernel, family, channels, dim, itemsize, **facts).config
+    return config._replace(dims=min(config.dims, max(16, 1 << (dim - 1).bit_length())))
+
+
+def choose_row(
+    kernel: str, family: str, channels: int, dim: int, itemsize: int, *, plain: bool = False, side: int = ANY
+) -> Row:
+    """The first row of the family's table that fits; ``plain`` and ``side`` as in Row."""
+    for row in FAMILIES.get(family, SAFE):
+        fits = channels <= row.channels and dim <= row.dim and side <= row.side and (plain or not row.plain)
+        if (row.kernel, row.itemsize) == (kernel, itemsize) and fits:
+            return row
     raise LookupError(f"no {kernel} configuration for elements of {itemsize} bytes")

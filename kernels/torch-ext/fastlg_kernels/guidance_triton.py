@@ -15,6 +15,9 @@ from .guidance_triton_forward import flat_kernel, window_kernel
 from .guidance_triton_gradients import reduce_kernel, token_grad_kernel, weight_grad_kernel
 
 Grid = tuple[int, int]
+Pair = tuple[Tensor, Tensor, Tensor, Tensor, Grid]  # student, teacher, weight, bias, grid of the student
+PARTIAL_BYTES = 64 * 2**20  # most that partial sums of weight and bias gradients take
+MOST_TOKENS = 128  # of a tile of any configuration
 WINDOW = 16  # side of a window of tokens: the smallest a tensor-core product contracts over
 
 
@@ -24,25 +27,62 @@ class Plan(NamedTuple):
     kernel: object
     constants: dict
     config: Config
+    weight_grad: Config  # of the kernel that makes the weight gradient where the forward kernel does not
     tiles: int
     blocks: int  # of the teacher's channels
+    tokens: Tensor  # the student without its prefix tokens
+    strides: tuple[int, int, int, int]  # of sample, row, column and channel
+    wide: bool  # whether offsets need 64 bits
 
 
-def plan_pair(batch: int, channels: int, grid: Grid, teacher: Sequence[int], itemsize: int, family: str) -> Plan:
-    """Kernel, constants and tiles for students of C channels on ``grid`` and teacher maps [N, D, h, w]."""
-    _, dim, height, width = teacher
+class Schedule(NamedTuple):
+    """Plans of all pairs, and how many programs sum the loss and the gradients: the rows of their partial sums."""
+
+    plans: list[Plan]
+    loss_programs: int
+    grad_programs: int
+
+
+def plan_pair(pair: Pair, family: str, tuned: bool = True) -> Plan:
+    """Kernel, constants and tiles of one pair; the safe configuration unless ``tuned``."""
+    student, teacher, weight, _, grid = pair
+    batch, dim, height, width = teacher.shape
+    channels, itemsize = weight.shape[1], student.element_size()
+    tokens, strides = student_strides(student, grid)
+    wide = needs_64_bit(strides, teacher, grid, channels)
+    plain = tuned and not wide and is_plain(tokens, strides, channels)
+    facts = family, channels, dim, itemsize
+    side = max(*grid, height, width)
     constants = {"C": channels, "D": dim, "HS": grid[0], "WS": grid[1], "HT": height, "WT": width}
     if grid[0] >= height and grid[1] >= width:
-        kernel, config = flat_kernel, choose("flat", family, channels, dim, itemsize)
-        constants["BT"] = config.tokens
+        kernel, config = flat_kernel, choose("flat", *facts, plain=plain, side=side)
+        constants.update(BT=config.tokens, CHANNELS_LAST=teacher.stride(1) == 1)
         tiles = triton.cdiv(batch * grid[0] * grid[1], config.tokens)
     else:
-        kernel, config = window_kernel, choose("window", family, channels, dim, itemsize)
+        kernel, config = window_kernel, choose("window", *facts, plain=plain, side=side)
         window = window_constants(grid, (height, width), config)
-        constants.update(window, RESIDUAL_SCALE=residual_scale(grid, teacher))
+        constants.update(window, RESIDUAL_SCALE=residual_scale(grid, teacher.shape))
         tiles = triton.cdiv(batch, window["PACK"] ** 2) * window["TILES_Y"] * window["TILES_X"]
     constants.update(BC=config.channels, BD=config.dims, CHUNKS=triton.cdiv(channels, config.channels))
-    return Plan(kernel, constants, config, tiles, triton.cdiv(dim, config.dims))
+    blocks = triton.cdiv(dim, config.dims)
+    return Plan(kernel, constants, config, choose("weight_grad", *facts), tiles, blocks, tokens, strides, wide)
+
+
+def plan_forward(pairs: Sequence[Pair], family: str, processors: int, with_weights: bool) -> Schedule:
+    """Plans of all pairs, their partial gradients within PARTIAL_BYTES (or one row, where that alone is more).
+
+    Many programs share the tiles of a pair, and each leaves its sums. A fused pair leaves its gradients in the programs
+    that sum its loss; the others make theirs by blocks of channels, and where these are many, few programs fill a GPU.
+    So where the gradients are too large for a row per program, no pair is fused.
+    """
+    width = sum(w.numel() + b.numel() for _, _, w, b, _ in pairs) if with_weights else 0
+    for tuned in (True, False):
+        plans = [plan_pair(pair, family, tuned) for pair in pairs]
+        programs = max(min(plan.tiles, processors * plan.config.programs) for plan in plans)
+        grad_programs = min(programs, max(1, PARTIAL_BYTES // max(1, 4 * width)))
+        if grad_programs == programs or not any(plan.config.fused for plan in plans):
+            break
+    return Schedule(plans, programs, grad_programs)
 
 
 def window_constants(grid: Grid, teacher: Grid, config: Config) -> dict:
@@ -78,13 +118,19 @@ def student_strides(student: Tensor, grid: Grid) -> tuple[Tensor, tuple[int, int
     return student, (n, t * grid[1], t, c)
 
 
-def needs_64_bit(student: Tensor, strides: Sequence[int], teacher: Tensor, grid: Grid, plan: Plan) -> bool:
-    """Whether offsets within one tile pass 2^31; those between tiles are always 64-bit."""
-    samples = plan.constants.get("PACK", 1) ** 2 + plan.config.tokens // (grid[0] * grid[1]) + 1
-    samples = min(samples, student.shape[0])
-    own = sum(size * stride for size, stride in zip((samples, *grid, plan.constants["C"]), strides, strict=True))
+def needs_64_bit(strides: Sequence[int], teacher: Tensor, grid: Grid, channels: int) -> bool:
+    """Whether offsets within one tile may pass 2^31; those between tiles are always 64-bit."""
+    samples = min(teacher.shape[0], 4 + MOST_TOKENS // (grid[0] * grid[1]))  # four to a window, or of a run of tokens
+    own = sum(size * stride for size, stride in zip((samples, *grid, channels), strides, strict=True))
     theirs = sum(size * stride for size, stride in zip((samples, *teacher.shape[1:]), teacher.stride(), strict=True))
     return max(own, theirs) >= 2**31
+
+
+def is_plain(tokens: Tensor, strides: Sequence[int], channels: int) -> bool:
+    """Whether channels lie in dense rows that Triton sees to be aligned: what tuned configurations are compiled for."""
+    *outer, inner = strides
+    aligned = all(number % 16 == 0 for number in (*outer, channels, tokens.data_ptr()))
+    return inner == 1 and aligned
 
 
 def precision(dtype: torch.dtype, allow_tf32: bool) -> str:
@@ -93,7 +139,7 @@ def precision(dtype: torch.dtype, allow_tf32: bool) -> str:
 
 
 def forward(
-    pairs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Grid]],
+    pairs: Sequence[Pair],
     counts: Sequence[int],
     with_residuals: bool,
     with_weights: bool,
@@ -104,37 +150,33 @@ def forward(
     Loss and gradients are divided by counts; residuals are E times ``residual_scale``.
     """
     device = pairs[0][0].device
-    family, processors = device_family(device)
-    plans = [
-        plan_pair(student.shape[0], weight.shape[1], grid, teacher.shape, student.element_size(), family)
-        for student, teacher, weight, _, grid in pairs
-    ]
-    losses = sum(plan.blocks for plan in plans)
+    plans, programs, grad_programs = plan_forward(pairs, *device_family(device), with_weights)
     sizes = [w.numel() + b.numel() if with_weights else 0 for _, _, w, b, _ in pairs]
-    programs = max(min(plan.tiles, processors * plan.config.programs) for plan in plans)
-    partials = torch.empty((programs, losses + sum(sizes)), dtype=torch.float32, device=device)
-    residuals, columns = [], [0, losses]
-    with torch.cuda.device_of(partials):
+    losses = sum(plan.blocks for plan in plans)
+    partials = (
+        torch.empty((programs, losses), dtype=torch.float32, device=device),
+        torch.empty((grad_programs, sum(sizes)), dtype=torch.float32, device=device),
+    )
+    residuals, columns = [], [0, 0]
+    with torch.cuda.device_of(partials[0]):
         for pair, plan, count, size in zip(pairs, plans, counts, sizes, strict=True):
             flags = (with_residuals, with_weights, allow_tf32)
-            residuals.append(_forward_pair(pair, plan, partials, columns, 1 / count, family, *flags))
-            columns[0] += plan.blocks
-            columns[1] += size
-        loss, grads = partials.new_empty(()), partials.new_empty(sum(sizes))
+            residuals.append(_forward_pair(pair, plan, partials, columns, 1 / count, *flags))
+            columns = [columns[0] + plan.blocks, columns[1] + size]
+        loss, grads = partials[0].new_empty(()), partials[0].new_empty(sum(sizes))
         reduce_kernel[(1 + triton.cdiv(sum(sizes), 128),)](
-            partials, loss, grads, programs, partials.shape[1],
+            *partials, loss, grads, programs, grad_programs, sum(sizes),
             LOSSES=losses, BL=triton.next_power_of_2(losses), BP=32, BX=128, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return loss, residuals if with_residuals else [], grads
 
 
 def _forward_pair(
-    pair: tuple,
+    pair: Pair,
     plan: Plan,
-    partials: Tensor,
-    columns: list[int],
+    partials: tuple[Tensor, Tensor],
+    columns: Sequence[int],
     scale: float,
-    family: str,
     with_residuals: bool,
     with_weights: bool,
     allow_tf32: bool,
@@ -145,29 +187,23 @@ def _forward_pair(
     fused = plan.config.fused and with_weights
     store = with_residuals or (with_weights and not fused)
     residual = student.new_empty((student.shape[0], grid[0] * grid[1], dim) if store else (0,))
-    tokens, strides = student_strides(student, grid)
     rows = student.shape[0] * grid[0] * grid[1]
-    constants = dict(plan.constants)
-    if plan.kernel is flat_kernel:
-        constants["CHANNELS_LAST"] = teacher.stride(1) == 1
-    programs, width = partials.shape
-    common = {
-        "PRECISION": precision(student.dtype, allow_tf32),
-        "WIDE": needs_64_bit(student, strides, teacher, grid, plan),
-    }
+    programs, grad_programs = len(partials[0]), len(partials[1])
+    widths = partials[0].shape[1], partials[1].shape[1]
+    common = {"PRECISION": precision(student.dtype, allow_tf32), "WIDE": plan.wide}
     plan.kernel[(plan.blocks, programs)](
-        tokens, teacher, weight.contiguous(), bias.contiguous(), residual, partials, *strides, *teacher.stride(),
-        rows if plan.kernel is flat_kernel else student.shape[0],
-        triton.cdiv(plan.tiles, programs), scale, width, *columns,
-        **constants, FUSED=fused, WITH_RESIDUAL=store, **common, **plan.config.launch,
+        plan.tokens, teacher, weight.contiguous(), bias.contiguous(), residual, *partials,
+        *plan.strides, *teacher.stride(), rows if plan.kernel is flat_kernel else student.shape[0],
+        triton.cdiv(plan.tiles, programs), scale, *widths, *columns,
+        **plan.constants, FUSED=fused, WITH_RESIDUAL=store, **common, **plan.config.launch,
     )  # fmt: skip
     if with_weights and not fused:
-        config = choose("weight_grad", family, channels, dim, student.element_size())
+        config = plan.weight_grad
         blocks = triton.cdiv(channels, config.channels), triton.cdiv(dim, config.dims)
-        weight_grad_kernel[(*blocks, programs)](
-            tokens, residual, partials, *strides,
-            rows, triton.cdiv(triton.cdiv(rows, config.tokens), programs),
-            2 * scale / residual_scale(grid, teacher.shape), width, columns[1],
+        weight_grad_kernel[(*blocks, grad_programs)](
+            plan.tokens, residual, partials[1], *plan.strides,
+            rows, triton.cdiv(triton.cdiv(rows, config.tokens), grad_programs),
+            2 * scale / residual_scale(grid, teacher.shape), widths[1], columns[1],
             C=channels, D=dim, HS=grid[0], WS=grid[1], BT=config.tokens, BC=config.channels, BD=config.dims,
             **common, **config.launch,
         )  # fmt: skip
@@ -181,7 +217,7 @@ def token_grad(residual: Tensor, weight: Tensor, upstream: Tensor, scale: float,
         length, (n, t, c) = out.shape[1], out.stride()
     else:
         length, (n, c, _, t) = out.shape[2] * out.shape[3], out.stride()
-    config = choose("token_grad", device_family(out.device)[0], channels, dim, out.element_size())
+    config = choose("token_grad", device_family(out.device)[0], channels, dim, out.element_size(), plain=c == 1)
     rows = out.shape[0] * length
     with torch.cuda.device_of(out):
         token_grad_kernel[(triton.cdiv(rows, config.tokens),)](

@@ -32,11 +32,11 @@ from .guidance_triton_parts import (
 )
 
 
-@triton.jit(do_not_specialize=["rows", "tiles_per_program", "partial_width", "loss_column", "grad_column"])
+@triton.jit(do_not_specialize=["rows", "tiles_per_program", "loss_width", "grad_width", "loss_column", "grad_column"])
 def flat_kernel(
-    students, teachers, weights, biases, residuals, partials,
+    students, teachers, weights, biases, residuals, loss_partials, grad_partials,
     stride_sn, stride_sy, stride_sx, stride_sc, stride_tn, stride_tc, stride_ty, stride_tx,
-    rows, tiles_per_program, scale, partial_width, loss_column, grad_column,
+    rows, tiles_per_program, scale, loss_width, grad_width, loss_column, grad_column,
     C: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, WS: tl.constexpr, HT: tl.constexpr, WT: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FUSED: tl.constexpr, WITH_RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
@@ -45,7 +45,6 @@ def flat_kernel(
     block, program = tl.program_id(0), tl.program_id(1)
     d = block * BD + tl.arange(0, BD)
     channel = widened(tl.minimum(d, D - 1), WIDE)
-    partials += program.to(tl.int64) * partial_width
     loss, bias_sum = 0.0, tl.zeros([BD], tl.float32)
     if FUSED:
         sums = zero_sums(BC, BD, CHUNKS)
@@ -95,9 +94,10 @@ def flat_kernel(
             for chunk in tl.static_range(CHUNKS):
                 added = added + (tl.dot(tl.trans(tokens[chunk]), residual, sums[chunk], input_precision=PRECISION),)
             sums = added
-    tl.store(partials + loss_column + block, loss * scale)
+    tl.store(loss_partials + program.to(tl.int64) * loss_width + loss_column + block, loss * scale)
     if FUSED:
-        store_weight_grad(partials + grad_column, sums, bias_sum, d, 2.0 * scale, C, D, BC, CHUNKS)
+        grad_partials += program.to(tl.int64) * grad_width + grad_column
+        store_weight_grad(grad_partials, sums, bias_sum, d, 2.0 * scale, C, D, BC, CHUNKS)
 
 
 @triton.jit
@@ -120,11 +120,13 @@ def _owned(out, own, OWN: tl.constexpr, SIZE_IN: tl.constexpr, SIZE_OUT: tl.cons
     return (out < SIZE_OUT) & (low >= own) & (low < own + OWN)
 
 
-@triton.jit(do_not_specialize=["samples", "tiles_per_program", "partial_width", "loss_column", "grad_column"])
+@triton.jit(
+    do_not_specialize=["samples", "tiles_per_program", "loss_width", "grad_width", "loss_column", "grad_column"]
+)
 def window_kernel(
-    students, teachers, weights, biases, residuals, partials,
+    students, teachers, weights, biases, residuals, loss_partials, grad_partials,
     stride_sn, stride_sy, stride_sx, stride_sc, stride_tn, stride_tc, stride_ty, stride_tx,
-    samples, tiles_per_program, scale, partial_width, loss_column, grad_column,
+    samples, tiles_per_program, scale, loss_width, grad_width, loss_column, grad_column,
     C: tl.constexpr, D: tl.constexpr, HS: tl.constexpr, WS: tl.constexpr, HT: tl.constexpr, WT: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, PACK: tl.constexpr,
     OWN_Y: tl.constexpr, OWN_X: tl.constexpr, HALO_Y: tl.constexpr, HALO_X: tl.constexpr,
@@ -143,7 +145,6 @@ def window_kernel(
     block, program = tl.program_id(0), tl.program_id(1)
     d = block * BD + tl.arange(0, BD)
     channel = widened(tl.minimum(d, D - 1), WIDE)
-    partials += program.to(tl.int64) * partial_width
     loss, bias_sum = 0.0, tl.zeros([BD], tl.float32)
     sums = zero_sums(BC, BD, CHUNKS)
 
@@ -241,6 +242,7 @@ def window_kernel(
             for chunk in tl.static_range(CHUNKS):
                 added = added + (tl.dot(tl.trans(tokens[chunk]), gathered, sums[chunk], input_precision=PRECISION),)
             sums = added
-    tl.store(partials + loss_column + block, loss * scale)
+    tl.store(loss_partials + program.to(tl.int64) * loss_width + loss_column + block, loss * scale)
     if FUSED:
-        store_weight_grad(partials + grad_column, sums, bias_sum, d, 2.0 / RESIDUAL_SCALE * scale, C, D, BC, CHUNKS)
+        grad_partials += program.to(tl.int64) * grad_width + grad_column
+        store_weight_grad(grad_partials, sums, bias_sum, d, 2.0 / RESIDUAL_SCALE * scale, C, D, BC, CHUNKS)

@@ -55,20 +55,22 @@ def _column_sums(partials, column, end, programs, width, BP: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["programs", "width"])
+@triton.jit(do_not_specialize=["loss_programs", "grad_programs", "width"])
 def reduce_kernel(
-    partials, loss, grads, programs, width,
+    loss_partials, grad_partials, loss, grads, loss_programs, grad_programs, width,
     LOSSES: tl.constexpr, BL: tl.constexpr, BP: tl.constexpr, BX: tl.constexpr,
 ):  # fmt: skip
-    """Column sums of partials [programs, width]: the first program makes the loss, the others BX gradients each."""
+    """Column sums of loss_partials [loss_programs, LOSSES], all added, and of grad_partials [grad_programs, width].
+
+    The first program makes the loss, the others BX gradients each.
+    """
     block = tl.program_id(0) - 1
     if block < 0:
-        tl.store(loss, tl.sum(_column_sums(partials, tl.arange(0, BL), LOSSES, programs, width, BP)))
+        sums = _column_sums(loss_partials, tl.arange(0, BL), LOSSES, loss_programs, LOSSES, BP)
+        tl.store(loss, tl.sum(sums))
     else:
-        column = LOSSES + block * BX + tl.arange(0, BX)
-        tl.store(
-            grads + column - LOSSES, _column_sums(partials, column, width, programs, width, BP), mask=column < width
-        )
+        column = block * BX + tl.arange(0, BX)
+        tl.store(grads + column, _column_sums(grad_partials, column, width, grad_programs, width, BP), column < width)
 
 
 @triton.jit(do_not_specialize=["rows"])
