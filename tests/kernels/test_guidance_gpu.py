@@ -63,15 +63,58 @@ def test_golden(golden, case, impl):
     assert loss.item() == pytest.approx(float(numbers["linear_total_f64"]), rel=2e-6)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float16), (torch.float32, torch.bfloat16)])
 @pytest.mark.parametrize("maps", ["contiguous", "channels_last"])
-def test_maps_and_mixed_dtypes(maps):
-    inputs = draw(4, PVT, torch.bfloat16, device=CUDA, teacher_dtype=torch.float16)
+def test_maps_and_mixed_dtypes(maps, dtypes):
+    inputs = draw(4, PVT, dtypes[0], device=CUDA, teacher_dtype=dtypes[1])
     students = [t.detach().mT.unflatten(2, grid) for t, grid in zip(inputs.students, inputs.grids, strict=True)]
     if maps == "contiguous":
         students = [t.contiguous() for t in students]
     inputs.students[:] = [t.requires_grad_() for t in students]
     expected, expected_grads = truth(inputs)
-    loss, grads = run(inputs)
+    loss, grads = run(inputs, impl="triton")
+    loss_limit, grad_limit = TOLERANCE[dtypes[0]]
+    assert loss.item() == pytest.approx(expected, rel=loss_limit)
+    assert max(relative(a, b) for a, b in zip(grads, expected_grads, strict=True)) < grad_limit
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tf32_where_the_caller_allows_it(case):
+    inputs = draw(5, CASES[case], prefix=1, device=CUDA)
+    expected, expected_grads = truth(inputs, upstream=-3.0)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        loss, grads = run(inputs, -3.0, impl="triton")
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    # tensor cores cut float32 off after ten bits, in up to five products one after another
+    assert loss.item() == pytest.approx(expected, rel=5e-3)
+    assert max(relative(a, b) for a, b in zip(grads, expected_grads, strict=True)) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("grid", "teacher", "mean"),
+    [((1, 1), (32, 32), 64.0), ((1, 1), (40, 33), 50.0), ((7, 7), (224, 224), 70.0), ((7, 7), (56, 56), 20.0)],
+)
+def test_float16_residuals_of_large_cells_stay_finite(grid, teacher, mean):
+    inputs = draw(2, [(grid, 5, 3, teacher), (grid, 192, 16, teacher)], torch.float16, device=CUDA)
+    inputs.teachers[:] = [maps + mean for maps in inputs.teachers]
+    expected, expected_grads = truth(inputs, upstream=64.0)
+    loss, grads = run(inputs, 64.0, impl="triton")
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+    assert max(relative(a, b) for a, b in zip(grads, expected_grads, strict=True)) < 2e-3
+
+
+def test_partial_sums_of_large_projections_fit_few_programs():
+    pairs = [((14, 14), 384, 1024, (14, 14)), ((14, 14), 384, 2048, (7, 7)), DEIT[0]]
+    inputs = draw(16, pairs, torch.bfloat16, prefix=1, device=CUDA)
+    expected, expected_grads = truth(inputs)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loss, grads = run(inputs, impl="triton")
+    kept = sum(t.numel() * 4 for t in inputs.leaves()) + 2 * sum(t.nbytes for t in grads)
+    assert torch.cuda.max_memory_allocated() - before < 80 * 2**20 + 2 * kept
     assert loss.item() == pytest.approx(expected, rel=3e-3)
     assert max(relative(a, b) for a, b in zip(grads, expected_grads, strict=True)) < 1e-2
 
@@ -166,11 +209,19 @@ def test_nothing_waits_for_the_device():
 
 
 def test_opcheck():
-    from fastlg_kernels.guidance_op import guidance_forward
+    from fastlg_kernels.guidance_op import guidance_backward, guidance_forward
 
     inputs = draw(2, ODD[:2], device=CUDA, prefix=1)
     flat = [size for grid in inputs.grids for size in grid]
-    torch.library.opcheck(guidance_forward, (*inputs[:4], flat, False, True, True, "auto", False))
+    arguments = (*inputs[:4], flat, False, True, True, "triton", False)
+    torch.library.opcheck(guidance_forward, arguments)
+    with torch.no_grad():
+        _, residuals, param_grads = guidance_forward(*arguments)
+    weights = [weight.detach() for weight in inputs.weights]
+    layouts = [0, 1 + 13 * 9, 0, 0, 1 + 7 * 15, 0]
+    upstream = torch.tensor(-0.5, device=CUDA)
+    backward = (upstream, residuals, weights, param_grads, layouts, [0.01, 0.02], "triton", False)
+    torch.library.opcheck(guidance_backward, backward)
 
 
 def test_a_batch_of_more_than_2_to_31_elements():
@@ -190,3 +241,19 @@ def test_a_batch_of_more_than_2_to_31_elements():
         assert loss.item() * batch / 3 == pytest.approx(expected, rel=3e-3)
         assert relative(grads[0][-3:] * (batch / 3), expected_grads[0]) < 1e-2 and not grads[0][:-3].any()
         assert relative(grads[1] * (batch / 3), expected_grads[1]) < 1e-2
+
+
+def test_channel_major_features_of_more_than_2_to_31_elements():
+    if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
+        pytest.skip("needs 40 GiB of GPU memory")
+    channels, batch = 32, 2**31 // (196 * 32) + 3
+    for dim, teacher in ((16, (32, 32)), (64, (8, 8))):
+        tail = draw(3, [((14, 14), channels, dim, teacher)], torch.bfloat16, device=CUDA)
+        student = torch.zeros(channels, batch, 196, dtype=torch.bfloat16, device=CUDA).permute(1, 2, 0)[-3:]
+        with torch.no_grad():
+            student.copy_(tail.students[0])
+        far = tail._replace(students=[student.requires_grad_()])
+        expected, expected_grads = truth(tail)
+        loss, grads = run(far, impl="triton")
+        assert loss.item() == pytest.approx(expected, rel=3e-3)
+        assert max(relative(a, b) for a, b in zip(grads, expected_grads, strict=True)) < 1e-2
