@@ -43,6 +43,7 @@ class Row(NamedTuple):
 
     channels, dim  most channels of student and teacher
     side           longest side of either grid
+    multiple       divides the student's channels
     plain          only where rows of channels are aligned and dense, and offsets take 32 bits (see guidance_triton)
     """
 
@@ -52,14 +53,18 @@ class Row(NamedTuple):
     channels: int = ANY
     dim: int = ANY
     side: int = ANY
+    multiple: int = 1
     plain: bool = False
 
 
 SAFE = (
     Row("flat", 2, Config(tokens=64, channels=64, dims=32)),
-    Row("flat", 4, Config(tokens=32, channels=64, dims=16, warps=4)),
-    Row("window", 2, Config(channels=32, dims=16)),
-    Row("window", 4, Config(channels=32, dims=16)),
+    Row("flat", 4, Config(tokens=32, channels=64, dims=16, warps=4), plain=True),
+    Row("flat", 4, Config(tokens=32, channels=32, dims=16, warps=4)),
+    Row("window", 2, Config(channels=32, dims=16), plain=True),
+    Row("window", 2, Config(channels=32, dims=16, rows=32)),
+    Row("window", 4, Config(channels=32, dims=16), plain=True),
+    Row("window", 4, Config(channels=16, dims=16)),
     Row("weight_grad", 2, Config(tokens=64, channels=64, dims=64)),
     Row("weight_grad", 4, Config(tokens=32, channels=64, dims=32, warps=4)),
     Row("token_grad", 2, Config(tokens=128, channels=64, dims=64, stages=1), plain=True),
@@ -68,7 +73,7 @@ SAFE = (
 )
 WINDOW_16 = Config(dims=16, rows=32, programs=1, warps=16, stages=1, fused=True)
 HOPPER = (
-    Row("flat", 2, Config(tokens=128, dims=64, programs=1, fused=True), channels=192, plain=True),
+    Row("flat", 2, Config(tokens=128, dims=64, programs=1, fused=True), channels=192, multiple=64, plain=True),
     Row("flat", 2, Config(tokens=128, dims=32, programs=1, fused=True), channels=320, plain=True),
     Row("flat", 2, Config(tokens=64, dims=32, programs=1, fused=True), channels=384, plain=True),
     Row("window", 2, WINDOW_16, channels=192, dim=16, side=32, plain=True),
@@ -90,7 +95,7 @@ def choose_row(
 ) -> Row:
     """The first row of the family's table that fits; ``plain`` and ``side`` as in Row."""
     for row in FAMILIES.get(family, SAFE):
-        fits = channels <= row.channels and dim <= row.dim and side <= row.side and (plain or not row.plain)
-        if (row.kernel, row.itemsize) == (kernel, itemsize) and fits:
+        fits = channels <= row.channels and channels % row.multiple == 0 and dim <= row.dim and side <= row.side
+        if (row.kernel, row.itemsize) == (kernel, itemsize) and fits and (plain or not row.plain):
             return row
     raise LookupError(f"no {kernel} configuration for elements of {itemsize} bytes")
