@@ -33,5 +33,5 @@ fix: .venv/.ready  ## mend what lint can mend
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove the environment, builds and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv build dist *.egg-info kernels/build kernels/torch-ext/*.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

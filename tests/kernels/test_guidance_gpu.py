@@ -106,6 +106,18 @@ def test_float16_residuals_of_large_cells_stay_finite(grid, teacher, mean):
     assert max(relative(a, b) for a, b in zip(grads, expected_grads, strict=True)) < 2e-3
 
 
+def test_no_map_of_the_larger_grid_is_kept():
+    """14 x 14 tokens under maps of 112 x 112: the student's map at that size would take 64 times its own memory."""
+    inputs = draw(16, [((14, 14), 64, 64, (112, 112))], torch.bfloat16, device=CUDA)
+    run(inputs, impl="triton")
+    upsampled = inputs.teachers[0].numel() * inputs.teachers[0].element_size()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(inputs, impl="triton")
+    assert torch.cuda.max_memory_allocated() - before < upsampled / 2
+
+
 def test_partial_sums_of_large_projections_fit_few_programs():
     pairs = [((14, 14), 384, 1024, (14, 14)), ((14, 14), 384, 2048, (7, 7)), DEIT[0]]
     inputs = draw(16, pairs, torch.bfloat16, prefix=1, device=CUDA)
