@@ -65,12 +65,8 @@ def guidance_loss(
         grad_mode and any(student.requires_grad for student in students),
         grad_mode and any(tensor.requires_grad for tensor in (*weights, *biases)),
         impl,
-        _autocasts(students[0].device.type),
+        not students[0].is_meta and torch.is_autocast_enabled(students[0].device.type),
     )[0]
-
-
-def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def check_options(reduction: str, impl: str) -> None:
