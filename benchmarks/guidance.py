@@ -15,14 +15,16 @@ Providers, all on the same tokens and teacher maps:
 They take turns, so all see the same machine; a row holds medians over the turns, ``spread`` is the distance of the
 quartiles over the median and ``ratio`` is that provider's time over ours. On a GPU every turn uses the next of several
 input sets, together larger than the L2 cache, and the time is between events. The targets: 10 x eager, 3 x compiled,
-copy ratio 0.65 on an H200 at batch 1024; 2.5 x eager on a CPU at batch 32. On a CPU ``products`` bounds that
-ratio: dense float32 products that no reordering makes smaller. What is left of either side is elementwise work, small
-products, and page faults of fresh tensors, which depend on what the process allocated before.
+copy ratio 0.65 on an H200 at batch 1024; 2.5 x eager on a CPU at batch 32. On a CPU eager over ``products`` bounds
+that ratio: dense float32 products that no reordering makes smaller, with all else free. Run as a script, freed memory
+stays with the process there: whether a fresh tensor costs page faults depends on what the process freed before, up to
+half of either side's time, and with providers in turns that would be each other's.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -226,6 +228,14 @@ def measure(case: str, batch: int, device: torch.device, repeats: int, stamp: di
     return rows
 
 
+def keep_freed_memory() -> None:
+    """glibc returns large freed blocks to the system or keeps them, by what was freed before; from here on it keeps."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for large tensors
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -236,6 +246,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
     device = torch.device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     cases = ["deit_ti"] if options.quick else options.case
     batches = options.batch or ([128, 1024] if device.type == "cuda" else [32])
     repeats = options.repeats or (9 if options.quick else 101 if device.type == "cuda" else 31)
