@@ -54,7 +54,7 @@ def test_variants_load_from_a_folder_beside_the_installed_package(built):
         metadata = json.loads((built / "build" / variant / "metadata.json").read_text())
         own = sys.modules[f"{metadata['id']}._ops"].NAMESPACE
         assert kernel is not fastlg_kernels and kernel.__name__ == metadata["id"] == own
-        assert hasattr(getattr(torch.ops, metadata["id"]), "guidance_forward")
+        assert hasattr(getattr(torch.ops, metadata["id"]), "guidance_forward_v2")
         namespaces.add(metadata["id"])
         check_same_numbers(kernel)
     assert len(namespaces) == 3
@@ -134,7 +134,7 @@ def test_a_folder_copied_into_another_package_lives_beside_the_installed_one(tmp
     before = fastlg_kernels.guidance_loss(*inputs[:4], grids=inputs.grids)
     own = fastlg_kernels.guidance_op.guidance_forward._opoverload
     copy = importlib.import_module("somebodys_library.kern")
-    assert torch.ops.fastlg_kernels.guidance_forward.default is own
+    assert torch.ops.fastlg_kernels.guidance_forward_v2.default is own
     assert copy._ops.NAMESPACE == "somebodys_library_kern" and hasattr(copy._ops.ops, "guidance_backward")
     expected = truth(inputs)
     check_gradients(before, inputs, expected)  # a graph of the installed operators, made before the copy was there

@@ -87,7 +87,9 @@ def allows_tf32(autocast: bool) -> bool:
     return autocast or torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-@torch.library.custom_op(add_op_namespace_prefix("guidance_forward"), mutates_args=())
+# _v2: torch.compile's caches on disk know an operator by its name and schema alone, and bake its outputs' strides into
+# code. A change of these needs a new name, or users who upgrade run code compiled for the old ones.
+@torch.library.custom_op(add_op_namespace_prefix("guidance_forward_v2"), mutates_args=())
 def guidance_forward(
     students: Sequence[Tensor],
     teachers: Sequence[Tensor],
@@ -217,7 +219,7 @@ def _product_flops(token_count: int, weight_shape: Sequence[int]) -> int:
     return 2 * token_count * weight_shape[0] * weight_shape[1]
 
 
-@register_flop_formula(ops.guidance_forward)
+@register_flop_formula(ops.guidance_forward_v2)
 def _forward_flops(students, teachers, weights, biases, grids, sum_channels, with_residuals, with_weights, *_, **__):
     """Projection, and the weight gradient where it is made; resizes are left out, as for interpolate."""
     grids = pair_grids(grids)
