@@ -176,6 +176,7 @@ def test_timm_task_asks_the_student_for_its_size_of_images(options):
     images, targets = small_batch()
     channels = options.get("in_chans", 3)
     task(images[:, :channels], targets)["loss"].backward()
+    assert all(p.grad.abs().sum() > 0 for p in task.trainable_module.guidance.parameters())
 
 
 class NoMaps(nn.Module):

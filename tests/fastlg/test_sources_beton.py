@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from loader_cases import TEST_COUNT, TRAIN_COUNT, write_pictures
 from PIL import Image
-from test_sources import pixels, refuses
+from source_cases import pixels, refuses
 
 from fastlg.data.ffcv_store import write_beton
 from fastlg.data.prepare import find_or_prepare, open_store, prepare

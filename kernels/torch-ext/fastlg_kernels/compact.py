@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .guidance import REDUCTIONS, guidance_loss, student_grids
+from .guidance import check_options, guidance_loss, student_grids
 from .guidance_torch import Grid, axis_matrix, channels_moved_last, compute_dtype, resize, student_tokens
 
 
@@ -57,8 +57,7 @@ def compact_guidance(
     Equal to ``guidance_loss`` of the maps that the compact forms were made of. A G that was rounded to float16 or
     bfloat16 shifts the value by 2 <P, dG> / count, so a perfect match may read slightly below zero.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; use one of {', '.join(map(repr, REDUCTIONS))}")
+    check_options(reduction, impl)
     pairs = list(zip(students, teachers, weights, biases, student_grids(students, grids), strict=True))
     plain = [pair for pair in pairs if isinstance(pair[1], Tensor)]
     losses = [_compact_pair(*pair, reduction) for pair in pairs if isinstance(pair[1], CompactMap)]

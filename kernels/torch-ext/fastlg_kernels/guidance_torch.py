@@ -63,7 +63,7 @@ def resize(maps: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
 
 def channels_moved_last(maps: Tensor) -> Tensor:
     """Maps [N, D, h, w] as dense [N, h, w, D]."""
-    if maps.is_cuda or maps.is_contiguous(memory_format=torch.channels_last):
+    if maps.device.type != "cpu" or maps.is_contiguous(memory_format=torch.channels_last):
         return maps.permute(0, 2, 3, 1).contiguous()
     # exact for finite maps, and several times as fast as a strided copy on a CPU
     unit = torch.eye(maps.shape[1], dtype=maps.dtype).expand(len(maps), -1, -1)
