@@ -17,8 +17,8 @@ train: .venv/.ready  ## teacher, unguided and guided student on 5,000 MNIST imag
 test: .venv/.ready  ## the test suite (no GPU needed)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-test-gpu: .venv/.ready  ## the tests that need a CUDA device, and compute-sanitizer over the guidance kernels
-	@PYTHON=$(BIN)/python ONLY="tests sanitize" bash scripts/gpu.sh
+test-gpu: .venv/.ready  ## on a CUDA device: does it train, how fast, the tests that need one, the parts of a step
+	@PYTHON=$(BIN)/python bash scripts/gpu.sh first
 
 bench: .venv/.ready  ## measure what this machine can do
 	@$(BIN)/fastlg bench

@@ -211,11 +211,16 @@ def spread(times: list[float]) -> float:
 
 
 def race(
-    case: str, options: argparse.Namespace, device: torch.device, ends: float = float("inf")
+    case: str,
+    options: argparse.Namespace,
+    device: torch.device,
+    ends: float = float("inf"),
+    providers: tuple[str, ...] = ("timm", "batched"),
 ) -> tuple[dict, Batch]:
     """(provider -> seconds per image of every turn, the images); no new turn begins after ``ends``."""
     batch = Batch(case, options, device)
-    sides = {"timm": timm_side(case, batch), "batched": batched_side(case, batch)}
+    makers = {"timm": timm_side, "batched": batched_side}
+    sides = {name: makers[name](case, batch) for name in providers}
     clocks = {"timm": processor_time, "batched": event_time if device.type == "cuda" else processor_time}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(options.repeats + 1):
@@ -234,13 +239,14 @@ def rows(bench) -> None:
     from counting import Work
 
     torch.set_num_threads(1)
-    count = 128 if bench.gpu else 32
-    options = argparse.Namespace(batch=count, size=224, repeats=3 if bench.quick else 7)
-    for case in ("cifar",) if bench.quick else SIZES:
+    options = argparse.Namespace(size=224, repeats=3 if bench.quick else 7)
+    cases = ("cifar",) if bench.quick else tuple(SIZES)
+    for case, count in [(case, count) for count in ((128, 1024) if bench.gpu else (32,)) for case in cases]:
         if not bench.fits(f"{case}, batch {count}", 1.5):
             continue
-        times, batch = race(case, options, bench.device, time.monotonic() + bench.left() * 0.8)
-        base = [count * took for took in times["timm"]]
+        options.batch, providers = count, ("timm", "batched") if count < 1024 else ("batched",)
+        times, batch = race(case, options, bench.device, time.monotonic() + bench.left() * 0.8, providers)
+        base = [count * took for took in times["timm"]] if "timm" in times else None
         for name, taken in times.items():
             work = Work(moved_bytes(batch)[0], 0) if bench.gpu and name == "batched" else None
             bench.add(case, name, [count * took for took in taken], batch=count, base=base, work=work)

@@ -96,13 +96,13 @@ def measure_ceilings(device: torch.device, timed: Callable[[Callable, torch.devi
     tries = range(11 if gpu else 12 if quick else 24)
 
     def copied() -> float:
-        source = torch.ones((1 << 30) if gpu else (1 << 26), dtype=torch.uint8, device=device)
+        source = torch.randint(256, ((1 << 30) if gpu else (1 << 26),), dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         return 2 * source.numel() / min(timed(lambda: target.copy_(source), device) for _ in tries)
 
     products = {}
     for dtype, size in ((torch.float32, 8192 if gpu else 1024), (torch.bfloat16, 8192 if gpu else 512)):
-        a = torch.ones(size, size, device=device, dtype=dtype)
+        a = torch.randn(size, size, device=device, dtype=dtype)  # a product of equal numbers draws less power
         took = min(timed(lambda a=a: a @ a, device) for _ in tries)
         products[str(dtype).removeprefix("torch.")] = 2 * size**3 / took
     return Ceilings(copied(), products)

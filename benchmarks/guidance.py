@@ -30,6 +30,7 @@ import os
 import statistics
 import time
 from functools import partial
+from itertools import product as every
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ CASES = {
 }
 PREFIX = {"deit_ti": 1}
 L2_BYTES = 50 << 20
+TOKENS = (torch.float32, torch.bfloat16)  # of the residual stream as it is, and as it could be
 
 
 class Inputs(NamedTuple):
@@ -67,8 +69,9 @@ class Inputs(NamedTuple):
         return 2 * tokens + sum(n.numel() * n.element_size() for n in self.teachers)
 
 
-def draw(case: str, batch: int, device: torch.device, seed: int) -> Inputs:
-    """Gaussian tokens [N, L, C] and maps: bfloat16 on a GPU, float32 on a CPU; float32 projections."""
+def draw(case: str, batch: int, device: torch.device, seed: int, tokens_dtype: torch.dtype = torch.float32) -> Inputs:
+    """Gaussian tokens [N, L, C]; maps that are bfloat16 on a GPU, as a teacher under autocast leaves them, and float32
+    on a CPU; float32 projections. Training under autocast has float32 tokens: its residual stream is."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator(device).manual_seed(seed)
     inputs = Inputs([], [], [], [], [])
@@ -77,7 +80,7 @@ def draw(case: str, batch: int, device: torch.device, seed: int) -> Inputs:
         return torch.randn(shape, generator=generator, device=device)
 
     for grid, channels, dim, teacher_grid in CASES[case]:
-        tokens = normal(batch, PREFIX.get(case, 0) + grid[0] * grid[1], channels).to(dtype)
+        tokens = normal(batch, PREFIX.get(case, 0) + grid[0] * grid[1], channels).to(tokens_dtype)
         inputs.students.append(tokens.requires_grad_())
         inputs.teachers.append(normal(batch, dim, *teacher_grid).to(dtype))
         inputs.weights.append((normal(dim, channels) * channels**-0.5).requires_grad_())
@@ -87,7 +90,8 @@ def draw(case: str, batch: int, device: torch.device, seed: int) -> Inputs:
 
 
 def ours(inputs: Inputs) -> Tensor:
-    return guidance_loss(*inputs[:4], grids=inputs.grids)
+    with torch.autocast(inputs.students[0].device.type, torch.bfloat16, inputs.students[0].is_cuda):
+        return guidance_loss(*inputs[:4], grids=inputs.grids)
 
 
 def reference(inputs: Inputs, project_first: bool = True) -> Tensor:
@@ -175,11 +179,13 @@ def peak_mib(run, inputs: Inputs, device: torch.device) -> float | None:
     return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
-def race(case: str, batch: int, device: torch.device, repeats: int) -> tuple[dict, dict, list[Inputs]]:
+def race(
+    case: str, batch: int, device: torch.device, repeats: int, tokens_dtype: torch.dtype = torch.float32
+) -> tuple[dict, dict, list[Inputs]]:
     """(name -> milliseconds of every turn, name -> what was run, the input sets)."""
-    first = draw(case, batch, device, 0)
+    first = draw(case, batch, device, 0, tokens_dtype)
     sets = 1 if device.type != "cuda" else min(8, 2 + 2 * L2_BYTES // first.bytes())
-    inputs = [first, *(draw(case, batch, device, seed) for seed in range(1, sets))]
+    inputs = [first, *(draw(case, batch, device, seed, tokens_dtype) for seed in range(1, sets))]
     runs = providers(inputs)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 3):
@@ -196,16 +202,18 @@ def rows(bench) -> None:
 
     device = bench.device
     for case in ("deit_ti",) if bench.quick else CASES:
-        for batch in (128, 1024) if bench.gpu else (32,):
+        for batch, dtype in every((128, 1024) if bench.gpu else (32,), TOKENS[: 1 + bench.gpu]):
             if not bench.fits(f"{case}, batch {batch}", 1.5):
                 continue
-            times, runs, (first, *_) = race(case, batch, device, 101 if bench.gpu else 5 if bench.quick else 15)
+            turns = 101 if bench.gpu else 5 if bench.quick else 15
+            times, runs, (first, *_) = race(case, batch, device, turns, dtype)
             base = [took / 1e3 for took in times["eager"]]
             for name, taken in times.items():
                 peak = None if name == "copy" else peak_mib(runs[name], first, device)
                 seconds = [took / 1e3 for took in taken]
                 own = {"base": base, "work": Work(first.bytes(), 0), "peak_mib": peak}
-                bench.add(case, name, seconds, batch=batch, **own)
+                tokens = f", {str(dtype).removeprefix('torch.')} tokens" if bench.gpu else ""
+                bench.add(case + tokens, name, seconds, batch=batch, **own)
 
 
 def measure(case: str, batch: int, device: torch.device, repeats: int, stamp: dict) -> list[dict]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import statistics
 import subprocess
 import time
@@ -88,13 +89,25 @@ class Bench:
     seconds  what this benchmark may spend; cases that no longer fit are left out and named in ``left_out``
     folder   scratch space that is gone afterwards
     profile  folder for torch.profiler traces, or None
+    log      file that every row is appended to as soon as it is there, or None: a run cut short loses none
+    overrides  of every config that is measured
     """
 
     def __init__(
-        self, device: torch.device, *, quick: bool, folder: Path, ceilings: Ceilings, stamp: Stamp, profile: Path | None
+        self,
+        device: torch.device,
+        *,
+        quick: bool,
+        folder: Path,
+        ceilings: Ceilings,
+        stamp: Stamp,
+        profile: Path | None,
+        log: Path | None = None,
+        overrides: tuple[str, ...] = (),
     ):
         self.device, self.quick, self.folder = device, quick, folder
         self.ceilings, self.stamp, self.profile = ceilings, stamp, profile
+        self.log, self.overrides = log, overrides
         self.rows: list[Row] = []
         self.left_out: list[str] = []
         self.name, self.ends, self.seconds = "", float("inf"), float("inf")
@@ -162,6 +175,9 @@ class Bench:
             extra=extra,
         )
         self.rows.append(row)
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row.as_json()) + "\n")
         return row
 
 

@@ -32,7 +32,7 @@ def config_of(bench: Bench, name: str, batch: int, *overrides: str) -> Config:
         f"engine.device={bench.device.type}",
     ]
     common += [f"data.workers={workers_of(bench)}", f"run.root={bench.folder / 'runs'}"]
-    return load_config(f"cifar100/{name}", [*common, *overrides])
+    return load_config(f"cifar100/{name}", [*common, *bench.overrides, *overrides])
 
 
 def store_of(bench: Bench) -> Path:

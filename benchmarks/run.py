@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -43,6 +44,7 @@ SECONDS = {
     "coldstart": (0, 25, 0, 45),
     "switches": (0, 100, 0, 100),
     "scaling": (0, 110, 0, 110),
+    "first_light": (0, 60, 0, 170),
 }
 MODULES = {"loaders": "loading"}  # where a benchmark's rows are not in the file of its name
 TOTAL = (52, 285, 70, 460)  # seconds of a whole run; nothing new starts when the rest is too short for it
@@ -64,7 +66,7 @@ def main() -> int:
     place = 2 * (device.type == "cuda") + (not options.quick)
     names = options.names or [name for name, seconds in SECONDS.items() if seconds[place]]
     total = TOTAL[place] if not options.names else 20 + sum(budget(name, place) for name in names)
-    with tempfile.TemporaryDirectory(prefix="fastlg-bench-") as scratch:
+    with scratch_folder(options.folder) as scratch:
         os.environ["FASTLG_CACHE"] = f"{scratch}/cache"
         bench = Bench(
             device,
@@ -73,6 +75,8 @@ def main() -> int:
             ceilings=measure_ceilings(device, timed, options.quick),
             stamp=Stamp.of(device, command),
             profile=options.out / "profile" if options.profile else None,
+            log=options.rows,
+            overrides=tuple(options.set),
         )
         store_of(bench)  # before any benchmark's time begins
         failed = run_all(bench, names, place, began + total, console)
@@ -80,6 +84,14 @@ def main() -> int:
         console.print("\n".join(["fastlg bench: nothing was measured", *bench.left_out]), markup=False)
         return 1
     return finish(bench, options, old, failed, console, time.monotonic() - began)
+
+
+def scratch_folder(kept: Path | None):
+    """The folder that was named, which stays, or one that is gone afterwards."""
+    if kept is None:
+        return tempfile.TemporaryDirectory(prefix="fastlg-bench-")
+    kept.mkdir(parents=True, exist_ok=True)
+    return nullcontext(str(kept))
 
 
 def use_threads_that_help() -> None:
@@ -100,6 +112,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="torch.profiler traces of the steps, below the results")
     parser.add_argument("--readme", type=Path, metavar="RESULTS.json", help="fill README's section, measure nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--rows", type=Path, metavar="FILE.jsonl", help="append every row there at once, too")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="of every config")
+    parser.add_argument(
+        "--folder", type=Path, help="scratch space that stays, so that a next run finds its images there"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in SECONDS]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -13,7 +14,12 @@ PACKAGES = ("fastlg", "torch", "triton", "timm", "numpy", "pillow")
 
 
 def commit() -> str:
-    """Short git commit of the sources, ``-dirty`` when they differ from it; "" outside a checkout."""
+    """Short git commit of the sources, ``-dirty`` when they differ from it; "" outside a checkout.
+
+    Whoever copies the sources without their history can name it in FASTLG_COMMIT.
+    """
+    if named := os.environ.get("FASTLG_COMMIT"):
+        return named
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:

@@ -1,27 +1,30 @@
 #!/usr/bin/env bash
-# Everything a CUDA device can prove, in one command: tests, compute-sanitizer, benchmarks. Rows go to OUT (a folder).
-#   PYTHON  an interpreter with the dependencies
-#   WHEELS  a folder of wheels to add to it first, for a machine without network:
-#           pip download --dest .whl --only-binary :all: --python-version 3.12 pydantic PyYAML safetensors hypothesis scipy
-#   ONLY    some of: tests sanitize bench, where time is short
+# Everything a CUDA device can prove, in two commands that fit into a quarter of an hour of a bare machine:
+#   scripts/gpu.sh first                      does it train, how fast, the GPU tests, the parts of a step
+#   scripts/gpu.sh second --source CIFAR100   a teacher and a guided student on real images, then the ladder
+# Options are those of benchmarks/gpu_stages.py, which says what each stage does and what it leaves in OUT.
+#   PYTHON  an interpreter with torch and the dependencies: .venv's where it is there, else python3
+#   OUT     folder of the results; default benchmarks/results/gpu
+#   WHEELS  a folder of wheels for what that interpreter lacks, for a machine without network; made where there is one by
+#           pip download --no-deps -d .whl --only-binary :all: --python-version 3.12 pydantic pydantic-core PyYAML ...
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-export PYTHON=${PYTHON:-.venv/bin/python} OUT=${OUT:-benchmarks/results} ONLY=${ONLY:-tests sanitize bench}
-export PYTHONPATH=$PWD:$PWD/kernels/torch-ext${PYTHONPATH:+:$PYTHONPATH}
-if [ -n "${WHEELS:-}" ]; then
-    "$PYTHON" -m pip install --quiet --no-index --no-deps "$WHEELS"/*.whl || exit 2
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ ! -x .venv/bin/python ] || PYTHON=.venv/bin/python
 fi
-"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
-    echo "torch sees no CUDA device" >&2
-    exit 2
-}
-failed=0
-for part in $ONLY; do
-    case $part in
-        tests) "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests || failed=1 ;;
-        sanitize) bash scripts/sanitize.sh || failed=1 ;;
-        bench) "$PYTHON" benchmarks/run.py --out "$OUT" || failed=1 ;;
-        *) echo "ONLY: $part is none of tests, sanitize, bench" >&2; exit 2 ;;
-    esac
-done
-exit $failed
+if [ -n "${WHEELS:-}" ]; then
+    site=$(mktemp -d)
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl || exit 2
+    export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
+case " $* " in
+    *" --tiny "*) ;;
+    *)
+        "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+            echo "torch sees no CUDA device" >&2
+            exit 2
+        }
+        ;;
+esac
+exec "$PYTHON" benchmarks/gpu_stages.py "$@" --out "${OUT:-benchmarks/results/gpu}"

@@ -30,7 +30,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         out = (shifted - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
         with torch.no_grad():
-            self.num_batches_tracked += 1
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.running_mean.add_(mean, alpha=self.momentum)
         return out.to(x.dtype)

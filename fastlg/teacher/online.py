@@ -60,6 +60,7 @@ class OnlineTeacher:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 0.0  # running = 1 * running + 0 * batch: normalise by the batch, drift never
+                module.num_batches_tracked = None  # which would be a kernel per norm and step that counts to no end
             elif isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.to(dtype)  # once, where autocast would round frozen weights again at every call
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format

@@ -29,6 +29,15 @@ ON = {
 }
 
 
+@pytest.fixture(autouse=True)
+def float32_is_float32():
+    """torch multiplies convolutions in TF32 unless told not to, in an order that each form of the engine may choose."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
 def run(*overrides: str) -> dict:
     return trained("engine.device=cuda", *EAGER, *overrides)
 

@@ -29,7 +29,9 @@ def _filter(distance, CUBIC: tl.constexpr):
     return tl.maximum(1.0 - x, 0.0)
 
 
-@triton.jit(do_not_specialize=["size"])
+# Lines and taps follow the largest crop of a batch: a kernel compiled for one of their values would be compiled again
+# for the next.
+@triton.jit(do_not_specialize=["taps", "size"])
 def coefficients_kernel(
     length_ptr, start_ptr, coefficient_ptr, taps, size, SUPPORT: tl.constexpr, CUBIC: tl.constexpr, BITS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -58,7 +60,7 @@ def coefficients_kernel(
         tl.store(coefficient_ptr + (row * size + position) * taps + tap, rounded, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lines_max", "taps"])
 def first_pass_kernel(
     source_ptr, place_ptr, shape_ptr, start_ptr, coefficient_ptr, scratch_ptr, lines_max, taps, size,
     BITS: tl.constexpr, BLOCK: tl.constexpr,
@@ -89,7 +91,7 @@ def first_pass_kernel(
     tl.store(scratch_ptr + n * lines_max * size * 3 + element, result.to(tl.uint8), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lines_max", "taps"])
 def second_pass_kernel(
     scratch_ptr, shape_ptr, turned_ptr, flip_ptr, start_ptr, coefficient_ptr, out_ptr, lines_max, taps, size,
     BITS: tl.constexpr, BLOCK: tl.constexpr,
