@@ -10,8 +10,8 @@ second  Real CIFAR-100: teacher, then guided student, evaluated as it goes (spee
 
 OUT gets rows.jsonl (a row the moment it is measured, and one per stage: status, seconds), stages.log (all that was
 printed), tests.xml, and runs.tar: metrics, summaries and curves of what ``second`` trains, as they grow. A stage that
-runs past its limit is ended, the next one begins; no stage starts in the last seconds of ``--total-s``. The exit status is 1
-if a stage failed or was cut short. ``--tiny`` rehearses everything on a CPU in the smallest sizes.
+runs past its limit is ended, the next one begins; no stage starts in the last seconds of ``--total-s``. The exit status
+is 1 if a stage failed or was cut short. ``--tiny`` rehearses everything on a CPU in the smallest sizes.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def chosen(stages: list[Stage], options: argparse.Namespace) -> list[Stage]:
 
 def first(options: argparse.Namespace) -> list[Stage]:
     stages = [
-        Stage("first_light", 150, bench(options, "first_light")),
+        Stage("first_light", 195, bench(options, "first_light")),
         Stage("tests", 100, tests(options)),
-        Stage("parts", 90, bench(options, "optimizer", *(() if options.tiny else PARTS))),
+        Stage("parts", 80, bench(options, "optimizer", *(() if options.tiny else PARTS))),
     ]
     return chosen(stages, options)
 
