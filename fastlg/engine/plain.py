@@ -30,7 +30,7 @@ class PlainEngine(BesideTeacher):
         optimizer: over the unit's parameters.
         accumulation: forward and backward passes per update.
         clip_norm: gradients are scaled down to this L2 norm; 0 leaves them.
-        is_compiled: the unit and the student's evaluation go through torch.compile.
+        is_compiled: the unit goes through torch.compile.
         is_captured: whole updates are replayed as a CUDA graph; the optimizer was built ``on_device``.
     """
 
@@ -52,7 +52,6 @@ class PlainEngine(BesideTeacher):
         self.accumulation, self.clip_norm = accumulation, clip_norm
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.student = torch.compile(unit.student, dynamic=False) if is_compiled else unit.student
         self.trained = torch.compile(unit, dynamic=False) if is_compiled else unit
         if ranks.world_size() > 1:
             # Buckets of torch's 25 MB would hold the whole of a tiny student, and overlap with nothing of its backward.
@@ -95,7 +94,7 @@ class PlainEngine(BesideTeacher):
 
     def predict(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            return self.student(images)[0]
+            return self.unit.student(images)[0]  # eagerly: compiling it would cost as much as tens of evaluations
 
     def state_dict(self) -> dict:
         return {

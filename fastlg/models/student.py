@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastlg.errors import UserError, first_line
 from fastlg.models.families import PREFIXES, SUPPORTED, family_of, fill_relative_positions
+from fastlg.models.patches import use_patch_products
 from fastlg.models.reference_init import as_reference
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
@@ -66,6 +67,7 @@ class Student(nn.Module):
         if init == "reference":
             as_reference(self.bare, drop_path)
         fill_relative_positions(self.bare)
+        use_patch_products(self.bare)
         self._walk, self._shapes = family.walk, family.shapes(self.bare, image_size)
         if any(min(shape.grid) < 1 for shape in self._shapes):
             raise UserError(f"model.image_size {image_size} px is too small for {name}; its last grids would be empty")
