@@ -122,8 +122,14 @@ def gathered(values: Tensor) -> Tensor:
     if world_size() == 1:
         return values[None]
     out = values.new_empty(world_size() * values.numel())
-    dist.all_gather_into_tensor(out, values.flatten())
+    gather_into(out, values.flatten())
     return out.view(world_size(), *values.shape)
+
+
+def gather_into(out: Tensor, values: Tensor) -> None:
+    """Fills ``out`` [ranks * N] with the ``values`` [N] of every rank, by the name that this torch has for it."""
+    gather = getattr(dist, "all_gather_single", None)  # since 2.14, which warns at every call by the older name
+    (gather or dist.all_gather_into_tensor)(out, values)
 
 
 def first_says(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -197,6 +198,8 @@ def _library(device: torch.device):
             "engine.kind is deepspeed, which is not installed: pip install 'fastlg[deepspeed]', or engine.kind=plain"
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import sets its own level
+    # ZeRO calls torch's collectives by names of which torch has warned at every call since 2.14.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is (deprecated|a private)", FutureWarning)
     if device.type == "cpu":  # it would compile a C++ extension for a minute, to send what gloo sends
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

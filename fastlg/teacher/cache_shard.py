@@ -34,7 +34,7 @@ class ShardedRows:
         wanted = rows.new_zeros(self.batch_size)
         wanted[:count] = rows
         asked = rows.new_empty(self.world * self.batch_size)
-        dist.all_gather_into_tensor(asked, wanted)
+        ranks.gather_into(asked, wanted)
         own = torch.where(asked % self.world == self.rank, asked // self.world, 0)
         owner = rows % self.world
         places = torch.arange(count, device=rows.device)

@@ -53,7 +53,7 @@ class Recorder:
 def record(monkeypatch, thorough: bool = True) -> list[Launch]:
     """The launches of a training batch, made by the launchers themselves on tensors without memory.
 
-    thorough adds bilinear kernels, float32 views, and what only `rand_augment` and `random_erasing` launch.
+    thorough adds bilinear kernels, float32 views, and what only `rand_augment` launches.
     """
     launches: list[Launch] = []
     for module, names in (
@@ -74,11 +74,11 @@ def record(monkeypatch, thorough: bool = True) -> list[Launch]:
     normal = ((0.5,) * 3, (0.2,) * 3)
     for dtype, resample in ((torch.bfloat16, "bicubic"), (torch.float32, "bilinear"))[: 1 + thorough]:
         augment_triton.train_views(images, None, draw, normal, erasing, 32, dtype, resample, (124, 116, 104))
+    augment_triton.erase(torch.empty(count, 3, size, size, device=device), erasing.rectangles, seeds, "pixel")
     if not thorough:
         return launches
     augment_triton.rand_augment(images, draw._replace(blurs=True), "bicubic", (124, 116, 104))
     augment_triton.rand_augment(images, draw, "bicubic", (124, 116, 104))
-    augment_triton.erase(torch.empty(count, 3, size, size, device=device), erasing.rectangles, seeds, "pixel")
     return launches
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from augment_images import images_of
 from test_augment_ops import GEOMETRIC, VALUES
 from test_augment_resize import random_boxes
@@ -28,6 +30,7 @@ from fastlg_kernels import (
     views,
 )
 from fastlg_kernels.augment_torch import draw_erasing
+from fastlg_kernels.augment_triton_circle import sine_and_cosine, sine_and_cosine_of_share
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -159,6 +162,29 @@ def test_erased_rectangles_hold_the_same_noise(mode):
     with on_gpu():
         assert random_erasing(strided, seeds, probability=1.0, mode="const") is strided
     assert torch.equal(strided, random_erasing(torch.full((6, 3, 38, 26), 9.0), seeds, probability=1.0, mode="const"))
+
+
+@triton.jit
+def on_the_circle(given_ptr, sine_ptr, cosine_ptr, SHARES: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    given = tl.load(given_ptr + place)
+    sine, cosine = sine_and_cosine_of_share(given) if SHARES else sine_and_cosine(given)
+    tl.store(sine_ptr + place, sine)
+    tl.store(cosine_ptr + place, cosine)
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1.2e-7), (torch.float64, 4.5e-16)])
+def test_sines_and_cosines_within_a_turn_are_right_to_the_last_bits(dtype, error):
+    corners = torch.arange(0, 33)[:, None] * 2**27 + torch.tensor([-2, -1, 0, 1, 2])  # every eighth of a quarter turn
+    shares = torch.cat((corners.flatten(), torch.randint(0, 2**32, (3931,))))
+    shares = shares.clamp(0, 2**32 - 1)
+    exact = shares.to(torch.float64) * (2 * torch.pi / 2**32)
+    given = shares if dtype == torch.float32 else torch.where(shares % 2 == 0, exact, -exact)
+    sine, cosine = torch.empty(len(shares), dtype=dtype), torch.empty(len(shares), dtype=dtype)
+    on_the_circle[(1,)](given, sine, cosine, dtype == torch.float32, len(shares))
+    truth = exact if dtype == torch.float32 else given
+    assert len(shares) == 4096 and torch.isfinite(sine).all()
+    assert (sine - truth.sin()).abs().max() <= error and (cosine - truth.cos()).abs().max() <= error
 
 
 def test_one_pixel_and_no_image_are_images_too():

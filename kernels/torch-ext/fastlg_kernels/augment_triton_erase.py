@@ -5,11 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .augment_triton_circle import sine_and_cosine_of_share
 from .rng import GAMMA, MIX_1, MIX_2
 
 PIXEL_NOISE, CHANNEL_NOISE, ZERO = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _GAMMA, _MIX_1, _MIX_2 = tl.constexpr(GAMMA), tl.constexpr(MIX_1), tl.constexpr(MIX_2)
-_TURN = tl.constexpr(6.283185307179586 / 4294967296.0)
 
 
 @triton.jit
@@ -26,9 +26,9 @@ def _normal(seed, offset, number):
     pair = (offset + number // 2 + 1).to(tl.uint64)
     bits = mixed(mixed(seed.to(tl.uint64)) + pair * _GAMMA)
     high = ((bits >> 32).to(tl.int64).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    low = (bits & 0xFFFFFFFF).to(tl.int64).to(tl.float32) * _TURN
+    sine, cosine = sine_and_cosine_of_share((bits & 0xFFFFFFFF).to(tl.int64))
     radius = tl.sqrt(tl.log(high) * -2.0)
-    return radius * tl.where(number % 2 == 0, tl.cos(low), tl.sin(low))
+    return radius * tl.where(number % 2 == 0, cosine, sine)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .augment_triton_circle import sine_and_cosine
 from .augment_triton_erase import erased
 from .augment_triton_tables import (
     BLUR,
@@ -39,27 +40,6 @@ def sharpened(source, row, column, channel, own, factor, height, width, mirrored
             total += load_pixel(source, near_row, near_column, channel, width, mirrored, mask)
     border = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
     return tl.where(border, own, blend((2 * total + 13) // 26, own, factor))
-
-
-@triton.jit
-def sine_and_cosine(angle):
-    """Of float64 angles within a turn, in radians, to the last bit or two.
-
-    The library's take any angle, for which they keep a table in local memory. Here the nearest quarter turn is taken
-    off, with pi / 2 in two parts of which the first has zeros to spare, and Taylor's series ends below 1e-18.
-    """
-    quarters = tl.floor(angle * 0.6366197723675814 + 0.5)
-    x = (angle - quarters * 1.5707963267341256) - quarters * 6.077100506506192e-11
-    square = x * x
-    sine, cosine = angle * 0.0 + 1.0, angle * 0.0 + 1.0
-    for n in tl.static_range(18, 0, -2):
-        sine = 1.0 - square * sine / (n * (n + 1))
-        cosine = 1.0 - square * cosine / (n * (n - 1))
-    sine = x * sine
-    turn = quarters - tl.floor(quarters / 4.0) * 4.0
-    odd, upper = (turn == 1.0) | (turn == 3.0), turn >= 2.0
-    sine, cosine = tl.where(odd, cosine, sine), tl.where(odd, -sine, cosine)
-    return tl.where(upper, -sine, sine), tl.where(upper, -cosine, cosine)
 
 
 @triton.jit(do_not_specialize=["height", "width"])

@@ -1,0 +1,51 @@
+"""A run that goes well leaves the error output empty: no library's warning reaches a user's terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rank_processes import HANG_S, Ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = "engine.device=cpu"
+# One interpreter for many commands: each of a library's warnings is shown where it is met first.
+MANY = """
+import sys
+from fastlg.cli import main
+for line in sys.argv[1:]:
+    sys.argv = ["fastlg", *line.split()]
+    try:
+        main()
+    except SystemExit as leave:
+        assert not leave.code, (line, leave.code)
+"""
+ALONE = (
+    f"train student.yaml {CPU} run.name=one log.tensorboard=true",
+    "export runs/one exported",
+    "eval runs/one",
+    "analyze runs/one --views",
+    f"compare student.yaml {CPU} run.name=both",
+    "doctor",
+    f"train student.yaml {CPU} run.name=zero1 engine.kind=deepspeed engine.zero_stage=1",
+)
+BENCH = (str(ROOT / "benchmarks" / "run.py"), "guidance", "--quick", "--out=results")
+
+
+@pytest.mark.parametrize("command", [("-c", MANY, *ALONE), BENCH], ids=["alone", "bench"])
+def test_commands_that_go_well_print_nothing_to_the_error_output(shared_project, tmp_path, monkeypatch, command):
+    with Ranks(shared_project, tmp_path) as start:
+        for variable in ("PYTHONWARNINGS", "TORCH_CPP_LOG_LEVEL"):
+            monkeypatch.delenv(variable, raising=False)
+        process = start.real(*command)
+        _, err = process.communicate(timeout=HANG_S)
+        assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize("engine", [(), ("engine.kind=deepspeed", "engine.zero_stage=3")], ids=["plain", "zero3"])
+def test_ranks_that_go_well_print_nothing_to_the_error_output(shared_project, tmp_path, monkeypatch, engine):
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    with Ranks(shared_project, tmp_path) as start:
+        process = start.one("train", "student.yaml", CPU, "--gpus", "2", f"run.name=two{len(engine)}", *engine)
+        status, _, err = process.finish()
+        assert (status, err) == (0, "")
