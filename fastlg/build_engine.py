@@ -30,7 +30,8 @@ def new_engine(
     config: Config, unit: nn.Module, teacher, device: torch.device, dtype: torch.dtype, share: Share, switches: Switches
 ) -> Engine:
     """The engine of a run, its optimizer over the unit's parameters. Raises UserError."""
-    optimizer = build_optimizer(param_groups(unit, config.optim.weight_decay), config.optim, on_device=switches.graph)
+    groups = param_groups(unit, config.optim.weight_decay, muon=config.optim.name == "muon")
+    optimizer = build_optimizer(groups, config.optim, on_device=switches.graph)
     common = {"device": device, "dtype": dtype, "accumulation": share.accumulation, "is_compiled": switches.compile}
     clip_norm = config.optim.clip_norm
     if engine_kind(config) == "plain":

@@ -63,6 +63,15 @@ class Config(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _whole_matrices(self):
+        if self.optim.name == "muon" and self.engine.zero_stage > 0:
+            raise ValueError(
+                f"optim.name is muon, which steps whole matrices, but engine.zero_stage {self.engine.zero_stage} cuts "
+                "them into flat parts; set engine.zero_stage=0 or optim.name=adamw"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         return self.run.root / self.run.name

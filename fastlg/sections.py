@@ -117,7 +117,7 @@ class GuidanceConfig(Section):
 class OptimConfig(Section):
     """Optimizer and timm's per-epoch cosine schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for matrices of hidden layers, adamw for the rest
     lr: Positive = 5e-4
     min_lr: Annotated[float, Field(ge=0)] = 5e-6
     warmup_epochs: Annotated[int, Field(ge=0)] = 20
@@ -127,6 +127,7 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # adamw
     momentum: Momentum = 0.9  # sgd, Nesterov
+    muon_momentum: Momentum = 0.95  # muon's matrices, Nesterov
     clip_norm: Annotated[float, Field(ge=0)] = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
 

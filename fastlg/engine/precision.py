@@ -7,6 +7,7 @@ import warnings
 import torch
 
 from fastlg.config import EngineConfig, OptimConfig
+from fastlg.engine.muon import Muon
 from fastlg.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +40,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool = False) -> torch.optim.Optimizer:
-    """Fused AdamW or Nesterov SGD over parameter groups that carry their own weight decay.
+    """Fused AdamW, Nesterov SGD, or Muon beside AdamW, over parameter groups that carry their own weight decay.
 
     ``on_device`` keeps learning rate and step count in tensors there, which a captured CUDA graph reads anew each time.
     """
@@ -49,4 +50,6 @@ def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool 
         warnings.filterwarnings("ignore", message=".*capturable=True")  # the first steps and odd batches run uncaptured
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    if config.name == "muon":
+        return Muon(groups, lr, momentum=config.muon_momentum, betas=config.betas, capturable=on_device)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True, capturable=on_device)

@@ -32,6 +32,7 @@ def small(tmp_path):
         (["model.blocks=[0, 3]", "teacher.recipe=x"], ["[0, 3]", "[0, 1, 2]", "length"]),
         (["augment.crop_scale=[1.0, 0.5]"], ["crop_scale", "[1.0, 0.5]"]),
         (["optim=3"], ["optim", "3"]),
+        (["optim.name=muon", "engine.zero_stage=1"], ["muon", "engine.zero_stage 1", "engine.zero_stage=0"]),
         (["optim.lr"], ["optim.lr", "section.key=value"]),
         (["optim.lr=[1"], ["optim.lr=[1", "YAML"]),
     ],

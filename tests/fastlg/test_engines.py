@@ -76,6 +76,11 @@ SWITCHED = {  # name -> (overrides, overrides of the run it must equal, toleranc
     "fused attention off": (("engine.fused_attention=false",), (), 1e-4),
     "norms not folded": (("engine.fold_norms=false", RUNNING), (RUNNING,), 1e-4),
     "two passes": (("engine.micro_batch_size=8",), (), 1e-4),
+    "two passes, muon, clipped": (
+        ("engine.micro_batch_size=8", "optim.name=muon", "optim.clip_norm=0.5"),
+        ("optim.name=muon", "optim.clip_norm=0.5"),
+        1e-4,
+    ),
     "passes of unequal size": (
         ("engine.micro_batch_size=8", "optim.drop_last=false"),
         ("optim.drop_last=false",),

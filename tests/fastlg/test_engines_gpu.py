@@ -26,6 +26,8 @@ ON = {
     "all": tuple(f"engine.{name}=true" for name in ("compile", "graph", "prefetch", "channels_last")),
     "graph, a smaller last batch": ("engine.graph=true", "optim.drop_last=false"),
     "graph, drop path": ("engine.graph=true", "model.drop_path=0.3"),
+    "graph, muon": ("engine.graph=true", "optim.name=muon"),
+    "compile, muon": ("engine.compile=true", "optim.name=muon"),
 }
 
 
@@ -71,18 +73,23 @@ def test_folded_norms_learn_as_the_norms_themselves(project):
     torch.testing.assert_close(folded["losses"], eager["losses"], rtol=1e-3, atol=0)
 
 
-def test_fp16_scales_its_gradients_and_learns(project):
-    torch.testing.assert_close(
-        run("engine.precision=fp16")["losses"], run("engine.precision=fp32")["losses"], rtol=3e-2, atol=0
-    )
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fp16_scales_its_gradients_and_learns(project, optimizer):
+    half, full = (run(f"engine.precision={name}", f"optim.name={optimizer}") for name in ("fp16", "fp32"))
+    torch.testing.assert_close(half["losses"], full["losses"], rtol=3e-2, atol=0)
 
 
-def test_a_captured_run_is_deterministic(project):
-    one, two = (run("engine.graph=true", "model.drop_path=0.3") for _ in range(2))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_captured_run_is_deterministic(project, optimizer):
+    one, two = (run("engine.graph=true", "model.drop_path=0.3", f"optim.name={optimizer}") for _ in range(2))
     torch.testing.assert_close(one["losses"], two["losses"], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("switch", [(), ("engine.graph=true", "engine.prefetch=true")], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    "switch",
+    [(), ("optim.name=muon",), ("engine.graph=true", "engine.prefetch=true")],
+    ids=["eager", "muon", "graph"],
+)
 def test_the_host_never_waits_for_the_device_between_reports(project, switch):
     config = load_config("student.yaml", ["engine.device=cuda", "engine.precision=bf16", *EAGER, *switch])
     parts = assemble(config, open_stores(config), resnet20(3), 16)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from torch import nn
 
-from fastlg.models import Student, resnet56
+from fastlg.models import Student, resnet20, resnet56
 from fastlg.models.param_groups import param_groups
 from fastlg.models.reference_weights import reference_name
 
@@ -69,3 +70,43 @@ def test_distillation_tokens_are_spared():
 
 def test_a_module_without_biases_has_one_group():
     assert [group["weight_decay"] for group in param_groups(nn.Linear(3, 2, bias=False), 0.3)] == [0.3]
+
+
+MUON = {  # model -> (arguments, names of its matrices between hidden layers, blocks' numbers as N)
+    "deit_tiny_distilled_patch16_224": (
+        {"depth": 2},
+        "blocks.N.attn.proj blocks.N.attn.qkv blocks.N.mlp.fc1 blocks.N.mlp.fc2",
+    ),
+    "convit_tiny": (  # pos_proj maps 3 numbers of a position
+        {"depth": 2, "local_up_to_layer": 1},
+        "blocks.N.attn.proj blocks.N.attn.qk blocks.N.attn.qkv blocks.N.attn.v blocks.N.mlp.fc1 blocks.N.mlp.fc2",
+    ),
+    "pit_ti_224": (  # pools are depthwise; pos_embed is 4-D
+        {},
+        "transformers.N.blocks.N.attn.proj transformers.N.blocks.N.attn.qkv transformers.N.blocks.N.mlp.fc1 "
+        "transformers.N.blocks.N.mlp.fc2 transformers.N.pool.fc",
+    ),
+    "pvt_v2_b0": (  # dwconv is depthwise
+        {},
+        "stages.N.blocks.N.attn.kv stages.N.blocks.N.attn.proj stages.N.blocks.N.attn.q stages.N.blocks.N.attn.sr "
+        "stages.N.blocks.N.mlp.fc1 stages.N.blocks.N.mlp.fc2 stages.N.downsample.proj",
+    ),
+    "resnet20": (None, "stages.N.N.conv1 stages.N.N.conv2 stages.N.N.shortcut.N"),
+}
+
+
+@pytest.mark.parametrize("name", MUON)
+def test_muon_steps_the_matrices_between_hidden_layers(name):
+    arguments, wanted = MUON[name]
+    model = resnet20(5) if arguments is None else Student(name, num_classes=5, image_size=64, model_args=arguments).bare
+    unit = Unit(model)
+    groups = param_groups(unit, 0.05, muon=True)
+    assert [group.get("muon", False) for group in groups] == [False, False, True]
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.05, 0.05]
+    ids = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(ids) == sorted(id(parameter) for parameter in unit.parameters())
+    own = {id(parameter) for parameter in groups[2]["params"]}
+    found = {re.sub(r"\b\d+\b", "N", key) for key, parameter in unit.named_parameters() if id(parameter) in own}
+    assert found == {"projections.N.weight", *(f"student.{key}.weight" for key in wanted.split())}
+    plain = param_groups(unit, 0.05)
+    assert [id(parameter) for parameter in groups[0]["params"]] == [id(parameter) for parameter in plain[0]["params"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,8 +27,9 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_training_step_and_its_bookkeeping_never_sync(project):
-    config = load_config("student.yaml", ["augment.rand_augment=null", "augment.erase=0"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_step_and_its_bookkeeping_never_sync(project, optimizer):
+    config = load_config("student.yaml", ["augment.rand_augment=null", "augment.erase=0", f"optim.name={optimizer}"])
     parts = assemble(config, open_stores(config), resnet20(3), 16)
     parts.unit.train()
     meter = Meter(parts.device)

@@ -120,6 +120,7 @@ def test_dry_run_takes_one_step_and_writes_no_run(project, fastlg):
         ["engine.precision=bf16"],
         ["model.blocks=auto", "data.loader=torch"],
         ["optim.name=sgd", "optim.global_batch_size=500"],
+        ["optim.name=muon", "teacher.overrides.optim.name=muon"],
     ],
     ids=lambda o: o[0],
 )
