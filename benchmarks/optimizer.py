@@ -1,30 +1,80 @@
-"""The optimizer's update of DeiT-Ti and its projections: torch's three forms of AdamW."""
+"""The optimizer's update of DeiT-Ti and its projections: torch's three forms of AdamW; Muon, ours and torch's."""
 
 from __future__ import annotations
 
 import torch
 from counting import ADAMW_BYTES, Work
 from harness import Bench
+from torch import nn
 
 from fastlg.assemble import new_model
-from fastlg.config import load_config
+from fastlg.config import Config, load_config
+from fastlg.engine.muon import Muon
 from fastlg.models.param_groups import param_groups
+from fastlg.objective import GuidedStudent
 
 FORMS = {"for loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+STAGES = [16, 32, 64]  # channels of the CIFAR ResNets' maps
 
 
 def rows(bench: Bench) -> None:
     config = load_config("cifar100/deit_tiny")
-    if not bench.fits("AdamW", 0.3):
-        return
+    if bench.fits("AdamW", 0.3):
+        _adamw(bench, config)
+    if bench.fits("Muon", 0.3):
+        _muon(bench, config)
+
+
+def _unit(bench: Bench, config: Config) -> nn.Module:
+    unit = GuidedStudent(new_model(config, 100), STAGES, config.guidance).to(bench.device)
+    for parameter in unit.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    return unit
+
+
+def _adamw(bench: Bench, config: Config) -> None:
     runs, parameters = {}, 0
     for name, options in FORMS.items():
-        model = new_model(config, 100).to(bench.device)
-        parameters = sum(p.numel() for p in model.parameters())
-        for parameter in model.parameters():
-            parameter.grad = torch.full_like(parameter, 1e-3)
-        runs[name] = torch.optim.AdamW(param_groups(model, 0.05), lr=5e-4, **options).step
-    times = bench.turns(runs, turns=30 if bench.gpu else 9, seconds=bench.seconds * 0.8, warm=2)
+        unit = _unit(bench, config)
+        parameters = sum(p.numel() for p in unit.parameters())
+        runs[name] = torch.optim.AdamW(param_groups(unit, 0.05), lr=5e-4, **options).step
+    times = bench.turns(runs, turns=30 if bench.gpu else 9, seconds=bench.seconds * 0.3, warm=2)
     for name, taken in times.items():
         work = Work(parameters * ADAMW_BYTES, 0)
         bench.add("AdamW, DeiT-Ti", name, taken, base=times["for loop"], work=work, parameters=parameters)
+
+
+def _muon(bench: Bench, config: Config) -> None:
+    """Whole updates, AdamW's part of them included; on CUDA also replayed, as engine.graph does."""
+    unit = _unit(bench, config)
+    runs = {"fused AdamW": torch.optim.AdamW(param_groups(unit, 0.05), lr=5e-4, fused=True).step}
+    runs["muon"] = Muon(param_groups(_unit(bench, config), 0.05, muon=True), 5e-4).step
+    runs["torch's Muon"] = _torchs_muon(param_groups(_unit(bench, config), 0.05, muon=True))
+    if bench.gpu:
+        lr = torch.tensor(5e-4, device=bench.device)
+        captured = Muon(param_groups(_unit(bench, config), 0.05, muon=True), lr, capturable=True)
+        adamw = torch.optim.AdamW(param_groups(_unit(bench, config), 0.05), lr=lr, fused=True, capturable=True)
+        runs["fused AdamW, graph"], runs["muon, graph"] = _replayed(adamw), _replayed(captured)
+    times = bench.turns(runs, turns=30 if bench.gpu else 9, seconds=bench.left() * 0.8, warm=2)
+    for name, taken in times.items():
+        bench.add("Muon, DeiT-Ti", name, taken, base=times["fused AdamW"])
+
+
+def _torchs_muon(groups: list[dict]):
+    matrices = [parameter for group in groups if group.get("muon") for parameter in group["params"]]
+    rest = torch.optim.AdamW([group for group in groups if not group.get("muon")], lr=5e-4, fused=True)
+    muon = torch.optim.Muon(matrices, lr=5e-4, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return lambda: (muon.step(), rest.step())
+
+
+def _replayed(optimizer: torch.optim.Optimizer):
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    return graph.replay

@@ -100,6 +100,21 @@ def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(shared_project
     assert_same_run(uninterrupted, run)
 
 
+def test_muon_killed_in_its_second_epoch_resumes_to_the_same_bits(shared_project):
+    muon = ("optim.name=muon", "optim.clip_norm=1.0", "optim.epochs=2")
+    status, _, err = finish(start(shared_project, *muon, name="muon"))
+    assert status == 0, err
+    process = start(shared_project, *muon, name="muon-killed")
+    wait_for_rows(shared_project / "runs" / "muon-killed", STEPS + 5, process)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    status, out, err = finish(start(shared_project, *muon, name="muon-killed"))
+    assert status == 0 and "resumed" in out, err
+    assert_same_run(shared_project / "runs" / "muon", shared_project / "runs" / "muon-killed")
+    saved = load_checkpoint(shared_project / "runs" / "muon" / "checkpoints" / "last.pt")["engine"]["optimizer"]
+    assert {key for own in saved.values() for key in own} == {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_a_signal_saves_leaves_with_its_status_and_the_same_command_goes_on(
     shared_project, uninterrupted, number, status
