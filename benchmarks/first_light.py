@@ -30,14 +30,20 @@ KERNELS = 24  # most that a row names
 
 
 def rows(bench: Bench) -> None:
-    sizes = (128, 1024) if bench.gpu else (8,)
+    """The largest batch first: what a time-out cuts is then known from an earlier run, or small."""
+    small, *large = (128, 1024) if bench.gpu else (8,)
+    for batch in large:
+        at_size(bench, batch)
     with named(bench, "agreement"):
-        agreement(bench, sizes[0])
-    for batch in sizes:
-        with named(bench, f"throughput, batch {batch}"):
-            throughput(bench, batch)
-        with named(bench, f"input, batch {batch}"):
-            only_input(bench, batch)
+        agreement(bench, small)
+    at_size(bench, small)
+
+
+def at_size(bench: Bench, batch: int) -> None:
+    with named(bench, f"throughput, batch {batch}"):
+        throughput(bench, batch)
+    with named(bench, f"input, batch {batch}"):
+        only_input(bench, batch)
 
 
 @contextmanager

@@ -6,7 +6,7 @@
 first   Does it train, at what rate (first_light); the tests that need a GPU, eight at a time; where a step's time goes,
         guidance, augmentation, teacher and optimizer alone.
 second  Real CIFAR-100: teacher, then guided student, evaluated as it goes (speedrun.py, which goes on where an earlier
-        slice stopped); then the ladder from the reference style, the loaders, and compute-sanitizer.
+        slice stopped); then first_light again, the ladder from the reference style, and compute-sanitizer.
 
 OUT gets rows.jsonl (a row the moment it is measured, and one per stage: status, seconds), stages.log (all that was
 printed), tests.xml, and runs.tar: metrics, summaries and curves of what ``second`` trains, as they grow. A stage that
@@ -137,6 +137,7 @@ def second(options: argparse.Namespace) -> list[Stage]:
     ]  # fmt: skip
     stages = [
         Stage("real", limit, train, (runs, options.work / "speedrun")),
+        Stage("first_light", 120, bench(options, "first_light")),
         Stage("ladder", 120, bench(options, "training")),
         Stage("sanitize", 120, ["bash", "scripts/sanitize.sh"]),
     ]

@@ -158,7 +158,7 @@ def timed(run, inputs: Inputs, device: torch.device) -> float:
         run(inputs)
         return 1e3 * (time.perf_counter() - start)
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(2_000_000)  # the host runs ahead, so its launch time is not what is measured
+    torch.cuda._sleep(20_000_000)  # 10 ms: the host runs ahead, so its launch time is not what is measured
     start.record()
     run(inputs)
     stop.record()

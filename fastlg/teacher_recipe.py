@@ -22,15 +22,23 @@ STUDENTS_OWN = ("kind", "micro_batch_size", "zero_stage", "deepspeed_config")  #
 
 
 def teacher_config(config: Config, stores: Stores) -> Config:
-    """The recipe that trains the teacher, on the run's own data, in a folder named by everything that shapes it."""
+    """The recipe that trains the teacher, on the run's own data, in a folder named by everything that shapes it.
+
+    Raises UserError for an override of what is the run's: its data, name and seed.
+    """
+    overrides = dotted(config.teacher.overrides)
+    if foreign := [key for key in overrides if key.partition(".")[0] in ("data", "run")]:
+        raise UserError(
+            f"teacher.overrides.{foreign[0]} cannot be set: a teacher is trained on the run's own data and seed"
+        )
     engine = {key: value for key, value in config.engine.model_dump(mode="json").items() if key not in STUDENTS_OWN}
     recipe = load_config(config.teacher.recipe).replace(
         {
-            **dotted(config.teacher.overrides),
             "data": config.data.model_dump(mode="json"),
-            "engine": engine,
+            **{f"engine.{key}": value for key, value in engine.items()},
             "run.seed": config.run.seed,
             "run.root": str(config.run.root / "teachers"),
+            **overrides,
         }
     )
     if not is_cnn(recipe.model.name) or recipe.teacher is not None:
