@@ -20,7 +20,7 @@ from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import Engine, share_batch
 from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
-from fastlg.models.build import build_model
+from fastlg.models.build import build_model, is_cnn
 from fastlg.models.student import use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent
@@ -123,6 +123,7 @@ def assemble(
         accumulation=share.accumulation,
         norm_stats=norm_stats,
         is_on_device=cached is None or cached.is_on_device,
+        is_cnn=is_cnn(config.model.name),
     )
     teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
     teacher = cached
@@ -131,6 +132,8 @@ def assemble(
     unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance)
     use_fused_attention(unit.student, switches.fused_attention)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
+    if switches.channels_last and is_cnn(config.model.name):
+        unit = unit.to(memory_format=torch.channels_last)
     train_loader = new_loader(config, stores.train, device, train=True)
     return Parts(
         config=config,

@@ -6,6 +6,7 @@ import contextlib
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,8 +199,7 @@ def _fill(writer: CacheWriter, job: CacheJob, config: Config, stores: Stores) ->
         teacher_source=job.fingerprint.view,
     )
     done, started = sum(chunk["rows"] for chunk in writer.chunks), time.perf_counter()
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # made once: to the last bit of float32
-    with exact, progress_bar("features", job.count) as advance:
+    with exact_convolutions(), progress_bar("features", job.count) as advance:
         advance(done)
         for batch in loader.epoch(0, writer.done):
             sides = []
@@ -212,6 +212,18 @@ def _fill(writer: CacheWriter, job: CacheJob, config: Config, stores: Stores) ->
     about = {"source": config.data.source, "commit": commit(), "versions": versions(), "device": device_name(device)}
     writer.finish([shape[1:] for shape in job.map_shapes], {**about, "images_per_s": round(rate, 1)})
     say(f"cache    built at {rate:,.0f} images/s")
+
+
+@contextlib.contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """cuDNN multiplies in float32, not in TF32: what is made once and read ever after is right to the last bit."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
 
 
 @dataclass(frozen=True)

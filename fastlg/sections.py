@@ -143,7 +143,7 @@ class EngineConfig(Section):
     compile: Switch = "auto"  # torch.compile of student, objective and teacher
     graph: Switch = "auto"  # whole updates as a CUDA graph
     prefetch: Switch = "auto"  # the next batch is augmented on a CUDA stream of its own
-    channels_last: Switch = "auto"  # memory format of the teacher's convolutions
+    channels_last: Switch = "auto"  # memory format of a CNN's convolutions: the teacher's, and those of one in training
     fold_norms: Switch = "auto"  # the teacher's running statistics become part of its convolutions
     fused_attention: Switch = "auto"  # scaled_dot_product_attention where the student has it
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: what the ranks share instead of copy

