@@ -176,9 +176,14 @@ class Bench:
         )
         self.rows.append(row)
         if self.log is not None:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row.as_json()) + "\n")
+            append_line(self.log, row.as_json())
         return row
+
+
+def append_line(path: Path, content: dict) -> None:
+    """One line more in a .jsonl file, there at once."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(content) + "\n")
 
 
 def _short(value: float) -> float:

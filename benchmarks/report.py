@@ -97,12 +97,12 @@ def markdown(results: dict) -> str:
         return "# fastlg bench\n\nNothing was measured.\n"
     ceilings = results["ceilings"]
     rates = ceilings["matmul_flops_per_s"].items()
-    products = ", ".join(f"{name} {number(rate, 1e12)} TFLOP/s" for name, rate in rates)
+    products = "".join(f"; matrix product {name} {number(rate, 1e12)} TFLOP/s" for name, rate in rates)
     copy = f"{number(ceilings['copy_bytes_per_s'], 1e9)} GB/s"
     parts = [
         f"# fastlg bench, {rows[0]['date'][:10]}",
         f"`{rows[0]['command']}` on {conditions_line(rows[0])}.",
-        f"Ceilings measured in this run: copy {copy}; matrix product {products}.",
+        f"Ceilings measured in this run: copy {copy}{products}.",
         "± is the distance of the quartiles over the median. Speed is against the first row of a case. Bytes and FLOPs "
         "are those of matrix products, convolutions and attention; the bound is the slower of both at the ceilings.",
     ]
@@ -112,9 +112,42 @@ def markdown(results: dict) -> str:
         split = [row for row in own if row["extra"].get("breakdown_ms")]
         if split:
             parts += ["Where a step's time goes, ms:", breakdown_table(split)]
+    if trained := results.get("trained"):
+        parts += ["## Trained", trained_table(trained)]
+    if notes := results.get("notes"):
+        parts += ["## Notes", "\n".join(f"* {note}" for note in notes)]
     if results["left_out"]:
         parts += ["## Left out", "\n".join(f"* {line}" for line in results["left_out"])]
     return "\n\n".join(parts) + "\n"
+
+
+def trained_table(runs: list[dict]) -> str:
+    """What was trained: its last evaluation and where that was, its rate, and whether it came to its end."""
+    lines = ["| run | batch | images/s | epoch | of | top-1 % | complete |", "|---|---:|---:|---:|---:|---:|---|"]
+    for run in runs:
+        model, optim = run["config"]["model"]["name"], run["config"]["optim"]
+        last = run["evaluations"][-1] if run["evaluations"] else {"epoch": 0, "top1": float("nan")}
+        cells = (f"{model}, {optim['name']}", optim["global_batch_size"], f"{run['images_per_s']:,}", last["epoch"])
+        cells += (optim["epochs"], f"{last['top1']:.2f}", "yes" if run["is_complete"] else "no")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def gpu_section(results: dict, path: str) -> str:
+    """README's section on a GPU: epochs as ``fastlg train`` takes them, whether all forms agree, what was trained."""
+    rows = results["rows"]
+    kinds = {kind: [row for row in rows if row["extra"].get("kind") == kind] for kind in ("throughput", "agreement")}
+    columns = ("case", "batch", "images/s", "±", "peak MiB", "of the bound")
+    parts = ["Guided DeiT-Ti, everything included (images to updated weights):", table(kinds["throughput"], columns)]
+    lines = ["| engine | ms | largest difference of a loss |", "|---|---:|---:|"]
+    for row in kinds["agreement"]:
+        lines.append(f"| {row['provider']} | {number(row['median_ms'])} | {row['extra']['off_by']:.1g} |")
+    what = f"The first {len(kinds['agreement'][0]['extra']['losses'])} steps at batch {kinds['agreement'][0]['batch']}"
+    parts += [f"{what}, in every form of the engine (ms of the last of them, one by one):", "\n".join(lines)]
+    if results.get("trained"):
+        parts += ["Trained on CIFAR-100, as far as the time went:", trained_table(results["trained"])]
+    parts.append(f"Measured on {conditions_line(rows[0])}. All rows and what they leave out: [{path}]({path}).")
+    return "\n\n".join(parts)
 
 
 def breakdown_table(rows: list[dict]) -> str:
@@ -222,7 +255,8 @@ def named_file(text: str, kind: str) -> str:
 
 
 def write_readme(path: Path) -> Path:
-    """Fills README's section from a results file of the benchmarks, or from the summary that ``make train`` leaves."""
+    """Fills README's section from a results file of the benchmarks or of a GPU's stages (collect.py), or from the
+    summary that ``make train`` leaves."""
     inside = path.resolve()
     if not inside.is_relative_to(ROOT):
         raise ValueError(f"{path} lies outside the repository; README can only name files in {ROOT}")
@@ -231,6 +265,8 @@ def write_readme(path: Path) -> Path:
     content = json.loads(inside.read_text(encoding="utf-8"))
     if "guided" in content:
         text = fill(text, "quickstart", name, quickstart_section(content, name))
+    elif "trained" in content:
+        text = fill(text, "gpu", name, gpu_section(content, name))
     else:
         text = fill(text, "benchmarks", name, readme_section(load(inside), name))
     README.write_text(text, encoding="utf-8")

@@ -16,11 +16,12 @@ import tempfile
 import time
 import traceback
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from counting import measure_ceilings
-from harness import Bench, Row, Stamp, timed
+from harness import Bench, Row, Stamp, append_line, timed
 from ours import store_of
 from report import ROOT, compare, comparison_text, load, number, results_name, save, write_readme
 from rich.console import Console
@@ -78,6 +79,8 @@ def main() -> int:
             log=options.rows,
             overrides=tuple(options.set),
         )
+        if options.rows is not None:
+            append_line(options.rows, {"ceilings": asdict(bench.ceilings), **asdict(bench.stamp)})
         store_of(bench)  # before any benchmark's time begins
         failed = run_all(bench, names, place, began + total, console)
     if not bench.rows:
@@ -182,8 +185,7 @@ def finish(bench: Bench, options: argparse.Namespace, old: dict | None, failed: 
     first = bench.rows[0].as_json()
     named = ("-" + "-".join(options.names) if options.names else "") + ("-quick" if options.quick else "")
     path = free(options.out / f"{results_name(first)}{named}.json")
-    ceilings = {name: getattr(bench.ceilings, name) for name in ("copy_bytes_per_s", "matmul_flops_per_s")}
-    conditions = {"ceilings": ceilings, "seconds": round(took, 1), "left_out": bench.left_out}
+    conditions = {"ceilings": asdict(bench.ceilings), "seconds": round(took, 1), "left_out": bench.left_out}
     results = save(path, bench.rows, conditions)
     try:
         from plots import draw

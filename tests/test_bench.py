@@ -82,13 +82,17 @@ def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     (path,) = tmp_path.glob("*.json")
     results = report.load(path)
-    assert len(results["rows"]) == 3
+    by_case = [row["case"] for row in results["rows"]]
+    assert by_case.count("AdamW, DeiT-Ti") == 3 and by_case.count("Muon, DeiT-Ti") == 3
     for made in results["rows"]:
         assert set(made) == set(harness.ROW_FIELDS)
         assert made["commit"] or not (ROOT / ".git").exists()
         assert made["device"].startswith("cpu") and made["driver"] == "none" and made["versions"]["torch"]
         assert made["command"].startswith("fastlg bench optimizer --quick") and made["date"][:2] == "20"
-        assert made["median_ms"] > 0 and made["bound_ms"] > 0
+        assert made["median_ms"] > 0
+        if made["case"].startswith("Muon"):
+            continue
+        assert made["bound_ms"] > 0
         assert made["bound_share"] == pytest.approx(made["bound_ms"] / made["median_ms"], rel=1e-3)
     text = path.with_suffix(".md").read_text()
     assert "fused" in text and "Ceilings measured in this run" in text
@@ -260,6 +264,9 @@ def test_readme_repeats_the_results_file_that_it_names():
     name = report.named_file(text, "benchmarks")
     section = report.readme_section(report.load(ROOT / name), name)
     assert report.fill(text, "benchmarks", name, section) == text, f"fastlg bench --readme {name} would change README"
+    name = report.named_file(text, "gpu")
+    section = report.gpu_section(report.load(ROOT / name), name)
+    assert report.fill(text, "gpu", name, section) == text, f"fastlg bench --readme {name} would change README"
     name = report.named_file(text, "quickstart")
     section = report.quickstart_section(json.loads((ROOT / name).read_text()), name)
     assert report.fill(text, "quickstart", name, section) == text, f"fastlg bench --readme {name} would change README"
