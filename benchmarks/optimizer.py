@@ -9,11 +9,12 @@ from torch import nn
 
 from fastlg.assemble import new_model
 from fastlg.config import Config, load_config
-from fastlg.engine.muon import Muon
+from fastlg.engine.muon import Muon, flops_of, matrix_of, orthogonal_dtype
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent
 
 FORMS = {"for loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+MUON_BYTES = 5 * 4  # per parameter of a matrix: read weight, gradient and momentum, write weight and momentum, in fp32
 STAGES = [16, 32, 64]  # channels of the CIFAR ResNets' maps
 
 
@@ -56,8 +57,17 @@ def _muon(bench: Bench, config: Config) -> None:
         adamw = torch.optim.AdamW(param_groups(_unit(bench, config), 0.05), lr=lr, fused=True, capturable=True)
         runs["fused AdamW, graph"], runs["muon, graph"] = _replayed(adamw), _replayed(captured)
     times = bench.turns(runs, turns=30 if bench.gpu else 9, seconds=bench.left() * 0.8, warm=2)
+    parameters = sum(p.numel() for p in unit.parameters())
+    matrices = [group for group in param_groups(unit, 0.05, muon=True) if group.get("muon")][0]["params"]
+    stepped = sum(p.numel() for p in matrices)
+    flops = sum(flops_of(matrix_of(p.shape)) for p in matrices)
+    dtype = str(orthogonal_dtype(bench.device)).removeprefix("torch.")
     for name, taken in times.items():
-        bench.add("Muon, DeiT-Ti", name, taken, base=times["fused AdamW"])
+        work = Work(parameters * ADAMW_BYTES, 0)
+        if "AdamW" not in name:
+            rounded = "bfloat16" if name.startswith("torch") else dtype
+            work = Work((parameters - stepped) * ADAMW_BYTES + stepped * MUON_BYTES, flops, rounded)
+        bench.add("Muon, DeiT-Ti", name, taken, base=times["fused AdamW"], work=work, parameters=parameters)
 
 
 def _torchs_muon(groups: list[dict]):

@@ -37,7 +37,7 @@ SECONDS = {
     "guidance": (3, 10, 3, 20),
     "augment": (4, 15, 3, 20),
     "teacher": (2, 8, 2, 15),
-    "optimizer": (2, 7, 2, 5),
+    "optimizer": (4, 8, 2, 5),
     "evaluation": (3, 8, 4, 12),
     "checkpoint": (2, 5, 3, 8),
     "loaders": (0, 45, 0, 35),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,7 @@ def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))  # main sets both, here they are put back
     monkeypatch.setattr(fastlg.report.console, "quiet", False)
     monkeypatch.setattr("sys.argv", ["run.py", "optimizer", "--quick", f"--out={tmp_path}"])
+    monkeypatch.setitem(run.SECONDS, "optimizer", (40, 40, 40, 40))  # nothing is left out, however busy the machine
     threads = torch.get_num_threads()
     try:
         assert run.main() == 0
@@ -82,16 +84,13 @@ def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     (path,) = tmp_path.glob("*.json")
     results = report.load(path)
-    by_case = [row["case"] for row in results["rows"]]
-    assert by_case.count("AdamW, DeiT-Ti") == 3 and by_case.count("Muon, DeiT-Ti") == 3
+    assert Counter(made["case"] for made in results["rows"]) == {"AdamW, DeiT-Ti": 3, "Muon, DeiT-Ti": 3}
     for made in results["rows"]:
         assert set(made) == set(harness.ROW_FIELDS)
         assert made["commit"] or not (ROOT / ".git").exists()
         assert made["device"].startswith("cpu") and made["driver"] == "none" and made["versions"]["torch"]
         assert made["command"].startswith("fastlg bench optimizer --quick") and made["date"][:2] == "20"
         assert made["median_ms"] > 0
-        if made["case"].startswith("Muon"):
-            continue
         assert made["bound_ms"] > 0
         assert made["bound_share"] == pytest.approx(made["bound_ms"] / made["median_ms"], rel=1e-3)
     text = path.with_suffix(".md").read_text()

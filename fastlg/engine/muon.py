@@ -187,12 +187,12 @@ def stacked(shapes: tuple[tuple[int, ...], ...], free_flops: float) -> list[Stac
     for index, shape in enumerate(shapes):
         by_shape.setdefault(tuple(shape), []).append(index)
     stacks: list[Stack] = []
-    ordered = sorted(by_shape.items(), key=lambda item: -_flops(_matrix(item[0])))
+    ordered = sorted(by_shape.items(), key=lambda item: -flops_of(matrix_of(item[0])))
     for shape, indices in ordered:
-        size = _matrix(shape)
-        own = _flops(size)
+        size = matrix_of(shape)
+        own = flops_of(size)
         fitting = {
-            len(indices) * (_flops(stack.size) - own): stack
+            len(indices) * (flops_of(stack.size) - own): stack
             for stack in reversed(stacks)
             if all(small <= large for small, large in zip(sorted(size), stack.size, strict=True))
         }
@@ -204,10 +204,12 @@ def stacked(shapes: tuple[tuple[int, ...], ...], free_flops: float) -> list[Stac
     return stacks
 
 
-def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+def matrix_of(shape: Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) of a parameter of 2 dimensions or more."""
     return shape[0], math.prod(shape[1:])
 
 
-def _flops(size: tuple[int, int]) -> int:
+def flops_of(size: tuple[int, int]) -> int:
+    """Of the orthogonalisation of one matrix."""
     rows, columns = sorted(size)
     return ITERATIONS * (4 * rows * rows * columns + 2 * rows**3)
