@@ -30,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = "benchmarks/run.py"
 MIRRORED = (".json", ".jsonl", ".yaml", ".png")
+SLICE_OVER = 143  # speedrun.py saved itself when its slice was over
 SMALLEST = 8  # seconds below which no stage is begun
 GPU_TESTS = (
     "tests/fastlg/test_engines_gpu.py",
@@ -73,9 +74,8 @@ def main() -> int:
         record(options.out, stage, status, seconds)
         if status != "done":
             failed.append(stage.name)
-    print(
-        f"gpu_stages: {len(stages) - len(failed)} of {len(stages)} stages done" + f"; not done: {failed}" * bool(failed)
-    )
+    missing = f"; not done: {', '.join(failed)}" if failed else ""
+    print(f"gpu_stages: {len(stages) - len(failed)} of {len(stages)} stages done{missing}")
     return 1 if failed else 0
 
 
@@ -104,11 +104,11 @@ def bench(options: argparse.Namespace, *names: str) -> list[str]:
 
 
 def tests(options: argparse.Namespace) -> list[str]:
-    chosen = ("tests/kernels/test_compact.py",) if options.tiny else GPU_TESTS
+    files = ("tests/kernels/test_compact.py",) if options.tiny else GPU_TESTS
     marked = [] if options.tiny else ["-m", "gpu"]
     return [
         sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *marked, "-n",
-        "1" if options.tiny else "8", f"--junitxml={options.out / 'tests.xml'}", *chosen,
+        "1" if options.tiny else "8", f"--junitxml={options.out / 'tests.xml'}", *files,
     ]  # fmt: skip
 
 
@@ -171,7 +171,9 @@ def run(stage: Stage, limit_s: float, out: Path) -> tuple[str, float]:
             time.sleep(0.5)
     mirror(stage, out)
     seconds = time.monotonic() - start
-    return "cut short" if cut else f"status {process.returncode}" if process.returncode else "done", seconds
+    if cut or process.returncode == SLICE_OVER:
+        return "cut short", seconds
+    return f"status {process.returncode}" if process.returncode else "done", seconds
 
 
 def end(process: subprocess.Popen) -> None:

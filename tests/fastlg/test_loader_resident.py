@@ -4,6 +4,7 @@ import gc
 import os
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -39,6 +40,9 @@ def pair(path, split, device, **options):
     return make_loader("torch", store, **settings), make_loader("resident", store, device=device, **settings)
 
 
+@pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 resizes tall images in another order of passes"
+)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("split", "options"),
