@@ -1,8 +1,14 @@
 """The ways a command ends on purpose; cli.py turns them into one line and an exit status. Needs no torch."""
 
 import errno
+import re
 import signal
 from contextlib import contextmanager
+
+# What a terminal would obey or a line would break at: C0 and C1 controls, line and paragraph separators, marks that
+# turn the direction of the text around them; and lone surrogates (bytes of a file name that are no text), which no
+# encoding can print.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file is in the way
 
@@ -55,3 +61,11 @@ def is_unwritable(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type when it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def printable(text: object) -> str:
+    """``str(text)`` on one line that no terminal obeys: controls and lone surrogates as Python writes them (``\\x1b``).
+
+    Any other character, of whatever script, stays. What was escaped once stays as it is.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
