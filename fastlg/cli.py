@@ -211,14 +211,15 @@ def _checked(which: str) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and status 2, a failed run one line and 1, a stopped run 143 or 130."""
-    from fastlg.errors import RunError, Silenced, Stopped, UserError
+    from fastlg.errors import RunError, Silenced, Stopped, UserError, machine_fault
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # our lines say what torch's would, without stack frames
     logger = logging.getLogger("fastlg")  # choices that parts made for the user, such as a label column
     logger.setLevel(logging.INFO)
     logger.handlers = [_Say()]
     try:
-        app()
+        status = app(standalone_mode=False)  # which would print an error in a box, once for every rank
+        sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(str(error), 2)
     except RunError as error:
@@ -229,6 +230,12 @@ def main() -> None:
         _fail("stopped by SIGINT", 130)
     except Silenced as silenced:
         _leave(silenced.status)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's, of a command line that it cannot read
+            _fail_usage(error)
+        if not (line := machine_fault(error)):
+            raise
+        _fail(line, 1)
 
 
 class _Say(logging.Handler):
@@ -242,11 +249,20 @@ class _Say(logging.Handler):
 
 def _fail(line: str, status: int) -> None:
     """Before the ranks meet, all fail alike and rank 0 speaks; then ``joined`` lets through what is to be said."""
+    from fastlg.errors import printable, shortened
     from fastlg.place import is_first_by_environment
 
     if _is_in_group() or is_first_by_environment():
-        print(f"fastlg: {line}", file=sys.stderr)
+        print(f"fastlg: {shortened(printable(line))}", file=sys.stderr)
     _leave(status)
+
+
+def _fail_usage(error) -> None:
+    """``error``: typer's. Without any command it has shown the help already, and has no message."""
+    message = error.format_message()
+    if not message:
+        _leave(error.exit_code)
+    _fail(f"{message} (fastlg --help, fastlg COMMAND --help)", error.exit_code)
 
 
 def _leave(status: int) -> None:

@@ -69,3 +69,21 @@ def printable(text: object) -> str:
     Any other character, of whatever script, stays. What was escaped once stays as it is.
     """
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
+
+
+def shortened(line: str, limit: int = 2000) -> str:
+    """``line`` without its middle where it is longer than ``limit`` characters; the fix is named at its end."""
+    return line if len(line) <= limit else f"{line[: limit - 600]} ... {line[-500:]}"
+
+
+def machine_fault(error: BaseException) -> str:
+    """One line for an error that the machine's state explains (disk, permissions, memory); "" for any other one."""
+    if isinstance(error, OSError):
+        return f"cannot go on: {error}; mend that, then run again"
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, for CUDA
+    if is_memory or "allocate memory" in str(error):  # torch's RuntimeError on a CPU
+        return (
+            f"memory ran out ({first_line(error)}); a smaller engine.micro_batch_size, optim.global_batch_size or "
+            "data.workers needs less"
+        )
+    return ""
