@@ -86,7 +86,10 @@ def compare(
 
 @app.command("eval")
 def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last") -> None:
-    """Measure a trained run on its test split (data.source=... for other images of the same classes)."""
+    """Measure a trained run on its test split.
+
+    data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders.
+    """
     from fastlg.config import parse_overrides
     from fastlg.evaluate import evaluate_run
     from fastlg.report import say
@@ -123,7 +126,7 @@ def prepare(
     ] = "fail",
     short_side: Annotated[int | None, typer.Option(help="Shrink to this short side, px.")] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink to this long side, px.")] = None,
-    holdout: Annotated[float, typer.Option(help="Share held out for testing when the source has no test split.")] = 0.0,
+    holdout: Annotated[float, typer.Option(help="Share of the training images held out for testing.")] = 0.0,
     label_column: Annotated[str | None, typer.Option(help="Of a parquet source.")] = None,
     download: Annotated[bool, typer.Option(help="Fetch a torchvision: or hf:// source that is not there yet.")] = True,
     beton: Annotated[str | None, typer.Option(help="Also write .beton files: raw or jpeg.")] = None,
@@ -239,12 +242,21 @@ def main() -> None:
 
 
 class _Say(logging.Handler):
-    """Log records of the package as plain lines among the others."""
+    """Log records of the package as plain lines among the others; one marked ``once`` is not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         from fastlg.report import say
 
-        say(record.getMessage())
+        line = record.getMessage()
+        if getattr(record, "once", False):
+            if line in self.said:
+                return
+            self.said.add(line)
+        say(line)
 
 
 def _fail(line: str, status: int) -> None:

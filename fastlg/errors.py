@@ -13,11 +13,16 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file is in the way
 
 
-class UserError(Exception):
+class _OneLine(Exception):
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(_OneLine):
     """A mistake the user can mend: one line that says what, where and the fix. Exit status 2."""
 
 
-class RunError(Exception):
+class RunError(_OneLine):
     """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""
 
 
