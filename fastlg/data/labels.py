@@ -181,7 +181,10 @@ def _refuse_range(part: Part, column: Sequence, largest: int, why: str, fix: str
     low, high = (column.min(), column.max()) if isinstance(column, np.ndarray) else (min(column), max(column))
     for row, label in enumerate(column) if low < 0 or high > largest else ():
         if label < 0:
-            raise UserError(f"label {label} of {part.name(row)} is no class but marks an image without a label; {fix}")
+            raise UserError(
+                f"label {label} of {part.name(row)} is no class but marks an image without a label (of a test split? "
+                f"data.holdout=0.2 tests on training images instead); {fix}"
+            )
         if label > largest:
             raise UserError(f"label {label} of {part.name(row)} is {why}; {fix}")
 

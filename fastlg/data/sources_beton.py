@@ -31,7 +31,9 @@ def beton_source(root: Path, wanted: Sequence[str], label_field: str | None, ima
     """
     folder = root if root.is_dir() else root.parent
     left = LeftOut(folder)
-    files = {split: path for split, path in beton_files(root, left).items() if split in (*wanted, "all")}
+    files = beton_files(root, left)
+    called = {split: path.name for split, path in files.items() if split != "all"}
+    files = {split: path for split, path in files.items() if split in (*wanted, "all")}
     betons = {split: open_beton(path, image_field, label_field) for split, path in files.items()}
     parts = [Part(beton.labels, _namer(beton)) for beton in betons.values()]
     classes = class_indices(parts, str(root), "choose another int field with data.label_column")
@@ -46,7 +48,6 @@ def beton_source(root: Path, wanted: Sequence[str], label_field: str | None, ima
         )
         for (split, beton), labels in zip(betons.items(), classes.labels, strict=True)
     }
-    called = {split: path.name for split, path in files.items() if split != "all"}
     return Dataset(".beton", splits, called, [*classes.notes, *left.notes()])
 
 

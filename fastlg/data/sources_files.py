@@ -42,7 +42,7 @@ def flowers102(root: Path, wanted: Sequence[str]) -> Dataset:
         ids = np.concatenate([_whole(sets[part], root / "setid.mat", len(labels)) for part in parts])
         files = listed_files(str(root), root, [f"jpg/image_{i:05d}.jpg" for i in ids])
         splits[split] = file_source(str(root), root, files, labels[ids - 1], names)
-    return Dataset("Flowers-102", splits)
+    return Dataset("Flowers-102", splits, {"train": "trnid and valid", "test": "tstid"})
 
 
 def _whole(values: np.ndarray, path: Path, largest: int) -> np.ndarray:
@@ -87,7 +87,7 @@ def chaoyang(root: Path, wanted: Sequence[str]) -> Dataset:
         found = class_indices([Part(labels, row_name, CHAOYANG_CLASSES)], str(root), "download the list again")
         files = listed_files(str(root), root, names)
         splits[split] = file_source(str(root), root, files, found.labels[0], CHAOYANG_CLASSES)
-    return Dataset("Chaoyang", splits)
+    return Dataset("Chaoyang", splits, {split: f"{split}.json" for split in ("train", "test")})
 
 
 def tiny_imagenet(root: Path, wanted: Sequence[str]) -> Dataset:

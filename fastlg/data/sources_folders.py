@@ -30,7 +30,7 @@ def class_folders(root: Path, wanted: Sequence[str]) -> Dataset:
     folders = _split_folders(root, left, notes)
     if not folders:
         source = _classes(root, root, left, is_test=False)
-        return Dataset("class folders", {"all": source}, {}, notes + left.notes())
+        return Dataset("class folders", {"all": source}, {}, notes + _same_inside(root) + left.notes())
     loose_images(root, left)
     called = {split: f"{folder.relative_to(root)}/" for split, folder in folders.items()}
     splits = {
@@ -115,6 +115,8 @@ def _classes(root: Path, folder: Path, left: LeftOut, *, is_test: bool) -> Sourc
         raise UserError(f"{folder}: no class folders; expected one folder of images per class, or a parquet file")
     loose_images(folder, left)
     _refuse_one_folder_twice(folder, classes)
+    if not is_test:
+        _refuse_wrapper(folder, classes)
     _refuse_splits_inside(folder, classes)
     names = distinct_names([path.name for path in classes], str(folder))
     found = {}
@@ -128,6 +130,31 @@ def _classes(root: Path, folder: Path, left: LeftOut, *, is_test: bool) -> Sourc
     files = [path for name in names for path in found[name]]
     labels = [label for label, name in enumerate(names) for _ in found[name]]
     return file_source(str(root), root, files, labels, names)
+
+
+def _same_inside(root: Path) -> list[str]:
+    """A note where the folders taken for classes hold the same folders, as folds and years of one dataset do."""
+    inner = [
+        tuple(inner.name for inner in visible_folders(path) if holds_image(inner))
+        for path in visible_folders(root)
+        if not holds_loose_image(path)
+    ]
+    if len(inner) < 2 or len(inner[0]) < 2 or len(set(inner)) > 1:
+        return []
+    return [
+        f"every one of these holds the folders {', '.join(inner[0][:4])}: if those are the classes, put them together"
+    ]
+
+
+def _refuse_wrapper(folder: Path, classes: list[Path]) -> None:
+    """A single folder that holds the classes, or the splits: an archive's own name."""
+    if len(classes) == 1 and not holds_loose_image(classes[0]):
+        inner = [path for path in visible_folders(classes[0]) if holds_image(path)]
+        if len(inner) > 1:
+            raise UserError(
+                f"{folder}: all images are of one class ({classes[0].name!r}), which holds {_listed(inner, folder)}; "
+                f"if these are the classes or the splits, point data.source at {classes[0]} or move them up"
+            )
 
 
 def _refuse_splits_inside(folder: Path, classes: list[Path]) -> None:

@@ -119,7 +119,7 @@ def split_name(path: Path, folder: Path) -> SplitName | None:
 
 def _called(paths: list[Path], folder: Path) -> str:
     first = paths[0].relative_to(folder)
-    return str(first) if split_of(first.stem) else f"{first.parent}/"
+    return f"{first}{' ...' if len(paths) > 1 else ''}" if split_of(first.stem) else f"{first.parent}/"
 
 
 def _dataset_folders(root: Path, paths: list[Path]) -> list[Path]:
@@ -154,10 +154,19 @@ def _features(schema: Any, path: Path, notes: list[str]) -> dict[str, dict]:
         return {}
     try:
         features = json.loads(text)["info"]["features"]
+        features = {name: _of_element(feature) for name, feature in features.items()}
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         notes.append(f"{path.name}: its `huggingface` metadata cannot be read and is ignored")
         return {}
+
+
+def _of_element(feature: Any) -> Any:
+    """What a list's elements are described as, in either of the two ways; else ``feature`` itself."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    inner = feature.get("feature") if isinstance(feature, dict) else None
+    return inner if isinstance(inner, dict) else feature
 
 
 def _class_names(feature: dict, path: Path, column: str) -> list[str] | None:
@@ -250,8 +259,9 @@ def _labels(file: Any, path: Path, column: str) -> Part:
 
     kind = file.schema_arrow.field(column).type
     inner = kind.value_type if _is_list(kind) or types.is_dictionary(kind) else kind
+    texts = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
     checks = (types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_null)
-    if not any(is_kind(inner) for is_kind in checks) and str(inner) not in ("string", "large_string", "string_view"):
+    if not any(is_kind(inner) for is_kind in checks) and str(inner) not in texts:
         raise UserError(
             f"{path}: column {column!r} holds {str(kind)[:60]}, which is no label; choose another data.label_column"
         )

@@ -9,14 +9,17 @@ from typing import NamedTuple
 _WORDS = {
     "train": ("train", 0),
     "training": ("train", 0),
+    "trn": ("train", 0),
     "test": ("test", 0),
     "testing": ("test", 0),
+    "tst": ("test", 0),
     "eval": ("test", 1),
     "evaluation": ("test", 1),
     "val": ("test", 2),
     "valid": ("test", 2),
     "validation": ("test", 2),
     "dev": ("test", 3),
+    "holdout": ("test", 3),
 }
 _FILLERS = frozenset(
     ("set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "picture", "pictures", "photos")

@@ -75,7 +75,11 @@ MEASURED = {
     "a test split alone": (lambda root: write(root / "test", "blue", "green", "red").parent, 12, ["(test/)"]),
     "a test split in other words": (lambda root: write(root / "Testing", "blue", "red").parent, 8, ["(Testing/)"]),
     "validation alone": (lambda root: write(root / "val", "blue", "green").parent, 8, ["(val/)"]),
-    "plain class folders": (lambda root: write(root / "x", "blue", "green", "red"), 12, ["12 images of 3 classes"]),
+    "plain class folders": (
+        lambda root: write(root / "x", "blue", "green", "red"),
+        12,
+        ["3 classes (blue, green, red); 12 images, 4 a class"],
+    ),
     "one class of three": (lambda root: write(root / "x", "red"), 4, ["2 of the run's 3 classes have no image"]),
     "a parquet file, other order": (lambda root: write_shuffled_parquet(root / "x.parquet", ["red", "blue"]), 12, []),
     "a store of some classes, other order": (make_store, 12, ["a store", "1 of the run's 3 classes"]),

@@ -25,6 +25,7 @@ def named(names) -> dict:
 READ = {
     "numbers": ([0, 1, 2, 1], None, ["0", "1", "2", "1"]),
     "text": (["owl", "cat", "cat"], None, ["owl", "cat", "cat"]),
+    "bytes": ([b"owl", b"cat"], None, ["owl", "cat"]),
     "truth values": ([True, False, True], None, ["True", "False", "True"]),
     "whole floats": ([1.0, 0.0, 1.0], None, ["1", "0", "1"]),
     "decimals": ([Decimal(1), Decimal(0)], None, ["1", "0"]),
@@ -93,6 +94,14 @@ REFUSED = {
     "a number for names": ([0, 1], 7, "class names of column 'label'.* no list of names"),
     "one class": ([1, 1], None, "all 2 images are of one class .'1'"),
 }
+
+
+@pytest.mark.parametrize("wrapped", [lambda label: [label], lambda label: {"_type": "Sequence", "feature": label}])
+def test_names_of_one_element_lists_are_those_of_their_elements(tmp_path, wrapped):
+    features = {"image": {"_type": "Image"}, "label": wrapped({"_type": "ClassLabel", "names": ["ham", "spam"]})}
+    write_parquet(tmp_path / "x.parquet", {"image": images(0, 1), "label": [[1], [0]]}, features)
+    source = open_splits(str(tmp_path / "x.parquet"), ("train",))["train"]
+    assert source.class_names == ["ham", "spam"] and source.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -60,7 +60,12 @@ def both(train: str, test: str) -> list[str]:
 
 # (folders, training images, test images, fragments of the line that tells what was found)
 READ = {
-    "usual": (both("train", "test"), 6, 6, ("2 classes, 3 each",)),
+    "usual": (
+        both("train", "test"),
+        6,
+        6,
+        ("2 classes (cat, dog)", "6 train images (train/), 3 a class", "6 test images (test/), 3 a class"),
+    ),
     "in other words": (both("Training", "Testing"), 6, 6, ("Training/", "Testing/")),
     "with set": (both("training_set", "test_set"), 6, 6, ("training_set/", "test_set/")),
     "with seg, and other folders": (
@@ -109,7 +114,14 @@ READ = {
     "train is a class": (["bus", "car", "train"], 9, None, ("train/ holds images itself and is taken for a class",)),
     "train is a class of a split": ([f"{s}/{c}" for s in ("train", "test") for c in ("bus", "train")], 6, 6, ()),
     "class that contains the word": (["bullet_train", "cat", "dog"], 9, None, ("bullet_train/ holds images itself",)),
-    "subfolders": (["cat/a", "cat/b", "dog/a"], 9, None, ("9 train images",)),
+    "subfolders": (["cat/a", "cat/b", "dog/a"], 9, None, ("9 train images, 3 to 6 a class",)),
+    "folds for classes": (
+        ["1/cat", "1/dog", "2/cat", "2/dog"],
+        12,
+        None,
+        ("every one of these holds the folders cat, dog",),
+    ),
+    "look-alikes": (["cat", "Cat ", "dog"], 9, None, ("'Cat ' and 'cat' differ in case or spaces alone",)),
 }
 
 
@@ -137,6 +149,12 @@ REFUSED = {
     "split beside class folders": (["train/cat", "train/dog", "bus", "car"], "train/ named like splits.*bus/, car/"),
     "two training folders": ([*both("train", "test"), "training/cat"], "are both the train split"),
     "two spellings": ([*both("Train", "test"), "train/cat"], "Train/, train/ are both the train split"),
+    "folder around classes": (["pets/cat", "pets/dog"], "one class .'pets'.*point data.source at .*/pets or move"),
+    "folder around splits": (["pets/train/cat", "pets/test/cat"], "point data.source at .*/pets or move"),
+    "folder around classes of a split": (
+        ["train/x/cat", "train/x/dog", "test/x/cat"],
+        "point data.source at .*/train/x",
+    ),
     "classes first": (["cat/train", "cat/test", "dog/train", "dog/test"], "splits inside a class"),
     "no training split": (["test/cat", "test/dog"], "no training split"),
     "a class without an image": ([*both("train", "test"), "train/owl/"], "owl: no image in this class folder"),
@@ -155,9 +173,17 @@ def test_a_holdout_says_that_it_replaces_the_test_split(tmp_path, caplog):
     root = tree(tmp_path, *both("training_set", "test_set"), each=5)
     with caplog.at_level(logging.INFO):
         found = open_splits(root, holdout=0.2)
-    assert "left out: the test split (test_set/, 10 images), as data.holdout=0.2" in caplog.text
+    assert "left out: the test split (test_set/), as data.holdout=0.2" in caplog.text
     names = [found[split].name(i) for split in ("train", "test") for i in range(len(found[split]))]
     assert len(names) == 10 and all(name.startswith("training_set/") for name in names)
+
+
+def test_a_holdout_leaves_a_test_split_without_labels_unread(tmp_path):
+    write_parquet(tmp_path / "train.parquet", {"image": images(0, 1, 2, 3), "label": [0, 1, 0, 1]})
+    write_parquet(tmp_path / "test.parquet", {"image": images(4, 5), "label": [-1, -1]})
+    refuses("label -1 of test.parquet row 0 .*data.holdout=0.2 tests on training images", str(tmp_path), None)
+    found = open_splits(str(tmp_path), holdout=0.5)
+    assert len(found["train"]) == len(found["test"]) == 2
 
 
 def test_an_option_of_tables_is_said_to_be_unused_by_folders(tmp_path, caplog):
