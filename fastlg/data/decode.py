@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -53,7 +54,8 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
     # Another library in the process may have switched this on; it turns a truncated file into a half grey picture.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_formats()) as image:
+            # Pillow warns of what is refused or accepted here anyway
             _check_size(image, name)
             if image.format == "PNG" and (chunk := _altered_chunk(data)):
                 raise BadImage(name, f"damaged image (the checksum of its {chunk} chunk does not fit)")
