@@ -182,7 +182,7 @@ def source_kind(path: Path) -> str:
         return "store"
     if (path / "setid.mat").is_file() or (path / "imagelabels.mat").is_file():
         return "flowers102"
-    if (path / "train.json").is_file() and (path / "test.json").is_file():
+    if (path / "train.json").is_file() and (path / "test.json").is_file() and len(classes_with_images(path)) < 2:
         return "chaoyang"
     if (path / "val" / "val_annotations.txt").is_file():
         return "tiny_imagenet"
@@ -191,10 +191,8 @@ def source_kind(path: Path) -> str:
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     if not entries:
         raise UserError(f"data.source={path}: the folder is empty; point it at a dataset")
-    if tables := files_below(path, ".parquet"):
-        return _parquet_or_class_folders(path, tables)
-    if any(entry.suffix.lower() == ".beton" for entry in entries):
-        return "beton"
+    if tables := files_below(path, ".parquet") + [entry for entry in entries if entry.suffix.lower() == ".beton"]:
+        return _tables_or_class_folders(path, tables)
     if any(entry.is_dir() for entry in entries):
         return "class_folders"
     raise UserError(
@@ -203,23 +201,27 @@ def source_kind(path: Path) -> str:
     )
 
 
-def _parquet_or_class_folders(root: Path, tables: list[Path]) -> str:
-    """Of a folder with parquet files ``tables``: somebody may keep notes or features in parquet beside their images.
+def _tables_or_class_folders(root: Path, tables: list[Path]) -> str:
+    """Of a folder with parquet and .beton files ``tables``: somebody may keep notes or features in parquet beside their
+    images.
 
     Raises:
-        UserError: it holds class folders of images and a parquet dataset (at its top, in data/, or named by split).
+        UserError: it holds two of class folders of images, a parquet dataset (at its top, in data/, or named by split)
+            and .beton files.
     """
     classes = classes_with_images(root)
-    if len({folder.name for folder in classes}) < 2:
-        return "parquet"
+    is_images = len({folder.name for folder in classes}) > 1
+    there = {"class folders of images": classes[0]} if is_images else {}
     for table in tables:
-        is_beside_images = any(folder in table.parents for folder in classes)
-        if not is_beside_images and (table.parent in (root, root / "data") or split_name(table, root)):
-            raise UserError(
-                f"data.source={root}: both class folders of images ({classes[0].relative_to(root)}) and a parquet "
-                f"dataset ({table.relative_to(root)}); move one of them away, or point data.source at the file"
-            )
-    return "class_folders"
+        is_beside_images = is_images and any(folder in table.parents for folder in classes)
+        at_top = table.parent in (root, root / "data")
+        if not is_images or (not is_beside_images and (at_top or split_name(table, root))):
+            kind = "a parquet dataset" if table.suffix.lower() == ".parquet" else ".beton files"
+            there.setdefault(kind, table)
+    if len(there) > 1:
+        found = " and ".join(f"{kind} ({path.relative_to(root)})" for kind, path in there.items())
+        raise UserError(f"data.source={root}: both {found}; move one of them away, or point data.source at the file")
+    return "class_folders" if is_images else "parquet" if "a parquet dataset" in there else "beton"
 
 
 def _missing_split(spec: str, split: str, found: Dataset) -> UserError:

@@ -72,6 +72,8 @@ def chaoyang(root: Path, wanted: Sequence[str]) -> Dataset:
         listing = root / f"{split}.json"
         try:
             rows = json.loads(read_listing(listing, MAX_LISTING))
+            if not isinstance(rows, list):
+                raise TypeError(f"a {type(rows).__name__}")
             names, labels = [row["name"] for row in rows], [row["label"] for row in rows]
             if not all(isinstance(name, str) for name in names):
                 raise TypeError("a name is no text")

@@ -96,7 +96,7 @@ def split_files(root: Path, left: LeftOut) -> tuple[dict[str, list[Path]], dict[
     chosen: dict[str, list[Path]] = {}
     called: dict[str, str] = {}
     ranks: dict[str, int] = {}
-    for name in sorted(found):
+    for name in sorted(found, key=lambda name: (name.split == "test", name)):
         if name.split not in chosen:
             chosen[name.split], called[name.split] = found[name], _called(found[name], folders[0])
             ranks[name.split] = name.rank

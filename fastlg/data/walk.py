@@ -41,6 +41,8 @@ def visible_folders(folder: Path, left: LeftOut | None = None) -> list[Path]:
     found = []
     for path in sorted(folder.iterdir()):
         if not path.is_dir():
+            if left is not None and path.is_symlink() and not path.exists() and not is_image(path):
+                left.add("broken links", path)
             continue
         if not _is_skipped(path.name):
             found.append(path)

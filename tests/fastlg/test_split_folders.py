@@ -238,6 +238,30 @@ def test_links_are_followed_by_their_own_names_and_loops_end(tmp_path):
         assert open_splits(str(place), ("train",))["train"].labels.tolist() == [2, 0, 1], place
 
 
+def test_links_that_lead_nowhere_are_told_where_folders_are_expected(tmp_path, caplog):
+    root = tree(tmp_path, "train/cat", "train/dog")
+    for name in ("train/bird", "test"):
+        (tmp_path / name).symlink_to("/nowhere")
+    refuses(r"no test split .left out: broken links .2: test \.\.\.", root, None)
+
+
+def test_two_kinds_of_data_in_one_folder_are_refused(tmp_path):
+    root = tree(tmp_path, *both("train", "test"))
+    (tmp_path / "old.beton").write_bytes(b"")
+    refuses(r"both class folders of images .train/cat. and .beton files .old.beton.; move", root, None)
+    (tmp_path / "data").mkdir()
+    for name in ("a.beton", "train.parquet"):
+        (tmp_path / "data" / name).write_bytes(b"")
+    refuses(r"both a parquet dataset .train.parquet. and .beton files .a.beton.", str(tmp_path / "data"), None)
+
+
+def test_lists_that_lie_beside_class_folders_do_not_hide_them(tmp_path):
+    root = tree(tmp_path, *both("train", "test"))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text("{}")
+    assert open_splits(root)["train"].class_names == ["cat", "dog"]
+
+
 def test_a_broken_link_and_a_pipe_among_images_obey_on_bad(tmp_path):
     root = tree(tmp_path / "data", *both("train", "test"))
     os.symlink("/nowhere/x.png", tmp_path / "data" / "train" / "cat" / "broken.png")
