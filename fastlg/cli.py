@@ -86,7 +86,10 @@ def compare(
 
 @app.command("eval")
 def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last") -> None:
-    """Measure a trained run on its test split (data.source=... for other images of the same classes)."""
+    """Measure a trained run on its test split.
+
+    data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders.
+    """
     from fastlg.config import parse_overrides
     from fastlg.evaluate import evaluate_run
     from fastlg.report import say
@@ -123,7 +126,7 @@ def prepare(
     ] = "fail",
     short_side: Annotated[int | None, typer.Option(help="Shrink to this short side, px.")] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink to this long side, px.")] = None,
-    holdout: Annotated[float, typer.Option(help="Share held out for testing when the source has no test split.")] = 0.0,
+    holdout: Annotated[float, typer.Option(help="Share of the training images held out for testing.")] = 0.0,
     label_column: Annotated[str | None, typer.Option(help="Of a parquet source.")] = None,
     download: Annotated[bool, typer.Option(help="Fetch a torchvision: or hf:// source that is not there yet.")] = True,
     beton: Annotated[str | None, typer.Option(help="Also write .beton files: raw or jpeg.")] = None,
@@ -211,14 +214,15 @@ def _checked(which: str) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and status 2, a failed run one line and 1, a stopped run 143 or 130."""
-    from fastlg.errors import RunError, Silenced, Stopped, UserError
+    from fastlg.errors import RunError, Silenced, Stopped, UserError, machine_fault
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # our lines say what torch's would, without stack frames
     logger = logging.getLogger("fastlg")  # choices that parts made for the user, such as a label column
     logger.setLevel(logging.INFO)
     logger.handlers = [_Say()]
     try:
-        app()
+        status = app(standalone_mode=False)  # which would print an error in a box, once for every rank
+        sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(str(error), 2)
     except RunError as error:
@@ -229,24 +233,48 @@ def main() -> None:
         _fail("stopped by SIGINT", 130)
     except Silenced as silenced:
         _leave(silenced.status)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's, of a command line that it cannot read
+            _fail_usage(error)
+        if not (line := machine_fault(error)):
+            raise
+        _fail(line, 1)
 
 
 class _Say(logging.Handler):
-    """Log records of the package as plain lines among the others."""
+    """Log records of the package as plain lines among the others; one marked ``once`` is not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         from fastlg.report import say
 
-        say(record.getMessage())
+        line = record.getMessage()
+        if getattr(record, "once", False):
+            if line in self.said:
+                return
+            self.said.add(line)
+        say(line)
 
 
 def _fail(line: str, status: int) -> None:
     """Before the ranks meet, all fail alike and rank 0 speaks; then ``joined`` lets through what is to be said."""
+    from fastlg.errors import printable, shortened
     from fastlg.place import is_first_by_environment
 
     if _is_in_group() or is_first_by_environment():
-        print(f"fastlg: {line}", file=sys.stderr)
+        print(f"fastlg: {shortened(printable(line))}", file=sys.stderr)
     _leave(status)
+
+
+def _fail_usage(error) -> None:
+    """``error``: typer's. Without any command it has shown the help already, and has no message."""
+    message = error.format_message()
+    if not message:
+        _leave(error.exit_code)
+    _fail(f"{message} (fastlg --help, fastlg COMMAND --help)", error.exit_code)
 
 
 def _leave(status: int) -> None:

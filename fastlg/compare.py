@@ -52,13 +52,16 @@ def _train_all(config: Config, dry_run: bool) -> dict:
         guided = guided.replace({"teacher.weights": str(teacher.run_dir)})
     summaries = {}
     if teacher is not None:
-        say("\n1/3 teacher")
+        say("")
+        say("1/3 teacher")
         summaries["teacher"] = train(teacher, dry_run=dry_run, waits=True)
     elif known := teacher_summary(config.teacher.weights):
         summaries["teacher"] = known
-    say("\n2/3 unguided")
+    say("")
+    say("2/3 unguided")
     summaries["unguided"] = train(unguided, dry_run=dry_run)
-    say("\n3/3 guided")
+    say("")
+    say("3/3 guided")
     summaries["guided"] = train(config if dry_run else guided, dry_run=dry_run)
     if dry_run or not ranks.is_first():
         return summaries

@@ -1,17 +1,28 @@
 """The ways a command ends on purpose; cli.py turns them into one line and an exit status. Needs no torch."""
 
 import errno
+import re
 import signal
 from contextlib import contextmanager
+
+# What a terminal would obey or a line would break at: C0 and C1 controls, line and paragraph separators, marks that
+# turn the direction of the text around them; and lone surrogates (bytes of a file name that are no text), which no
+# encoding can print.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file is in the way
 
 
-class UserError(Exception):
+class _OneLine(Exception):
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(_OneLine):
     """A mistake the user can mend: one line that says what, where and the fix. Exit status 2."""
 
 
-class RunError(Exception):
+class RunError(_OneLine):
     """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""
 
 
@@ -55,3 +66,29 @@ def is_unwritable(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type when it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def printable(text: object) -> str:
+    """``str(text)`` on one line that no terminal obeys: controls and lone surrogates as Python writes them (``\\x1b``).
+
+    Any other character, of whatever script, stays. What was escaped once stays as it is.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
+
+
+def shortened(line: str, limit: int = 2000) -> str:
+    """``line`` without its middle where it is longer than ``limit`` characters; the fix is named at its end."""
+    return line if len(line) <= limit else f"{line[: limit - 600]} ... {line[-500:]}"
+
+
+def machine_fault(error: BaseException) -> str:
+    """One line for an error that the machine's state explains (disk, permissions, memory); "" for any other one."""
+    if isinstance(error, OSError):
+        return f"cannot go on: {error}; mend that, then run again"
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, for CUDA
+    if is_memory or "allocate memory" in str(error):  # torch's RuntimeError on a CPU
+        return (
+            f"memory ran out ({first_line(error)}); a smaller engine.micro_batch_size, optim.global_batch_size or "
+            "data.workers needs less"
+        )
+    return ""

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastlg import ranks
-from fastlg.errors import writing
+from fastlg.errors import first_line, printable, writing
 
 
 class _Console(Console):
@@ -25,9 +25,17 @@ console = _Console(highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """One plain line for a person, in every kind of output; brackets are printed as they are. Rank 0 speaks for all."""
+    """One plain line for a person, in every kind of output; brackets are printed as they are. Rank 0 speaks for all.
+
+    What a terminal would obey is escaped (``printable``), and so is what its encoding cannot hold.
+    """
     if ranks.is_first():
-        console.print(line, markup=False)
+        console.print(_encodable(printable(line)), markup=False)
+
+
+def _encodable(line: str) -> str:
+    encoding = console.encoding
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Log:

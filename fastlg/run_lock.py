@@ -7,7 +7,6 @@ resume; the file itself only says who holds it. NFS hands flock on to its server
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastlg import ranks
-from fastlg.data.lock import is_same_file
+from fastlg.data.lock import NO_LOCKS, is_same_file
 from fastlg.errors import UserError
 from fastlg.report import say
 
@@ -24,7 +23,6 @@ LOCK = "run.lock"
 POLL_S = 0.5
 GRACE_S = 5.0  # ranks whose launcher was killed end their step and save before they leave
 LEASE_S = 120.0  # an NFS server keeps the locks of a node that died for its lease, 90 s unless set otherwise
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _own: set[int] = set()  # descriptors of lock files that this process has open
 
 

@@ -40,7 +40,9 @@ class DataConfig(Section):
     source: str = Field(min_length=1)
     label_column: str | None = None  # parquet, hf:// and .beton only
     image_column: str | None = None  # likewise
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of a source without a test split that is held out
+    holdout: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of the training images to test on, instead of the test split
+    )
     download: bool = True  # torchvision: and hf:// sources may be fetched; false: what was fetched before is used
     store: Path | None = None  # where the decoded store is kept; None: the cache folder
     on_bad: Literal["fail", "skip"] = "fail"

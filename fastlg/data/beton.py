@@ -25,6 +25,7 @@ import numpy as np
 
 from fastlg.data.store import Store
 from fastlg.errors import UserError
+from fastlg.reading import check_regular
 
 FILE_NAME = "images.beton"  # beside the split's pixels.bin
 VERSION = 2
@@ -90,6 +91,7 @@ def open_beton(path: str | Path, image_field: str | None = None, label_field: st
     """
     path = Path(path)
     try:
+        check_regular(path)
         data = np.memmap(path, dtype=np.uint8, mode="c")
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise UserError(f"{path} cannot be read as .beton ({error}); write it again") from None
@@ -147,7 +149,7 @@ def _note(arguments: np.void) -> dict:
     try:
         note = json.loads(bytes(arguments).rstrip(b"\0"))
         return note if {"store", "sha256"} <= note.keys() else {}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
 
 

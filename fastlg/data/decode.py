@@ -6,17 +6,21 @@ The rules, one for each way an image file surprises a loader:
 * EXIF orientation IS applied, so a portrait photograph stands upright (torchvision's ImageFolder does not do this).
 * Alpha is dropped, not composited; a palette is looked up; CMYK becomes RGB; the first frame of an animation counts.
 * 16-bit grey is scaled by 1/257 and rounded; 16-bit colour keeps its high byte (what Pillow itself reads).
+* A PNG's checksums count, also those that Pillow leaves unread.
 * Truncated, empty, foreign and oversized files are refused. Nothing is ever returned half decoded.
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import warnings
+import zlib
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from fastlg.errors import UserError
+from fastlg.errors import UserError, printable
 
 MAX_PIXELS = 178_956_970  # 0.5 GB as RGB: where Pillow, too, takes an image for a decompression bomb
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -26,11 +30,8 @@ class BadImage(UserError):
     """An image that cannot be used. ``name`` is the file or row, on one printable line; ``reason`` why."""
 
     def __init__(self, name: str, reason: str):
-        # a file name may hold line breaks, and bytes that are no text (os.fsdecode makes them lone surrogates)
-        name = name.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")
-        super().__init__(f"{name}: {reason}")
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = printable(name), printable(reason)
+        super().__init__(f"{self.name}: {self.reason}")
 
     def __reduce__(self):
         return BadImage, (self.name, self.reason)
@@ -53,8 +54,11 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
     # Another library in the process may have switched this on; it turns a truncated file into a half grey picture.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_formats()) as image:
+            # Pillow warns of what is refused or accepted here anyway
             _check_size(image, name)
+            if image.format == "PNG" and (chunk := _altered_chunk(data)):
+                raise BadImage(name, f"damaged image (the checksum of its {chunk} chunk does not fit)")
             image.load()
             return _to_rgb(_upright(image), name)
     except BadImage:
@@ -76,6 +80,21 @@ def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(name, f"{width}x{height} is more than {MAX_PIXELS} pixels, taken for a decompression bomb")
+
+
+def _altered_chunk(png: bytes) -> str | None:
+    """The first chunk that decoding needs whose checksum is wrong. Pillow does not look at those of the pixels."""
+    position, view = 8, memoryview(png)
+    while position + 12 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        end = position + 8 + length
+        is_needed = not kind[0] & 0x20  # PNG specification, 5.4: an upper case first letter
+        if is_needed and view[end : end + 4] != struct.pack(">I", zlib.crc32(view[position + 4 : end])):
+            return kind.decode("ascii", "backslashreplace")
+        if kind == b"IEND":
+            break
+        position = end + 4
+    return None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -11,10 +12,15 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system that has none
+
 
 @contextlib.contextmanager
 def file_lock(path: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock file ``path``; wait while another process holds it, saying what that one does (``purpose``)."""
+    """Hold the lock file ``path``; wait while another process holds it, saying what that one does (``purpose``).
+
+    On a file system without locks it goes on without, and says so.
+    """
     while True:
         with open(path, "w") as file:
             try:
@@ -22,6 +28,14 @@ def file_lock(path: Path, purpose: str) -> Iterator[None]:
             except BlockingIOError:
                 log.info("another process is %s; waiting for it", purpose)
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning(
+                    "%s lies on a file system without locks; see to it that no other process is %s",
+                    path.parent,
+                    purpose,
+                )
             if not is_same_file(file.fileno(), path):
                 continue  # the holder before us removed this very file: take the lock of its successor
             try:

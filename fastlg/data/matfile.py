@@ -12,18 +12,23 @@ from pathlib import Path
 import numpy as np
 
 from fastlg.errors import UserError
+from fastlg.reading import read_regular
 
 _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _MATRIX, _COMPRESSED = 14, 15
+MAX_BYTES = 64 << 20  # of the file, and of what it unpacks to; the official files have less than 20 KiB
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:
     """All real numeric arrays of the file by name, flattened in MATLAB's column order.
 
     Raises:
-        UserError: the file is not a MATLAB 5 file or is damaged.
+        UserError: the file cannot be read, is not a MATLAB 5 file, is damaged, or holds more than ``MAX_BYTES``.
     """
-    data = path.read_bytes()
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); download it again") from None
     if len(data) < 128 or data[126:128] not in (b"IM", b"MI"):
         raise UserError(f"{path}: not a MATLAB 5 file; download it again")
     order = "<" if data[126:128] == b"IM" else ">"
@@ -31,7 +36,7 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
     try:
         for kind, body in _elements(data[128:], order):
             if kind == _COMPRESSED:
-                kind, body = next(_elements(zlib.decompress(body), order))
+                kind, body = next(_elements(_inflated(body), order))
             if kind == _MATRIX:
                 parts = list(_elements(body, order))  # flags, dimensions, name, real part
                 if len(parts) >= 4 and parts[3][0] in _TYPES:
@@ -39,6 +44,16 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
     except (struct.error, zlib.error, ValueError, StopIteration) as error:
         raise UserError(f"{path}: damaged MATLAB file ({error}); download it again") from None
     return arrays
+
+
+def _inflated(data: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    result = inflater.decompress(data, MAX_BYTES)
+    if inflater.unconsumed_tail:
+        raise ValueError(f"unpacks to more than {MAX_BYTES >> 20} MiB")
+    if not inflater.eof:
+        raise ValueError("cut short")
+    return result
 
 
 def _elements(data: bytes, order: str):

@@ -12,18 +12,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from fastlg.data.duplicates import duplicate_report
 from fastlg.data.ffcv_store import ensure_beton
 from fastlg.data.lock import file_lock
-from fastlg.data.prepare_split import Shrink, write_split
+from fastlg.data.prepare_split import Shrink, finish_split, flat, write_split
 from fastlg.data.progress import progress_bar
-from fastlg.data.source import Source, check_same_classes
-from fastlg.data.sources import open_source
+from fastlg.data.source import Source
+from fastlg.data.sources import open_splits, open_to_measure
 from fastlg.data.sources_arrays import cache_root as default_cache_root
 from fastlg.data.store import (
-    ARRAYS,
     FORMAT,
     MANIFEST,
     Store,
@@ -31,15 +28,17 @@ from fastlg.data.store import (
     manifest_digest,
     open_store,
     read_manifest,
-    write_stamp,
 )
 from fastlg.errors import RunError, UserError, is_unwritable
+from fastlg.reading import expanded
+from fastlg.sections import scheme_of
 
-__all__ = ["Store", "find_or_prepare", "open_store", "prepare"]
+__all__ = ["Store", "find_or_prepare", "find_or_prepare_test", "open_store", "prepare"]
 
 log = logging.getLogger(__name__)
 
 _KEY_LETTERS = 12  # of a store's key, in the names of cached stores
+_STEM_LETTERS = 100  # of the source's own name in them: file systems allow 255 in all
 
 
 def prepare(
@@ -60,7 +59,7 @@ def prepare(
     kept as it is. Of two processes at once, one builds and the other waits for it.
 
     Args:
-        spec: as for ``open_source``; ``source_options`` are that function's keyword arguments.
+        spec: as for ``open_source``; ``source_options`` are the keyword arguments of ``open_splits``.
         splits: which splits to write.
         on_bad: "fail" refuses the dataset when any image cannot be used, after looking at all of them; "skip" leaves
             such images out. Either way each is listed with its reason.
@@ -75,8 +74,8 @@ def prepare(
         UserError: unusable source, images or settings, or ``out_dir`` holds something else or cannot be written.
         RunError: the disk is full.
     """
-    sources = _open_splits(spec, splits, source_options)
-    out_dir = Path(out_dir).expanduser()
+    sources = open_splits(spec, splits, **source_options)
+    out_dir = expanded(out_dir, "the store's folder")
     with _writing(out_dir, "choose another folder"):
         path = _build(spec, sources, out_dir, on_bad, _shrink(max_side, short_side), workers)
     if beton is not None:
@@ -106,15 +105,60 @@ def find_or_prepare(
     Raises:
         UserError, RunError: as in ``prepare``.
     """
-    if is_store(Path(spec).expanduser()):
+    if (store := _as_store(spec)) is not None:
         given = sorted(name for name in ("holdout", "label_column", "image_column") if source_options.get(name))
         if given:
             raise UserError(f"data.{given[0]}: {spec} is a store, which is split and labelled already; drop the option")
-        return Path(spec).expanduser()
-    shrink = _shrink(max_side, short_side)
-    sources = _open_splits(spec, ("train", "test"), source_options)
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2]).strip("-") or "data"
-    root = Path(cache_root).expanduser() if cache_root is not None else default_cache_root() / "stores"
+        return store
+    sources = open_splits(spec, **source_options)
+    return _in_cache(spec, sources, cache_root, on_bad, _shrink(max_side, short_side), workers)
+
+
+def find_or_prepare_test(
+    spec: str,
+    class_names: list[str],
+    cache_root: str | Path | None = None,
+    *,
+    on_bad: str = "fail",
+    workers: int | None = None,
+    **source_options,
+) -> Path:
+    """A store whose test split holds the images of ``spec`` on which a model of these classes is measured.
+
+    Args:
+        class_names: the model's, which become the store's; see ``open_to_measure``, whose keyword arguments
+            ``source_options`` are.
+        others: as in ``find_or_prepare``.
+
+    Raises:
+        UserError, RunError: as in ``open_to_measure`` and ``prepare``.
+    """
+    store = _as_store(spec)
+    if store is not None and read_manifest(store)["class_names"] == class_names:
+        return store
+    sources = {"test": open_to_measure(spec, class_names, **source_options)}
+    return _in_cache(spec, sources, cache_root, on_bad, _shrink(None, None), workers)
+
+
+def _as_store(spec: str) -> Path | None:
+    """``spec`` as a path where a store lies there."""
+    if scheme_of(spec):
+        return None
+    path = expanded(spec, "data.source")
+    return path if is_store(path) else None
+
+
+def _in_cache(
+    spec: str,
+    sources: dict[str, Source],
+    cache_root: str | Path | None,
+    on_bad: str,
+    shrink: Shrink,
+    workers: int | None,
+) -> Path:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2])
+    stem = name[:_STEM_LETTERS].strip("-") or "data"
+    root = expanded(cache_root, "data.store") if cache_root is not None else default_cache_root() / "stores"
     out_dir = root / f"{stem}-{_key(sources, shrink)[:_KEY_LETTERS]}"
     with contextlib.suppress(OSError):  # a folder that cannot be written is said where it matters
         _remove_abandoned(root, stem, out_dir)
@@ -143,13 +187,6 @@ def _shrink(max_side: int | None, short_side: int | None) -> Shrink:
     if max_side is not None and short_side is not None:
         raise UserError(f"max_side={max_side} and short_side={short_side} exclude each other; give one of them")
     return Shrink(max_side, short_side)
-
-
-def _open_splits(spec: str, splits: tuple[str, ...], source_options: dict) -> dict[str, Source]:
-    sources = {split: open_source(spec, split, **source_options) for split in splits}
-    if "train" in sources and "test" in sources:
-        check_same_classes(sources["train"], sources["test"])
-    return sources
 
 
 def _key(sources: dict[str, Source], shrink: Shrink) -> str:
@@ -210,7 +247,7 @@ def _write(
     for split, source in sources.items():
         with progress_bar(f"decode {split}", len(source)) as advance:
             parts[split] = write_split(source, work / split, shrink, workers, advance)
-    rejected = {split: _flat(split_parts, "rejected") for split, split_parts in parts.items()}
+    rejected = {split: flat(split_parts, "rejected") for split, split_parts in parts.items()}
     _refuse_bad(spec, rejected, on_bad, out_dir)
     manifest = {
         "kind": "fastlg store",
@@ -220,7 +257,7 @@ def _write(
         "max_side": shrink.max_side,
         "short_side": shrink.short_side,
         "class_names": next(iter(sources.values())).class_names,
-        "splits": {split: _finish_split(sources[split], work / split, parts[split]) for split in sources},
+        "splits": {split: finish_split(sources[split], work / split, parts[split]) for split in sources},
         "duplicates": duplicate_report(sources, parts),
     }
     manifest["sha256"] = manifest_digest(manifest)
@@ -241,42 +278,6 @@ def _noted_key(work: Path) -> str | None:
         return (work / "key").read_text()
     except OSError:
         return None
-
-
-def _flat(parts: list[dict], name: str) -> list:
-    return [item for part in parts for item in part[name]]
-
-
-def _finish_split(source: Source, folder: Path, parts: list[dict]) -> dict:
-    """Write offsets, sizes and labels; return the split's manifest entry. The record of parts is no longer needed."""
-    rows = np.array(_flat(parts, "kept"), dtype=np.int64)
-    sizes = np.array(_flat(parts, "sizes"), dtype=np.int64).reshape(-1, 2)
-    labels = source.labels[rows]
-    lost = np.setdiff1d(source.labels, labels)
-    if len(lost):
-        names = ", ".join(repr(source.class_names[label]) for label in lost[:5])
-        raise UserError(f"{source.where}: no usable image is left of class {names}; mend the files or remove the class")
-    offsets = np.concatenate([[0], np.cumsum(sizes.prod(1) * 3)]).astype(np.int64)
-    hashes = {}
-    for name, array in zip(ARRAYS, (offsets, sizes, labels), strict=True):
-        np.save(folder / f"{name}.npy", array)
-        hashes[name] = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
-    pixels = int(sizes.prod(1).sum())
-    total = np.sum([part["sum"] for part in parts], axis=0) / (255 * pixels)
-    square = np.sum([part["square"] for part in parts], axis=0) / (255 * 255 * pixels)
-    (folder / "parts.jsonl").unlink()
-    write_stamp(folder)
-    return {
-        "count": len(rows),
-        "bytes": pixels * 3,
-        "class_counts": np.bincount(labels, minlength=len(source.class_names)).tolist(),
-        "mean": total.tolist(),
-        "std": np.sqrt(square - total**2).tolist(),
-        "source_fingerprint": source.fingerprint(),
-        "rejected": _flat(parts, "rejected"),
-        "arrays": hashes,
-        "parts": [{"bytes": part["bytes"], "sha256": part["sha256"]} for part in parts],
-    }
 
 
 def _rejected(manifest: dict) -> dict[str, list]:

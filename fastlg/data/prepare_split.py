@@ -23,8 +23,8 @@ from PIL import Image
 
 from fastlg.data.decode import BadImage, decode_image
 from fastlg.data.source import Source
-from fastlg.data.store import hash_range
-from fastlg.errors import RunError
+from fastlg.data.store import ARRAYS, hash_range, write_stamp
+from fastlg.errors import RunError, UserError
 
 PART_BYTES = 32 << 20
 PART_ROWS = 4096  # also the most samples whose decoding a kill can cost
@@ -84,6 +84,42 @@ def write_split(
     return parts
 
 
+def flat(parts: list[dict], name: str) -> list:
+    return [item for part in parts for item in part[name]]
+
+
+def finish_split(source: Source, folder: Path, parts: list[dict]) -> dict:
+    """Write offsets, sizes and labels; return the split's manifest entry. The record of parts is no longer needed."""
+    rows = np.array(flat(parts, "kept"), dtype=np.int64)
+    sizes = np.array(flat(parts, "sizes"), dtype=np.int64).reshape(-1, 2)
+    labels = source.labels[rows]
+    lost = np.setdiff1d(source.labels, labels)
+    if len(lost):
+        names = ", ".join(repr(source.class_names[label]) for label in lost[:5])
+        raise UserError(f"{source.where}: no usable image is left of class {names}; mend the files or remove the class")
+    offsets = np.concatenate([[0], np.cumsum(sizes.prod(1) * 3)]).astype(np.int64)
+    hashes = {}
+    for name, array in zip(ARRAYS, (offsets, sizes, labels), strict=True):
+        np.save(folder / f"{name}.npy", array)
+        hashes[name] = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
+    pixels = int(sizes.prod(1).sum())
+    total = np.sum([part["sum"] for part in parts], axis=0) / (255 * pixels)
+    square = np.sum([part["square"] for part in parts], axis=0) / (255 * 255 * pixels)
+    (folder / "parts.jsonl").unlink()
+    write_stamp(folder)
+    return {
+        "count": len(rows),
+        "bytes": pixels * 3,
+        "class_counts": np.bincount(labels, minlength=len(source.class_names)).tolist(),
+        "mean": total.tolist(),
+        "std": np.sqrt(square - total**2).tolist(),
+        "source_fingerprint": source.fingerprint(),
+        "rejected": flat(parts, "rejected"),
+        "arrays": hashes,
+        "parts": [{"bytes": part["bytes"], "sha256": part["sha256"]} for part in parts],
+    }
+
+
 def _finished_parts(folder: Path) -> list[dict]:
     """The recorded parts whose pixels are on disk unchanged."""
     parts: list[dict] = []
@@ -136,7 +172,7 @@ def _decoded(source: Source, start: int, shrink: Shrink, workers: int) -> Iterat
     tasks = range(start, len(source), _TASK_ROWS)
     if workers <= 1 or len(tasks) <= 4:
         for row in range(start, len(source)):
-            yield row, _decode_one(source.read(row), source.name(row), shrink)
+            yield row, _decode_one(_read(source, row), source.name(row), shrink)
         return
     # Forked, so that a plain script without a __main__ guard works; the children only decode bytes they are sent.
     pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_end_with, initargs=(os.getpid(),))
@@ -146,7 +182,7 @@ def _decoded(source: Source, start: int, shrink: Shrink, workers: int) -> Iterat
         while True:
             while len(ahead) < 2 * workers and (first := next(unsent, None)) is not None:
                 rows = range(first, min(first + _TASK_ROWS, len(source)))
-                items = [(source.read(row), source.name(row)) for row in rows]
+                items = [(_read(source, row), source.name(row)) for row in rows]
                 ahead.append((first, pool.submit(_decode_many, items, shrink)))
             if not ahead:
                 return
@@ -157,6 +193,13 @@ def _decoded(source: Source, start: int, shrink: Shrink, workers: int) -> Iterat
         raise RunError("a decoding process was killed (out of memory?); go on with fewer workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _read(source: Source, row: int) -> bytes | np.ndarray | BadImage:
+    try:
+        return source.read(row)
+    except BadImage as error:
+        return error
 
 
 def _end_with(parent: int) -> None:
@@ -170,12 +213,14 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _decode_many(items: list[tuple[bytes | np.ndarray, str]], shrink: Shrink) -> list:
+def _decode_many(items: list[tuple[bytes | np.ndarray | BadImage, str]], shrink: Shrink) -> list:
     return [_decode_one(data, name, shrink) for data, name in items]
 
 
-def _decode_one(data: bytes | np.ndarray, name: str, shrink: Shrink):
+def _decode_one(data: bytes | np.ndarray | BadImage, name: str, shrink: Shrink):
     """(pixels, digest, sum, sum of squares per channel), or the BadImage that says why not."""
+    if isinstance(data, BadImage):
+        return data
     try:
         image = shrink(decode_image(data, name))
     except BadImage as error:

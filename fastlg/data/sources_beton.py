@@ -2,81 +2,96 @@
 
 from __future__ import annotations
 
-import logging
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fastlg.data.beton import Beton, open_beton
-from fastlg.data.source import TEST_NAMES, TRAIN_NAMES, Source, file_stamps
+from fastlg.data.labels import Part, class_indices
+from fastlg.data.paths import file_stamps
+from fastlg.data.source import Dataset, Source
+from fastlg.data.split_names import split_of
+from fastlg.data.walk import LeftOut
 from fastlg.errors import UserError
 
-log = logging.getLogger(__name__)
 
-MAX_LABEL = 1 << 20  # a larger number is an id, not a class
-
-
-def beton_source(root: Path, split: str, label_field: str | None, image_field: str | None) -> Source | None:
-    """A .beton file (all of it is training data), or a folder of them with the split in their names: train.beton and
+def beton_source(root: Path, wanted: Sequence[str], label_field: str | None, image_field: str | None) -> Dataset:
+    """A .beton file, whose images have no split, or a folder of them with the split in their names: train.beton and
     test.beton, cifar_train.beton, train_500_0.50_90.beton.
 
-    The images may be raw or JPEG. Class names are the numbers 0 to the largest label of either split: the format keeps
-    no names.
+    The images may be raw or JPEG. Class names are the numbers found in either split: the format keeps no names.
 
     Args:
         label_field, image_field: names of an int and an image field; None as in ``open_beton``.
-
-    Returns:
-        None where the split does not exist.
 
     Raises:
         UserError: a file is damaged, foreign or empty, lacks the fields, or holds a number that is no class label;
             several files of one split.
     """
-    files = beton_files(root)
-    if split not in files:
-        return None
-    betons = {name: open_beton(path, image_field, label_field) for name, path in files.items()}
-    largest = max(int(beton.labels.max()) for beton in betons.values())
-    if largest > MAX_LABEL:
-        raise UserError(f"{root}: label {largest} is no class; choose another int field with data.label_column")
-    beton, folder = betons[split], root if root.is_dir() else root.parent
-    return Source(
-        where=str(root),
-        labels=beton.labels,
-        class_names=[str(i) for i in range(largest + 1)],
-        read=lambda i: _read(beton, i),
-        name=lambda i: f"{beton.path.name} sample {i}",
-        stamp=[str(root), file_stamps([beton.path], folder), image_field, label_field],
-    )
+    folder = root if root.is_dir() else root.parent
+    left = LeftOut(folder)
+    files = beton_files(root, left)
+    called = {split: path.name for split, path in files.items() if split != "all"}
+    files = {split: path for split, path in files.items() if split in (*wanted, "all")}
+    betons = {split: open_beton(path, image_field, label_field) for split, path in files.items()}
+    parts = [Part(beton.labels, _namer(beton)) for beton in betons.values()]
+    classes = class_indices(parts, str(root), "choose another int field with data.label_column")
+    splits = {
+        split: Source(
+            where=str(root),
+            labels=labels,
+            class_names=classes.names,
+            read=_reader(beton),
+            name=_namer(beton),
+            stamp=[str(root), file_stamps([beton.path], folder), image_field, label_field],
+        )
+        for (split, beton), labels in zip(betons.items(), classes.labels, strict=True)
+    }
+    return Dataset(".beton", splits, called, [*classes.notes, *left.notes()])
 
 
-def _read(beton: Beton, i: int) -> bytes | np.ndarray:
-    """A JPEG file, or uint8 pixels [H, W, 3]."""
-    data = beton.stored(i)
-    return data.tobytes() if beton.is_jpeg[i] else data.reshape(*beton.sizes[i], 3)
+def _namer(beton: Beton):
+    return lambda i: f"{beton.path.name} sample {i}"
 
 
-def beton_files(root: Path) -> dict[str, Path]:
-    """The .beton files of ``root`` as {"train": ..., "test": ...}; a split without a file is left out.
+def _reader(beton: Beton):
+    """Reads a JPEG file, or uint8 pixels [H, W, 3]."""
+
+    def read(i: int) -> bytes | np.ndarray:
+        data = beton.stored(i)
+        return data.tobytes() if beton.is_jpeg[i] else data.reshape(*beton.sizes[i], 3)
+
+    return read
+
+
+def beton_files(root: Path, left: LeftOut) -> dict[str, Path]:
+    """The .beton files of ``root`` as {"train": ..., "test": ...}, those there are, or {"all": ...} where the only file
+    names no split.
 
     Raises:
         UserError: two files are of one split.
     """
     if root.is_file():
-        return {"train": root}
-    paths = sorted(root.glob("*.beton"))
-    found: dict[str, list[Path]] = {}
+        return {"all": root}
+    paths = sorted(path for path in root.iterdir() if path.suffix.lower() == ".beton" and path.name[0] != ".")
+    names = {path: split_of(path.stem) for path in paths}
+    if all(name is None for name in names.values()):
+        return {"all": _only(root, paths)}
+    chosen = {}
+    for split in ("train", "test"):
+        of_split = [path for path in paths if names[path] and names[path].split == split]
+        if of_split:
+            rank = min(names[path].rank for path in of_split)
+            chosen[split] = _only(root, [path for path in of_split if names[path].rank == rank])
     for path in paths:
-        words = re.findall("[a-z]+", path.stem.lower())
-        found.setdefault(next((w for w in words if w in TRAIN_NAMES + TEST_NAMES), ""), []).append(path)
-    train = next((found[name] for name in TRAIN_NAMES if name in found), found[""] if set(found) == {""} else [])
-    test = next((found[name] for name in TEST_NAMES if name in found), [])
-    for group in (train, test):
-        if len(group) > 1:
-            names = ", ".join(path.name for path in group[:5])
-            raise UserError(f"{root}: several .beton files for one split ({names}); point data.source at one of them")
-    if left := [path for path in paths if path not in train + test]:
-        log.warning("%s: %s names no split that is used and is left out", root, left[0].name)
-    return {split: group[0] for split, group in (("train", train), ("test", test)) if group}
+        if path not in chosen.values():
+            left.add(".beton files that name no split that is used", path)
+    return chosen
+
+
+def _only(root: Path, paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths[:5])
+        raise UserError(f"{root}: several .beton files for one split ({names}); point data.source at one of them")
+    return paths[0]

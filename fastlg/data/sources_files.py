@@ -1,96 +1,25 @@
-"""Sources that are image files in folders: class folders and the official layouts of the paper's datasets."""
+"""Sources that are image files in the official layouts of the paper's datasets."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fastlg.data.labels import MAX_LABEL, Part, class_indices
 from fastlg.data.matfile import read_mat
-from fastlg.data.source import IMAGE_SUFFIXES, TEST_NAMES, TRAIN_NAMES, Source, file_source, read_bytes
+from fastlg.data.paths import file_source, listed_files, read_listing
+from fastlg.data.source import Dataset
+from fastlg.data.walk import LeftOut, images_below, visible_folders
 from fastlg.errors import UserError
 
-log = logging.getLogger(__name__)
-
 CHAOYANG_CLASSES = ("normal", "serrated", "adenocarcinoma", "adenoma")  # labels 0..3 of the data set's own read-me
+MAX_LISTING = 32 << 20  # bytes; JSON takes twenty times as much memory, and the official lists have less than 1 MiB
 
 
-def class_folders(root: Path, split: str) -> Source | None:
-    """ROOT/train/CLASS/**/image and ROOT/test (or val, validation); without those, ROOT/CLASS/** is all training.
-
-    Classes are the folder names, sorted; hidden folders and files without an image extension are left out.
-
-    Returns:
-        None where the split does not exist.
-
-    Raises:
-        UserError: a class folder holds no image, or there is no class folder.
-    """
-    folder = split_folder(root, split)
-    if folder is None:
-        if split == "test" or split_folder(root, "test") is not None:
-            return None
-        folder = root
-    classes = _visible_folders(folder)
-    if not classes:
-        raise UserError(f"{folder}: no class folders; expected one folder of images per class, or a parquet file")
-    files: list[Path] = []
-    labels: list[int] = []
-    ignored: list[Path] = []
-    for label, class_folder in enumerate(classes):
-        found = _images_below(class_folder, ignored)
-        if not found:
-            raise UserError(f"{class_folder}: no image in this class folder; add images or remove the folder")
-        files += found
-        labels += [label] * len(found)
-    if ignored:
-        log.warning("%s: %d files have no image extension and are left out, %s first", folder, len(ignored), ignored[0])
-    return file_source(str(root), root, files, labels, [path.name for path in classes])
-
-
-def classes_with_images(root: Path) -> list[Path]:
-    """The class folders of every split that ``class_folders`` would read, without those that hold no image."""
-    splits = [folder for folder in (split_folder(root, "train"), split_folder(root, "test")) if folder]
-    return [path for folder in splits or [root] for path in _visible_folders(folder) if _images_below(path, [])]
-
-
-def split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split under one of its usual names in any case (Train/), or None."""
-    folders = {path.name.lower(): path for path in _visible_folders(root)}
-    for name in TRAIN_NAMES if split == "train" else TEST_NAMES:
-        if name in folders:
-            return folders[name]
-    return None
-
-
-def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
-
-
-def _images_below(folder: Path, ignored: list[Path]) -> list[Path]:
-    """Image files below ``folder``, sorted; links to folders are followed, each real folder once."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(path)
-            elif not name.startswith("."):
-                ignored.append(path)
-    return sorted(found)
-
-
-def flowers102(root: Path, split: str) -> Source:
+def flowers102(root: Path, wanted: Sequence[str]) -> Dataset:
     """Oxford Flowers-102 as published: jpg/image_00001.jpg, setid.mat, imagelabels.mat.
 
     Training uses the official train and validation sets together (2,040 images), as the paper does.
@@ -102,15 +31,27 @@ def flowers102(root: Path, split: str) -> Source:
         if not (root / name).is_file():
             raise UserError(f"{root}: {name} is missing; download it beside jpg/ from the Flowers-102 page")
     sets, labels = read_mat(root / "setid.mat"), read_mat(root / "imagelabels.mat").get("labels")
-    wanted = ("trnid", "valid") if split == "train" else ("tstid",)
-    if labels is None or any(name not in sets for name in wanted):
+    if labels is None or any(name not in sets for name in ("trnid", "valid", "tstid")):
         raise UserError(f"{root}: setid.mat or imagelabels.mat lacks its arrays; download both again")
-    ids = np.concatenate([sets[name] for name in wanted]).astype(np.int64)
-    if len(ids) and not 1 <= ids.min() <= ids.max() <= len(labels):
-        raise UserError(f"{root}: setid.mat names image {ids.max()}, imagelabels.mat has {len(labels)}; download both")
-    files = [root / "jpg" / f"image_{i:05d}.jpg" for i in ids]
-    names = _flowers102_names(int(labels.max()))
-    return file_source(str(root), root, files, labels[ids - 1].astype(np.int64) - 1, names)
+    labels = _whole(labels, root / "imagelabels.mat", MAX_LABEL) - 1
+    names = _flowers102_names(int(labels.max()) + 1)
+    splits = {}
+    for split, parts in (("train", ("trnid", "valid")), ("test", ("tstid",))):
+        if split not in wanted:
+            continue
+        ids = np.concatenate([_whole(sets[part], root / "setid.mat", len(labels)) for part in parts])
+        files = listed_files(str(root), root, [f"jpg/image_{i:05d}.jpg" for i in ids])
+        splits[split] = file_source(str(root), root, files, labels[ids - 1], names)
+    return Dataset("Flowers-102", splits, {"train": "trnid and valid", "test": "tstid"})
+
+
+def _whole(values: np.ndarray, path: Path, largest: int) -> np.ndarray:
+    """int64 [N]; MATLAB writes whole numbers as floats. Raises UserError for what is not among 1 to ``largest``."""
+    wrong = ~((values >= 1) & (values <= largest) & (values == np.floor(values)))
+    if len(values) == 0 or wrong.any():
+        found = f"{values[np.argmax(wrong)]} where" if len(values) else "nothing where"
+        raise UserError(f"{path}: {found} whole numbers from 1 to {largest} belong; download both .mat files again")
+    return values.astype(np.int64)
 
 
 def _flowers102_names(count: int) -> list[str]:
@@ -120,48 +61,63 @@ def _flowers102_names(count: int) -> list[str]:
     return list(names) if names and len(names) == count else [str(i) for i in range(1, count + 1)]
 
 
-def chaoyang(root: Path, split: str) -> Source:
+def chaoyang(root: Path, wanted: Sequence[str]) -> Dataset:
     """Chaoyang colon patches as published: train.json and test.json, lists of {"name": FILE, "label": 0..3}.
 
     Raises:
         UserError: a list is damaged or names a file that is missing.
     """
-    listing = root / f"{split}.json"
-    try:
-        rows = json.loads(read_bytes(listing, str(root)))
-        files = [root / row["name"] for row in rows]
-        labels = [int(row["label"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{listing}: expected a list of objects with 'name' and 'label' ({type(error).__name__}: {error}); "
-            "download it again"
-        ) from None
-    return file_source(str(root), root, files, labels, CHAOYANG_CLASSES)
+    splits = {}
+    for split in wanted:
+        listing = root / f"{split}.json"
+        try:
+            rows = json.loads(read_listing(listing, MAX_LISTING))
+            if not isinstance(rows, list):
+                raise TypeError(f"a {type(rows).__name__}")
+            names, labels = [row["name"] for row in rows], [row["label"] for row in rows]
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("a name is no text")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{listing}: expected a list of objects with 'name' and 'label' ({type(error).__name__}: "
+                f"{str(error)[:200]}); download it again"
+            ) from None
+
+        def row_name(i: int, listing: Path = listing) -> str:
+            return f"{listing} entry {i}"
+
+        found = class_indices([Part(labels, row_name, CHAOYANG_CLASSES)], str(root), "download the list again")
+        files = listed_files(str(root), root, names)
+        splits[split] = file_source(str(root), root, files, found.labels[0], CHAOYANG_CLASSES)
+    return Dataset("Chaoyang", splits, {split: f"{split}.json" for split in ("train", "test")})
 
 
-def tiny_imagenet(root: Path, split: str) -> Source:
+def tiny_imagenet(root: Path, wanted: Sequence[str]) -> Dataset:
     """Tiny-ImageNet-200 as published: train/WNID/images/*.JPEG, val/images with val/val_annotations.txt (the test set).
 
-    Classes are the sorted WordNet ids of train/.
+    Classes are the sorted WordNet ids of train/; without train/, those that the annotations name.
 
     Raises:
         UserError: an annotation names an unknown class or a missing file.
     """
-    train = split_folder(root, "train")
-    if train is None:
-        raise UserError(f"{root}: no train folder beside val/val_annotations.txt; unpack the archive again")
-    classes = [path.name for path in _visible_folders(train)]
-    if split == "train":
-        found = [_images_below(train / name, []) for name in classes]
+    left, splits, train = LeftOut(root), {}, root / "train"
+    classes = [path.name for path in visible_folders(train, left)] if train.is_dir() else None
+    if "train" in wanted and classes is not None:
+        found = [images_below(train / name, left) for name in classes]
         labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
-        return file_source(str(root), root, [path for files in found for path in files], labels, classes)
-    index = {name: label for label, name in enumerate(classes)}
-    files, labels = [], []
-    listing = root / "val" / "val_annotations.txt"
-    for number, line in enumerate(listing.read_text().splitlines(), 1):
-        fields = line.split("\t")
-        if len(fields) < 2 or fields[1] not in index:
-            raise UserError(f"{listing} line {number}: {line[:60]!r} names no class of train/; unpack the data again")
-        files.append(root / "val" / "images" / fields[0])
-        labels.append(index[fields[1]])
-    return file_source(str(root), root, files, labels, classes)
+        splits["train"] = file_source(str(root), root, [path for files in found for path in files], labels, classes)
+    if "test" in wanted:
+        listing = root / "val" / "val_annotations.txt"
+        rows = []
+        for number, line in enumerate(read_listing(listing, MAX_LISTING).decode("utf-8", "replace").splitlines(), 1):
+            fields = line.split("\t")
+            if len(fields) < 2 or (classes is not None and fields[1] not in classes):
+                raise UserError(
+                    f"{listing} line {number}: {line[:60]!r} names no class of train/; unpack the data again"
+                )
+            rows.append(fields)
+        names = classes if classes is not None else sorted({fields[1] for fields in rows})
+        index = {name: label for label, name in enumerate(names)}
+        files = listed_files(str(listing), root / "val" / "images", [fields[0] for fields in rows])
+        splits["test"] = file_source(str(root), root, files, [index[fields[1]] for fields in rows], names)
+    return Dataset("Tiny-ImageNet", splits, {"test": "val/"}, left.notes())

@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from fastlg.errors import UserError
+from fastlg.reading import read_regular
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 64 << 20  # bytes; it grows by a line for each image that is left out
 ARRAYS = ("offsets", "sizes", "labels")
 
 
@@ -72,8 +74,8 @@ class Store:
 def is_store(path: Path) -> bool:
     """Whether a store's manifest lies at ``path`` (its files are not checked)."""
     try:
-        return json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("kind") == "fastlg store"
-    except (OSError, ValueError, AttributeError):
+        return json.loads(read_regular(path / MANIFEST, MAX_MANIFEST)).get("kind") == "fastlg store"
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -109,7 +111,7 @@ def read_manifest(path: Path) -> dict:
         raise UserError(f"{path} is no fastlg store (no {MANIFEST}); make one with fastlg prepare SOURCE {path}")
     if not is_store(path):
         raise _broken(path, f"{MANIFEST} cannot be read")
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads(read_regular(path / MANIFEST, MAX_MANIFEST))
     if manifest.get("format") != FORMAT:
         found = manifest.get("format")
         raise UserError(f"store {path} has format {found}, this fastlg reads {FORMAT}; prepare it again")
@@ -171,7 +173,7 @@ def _stamp(folder: Path) -> list[int] | None:
 
 def _bytes(path: Path, file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_regular(file)
     except OSError as error:
         raise _broken(path, f"{os.path.relpath(file, path)} cannot be read ({error.strerror})") from None
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fastlg.data.decode import decode_image
-from fastlg.data.sources import open_source
+from fastlg.data.sources import open_source, open_splits
 from fastlg.errors import UserError
 
 
@@ -31,22 +31,23 @@ def pixels(source) -> list[np.ndarray]:
     return [decode_image(source.read(i), source.name(i)) for i in range(len(source))]
 
 
-def refuses(match: str, *args, **kwargs) -> None:
+def refuses(match: str, spec: str, split: str | None, **kwargs) -> None:
+    """``split`` None opens both."""
     with pytest.raises(UserError, match=match) as caught:
-        open_source(*args, **kwargs)
+        open_source(spec, split, **kwargs) if split else open_splits(spec, **kwargs)
     assert "\n" not in str(caught.value)
 
 
 # ---- class folders
 
 
-def write_parquet(path, columns: dict, features: dict | None = None, row_group=2):
+def write_parquet(path, columns: dict, features: dict | None = None, row_group=2, **options):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pa.table(columns)
     if features:
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=row_group)
+    pq.write_table(table, path, row_group_size=row_group, **options)
 
 
 def images(*seeds):

@@ -26,10 +26,29 @@ def test_doctor_names_every_extra_and_the_command_that_adds_it(fastlg, monkeypat
         assert f"pip install 'fastlg[{extra}]'" in out
 
 
-def test_unknown_commands_and_options_leave_with_2(fastlg):
-    for arguments in (("trian",), ("train",), ("train", "quickstart", "--gpu")):
-        status, out, err = fastlg(*arguments)
-        assert status == 2 and "Traceback" not in err
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("trian",), "'train'"),
+        (("train",), "CONFIG"),
+        (("train", "quickstart", "--gpu"), "--gpus"),
+        (("train", "quickstart", "--gpus", "two"), "--gpus"),
+    ],
+)
+def test_unknown_commands_and_options_are_one_line_of_rank_0_and_2(fastlg, monkeypatch, arguments, says, rank):
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    status, out, err = fastlg(*arguments)
+    assert status == 2 and out == ""
+    assert err == "" if rank == "1" else (err.startswith("fastlg: ") and says in err and err.count("\n") == 1), err
+
+
+def test_help_and_no_command_at_all_show_the_commands(fastlg):
+    for arguments, wanted in ((("--help",), 0), ((), 2)):
+        status, out, _ = fastlg(*arguments)
+        assert status == wanted and "compare" in out
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])

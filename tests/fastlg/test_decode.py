@@ -111,6 +111,26 @@ def test_no_cut_file_passes(fmt, share, monkeypatch):
         decode_image(data[: int(len(data) * share)], "cut.img")
 
 
+def test_what_pillow_warns_of_is_refused_or_accepted_without_a_word_of_its_own(monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # it warns above, and refuses above twice as much
+    assert decode_image(encoded(photo(), "PNG"), "large.png").shape == (37, 53, 3)
+    with pytest.raises(BadImage, match="cut.tif"):
+        decode_image(encoded(photo(), "TIFF")[:-60], "cut.tif")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("chunk", [b"IHDR", b"PLTE", b"IDAT"])
+def test_a_png_whose_checksum_is_wrong_is_refused(chunk):
+    file = io.BytesIO()
+    Image.fromarray(photo()).quantize(9).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    at = data.index(chunk)
+    end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+    data[end] ^= 1
+    with pytest.raises(BadImage, match="x.png: damaged image|x.png: not an image"):
+        decode_image(bytes(data), "x.png")
+
+
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # another library may have switched Pillow's own limit off
     side = int(MAX_PIXELS**0.5) + 1

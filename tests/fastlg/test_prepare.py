@@ -1,5 +1,6 @@
 """The store: each image decoded once and exactly, hostile files named, never a torn or altered store."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 import fastlg.data.prepare
-from fastlg.data import prepare_split
+from fastlg.data import lock, prepare_split
 from fastlg.data.prepare import find_or_prepare, open_store, prepare
 from fastlg.data.store import read_manifest
 from fastlg.errors import RunError, UserError
@@ -304,6 +305,17 @@ def test_two_processes_at_once_give_one_whole_store(source, tmp_path):
     for worker in workers:
         worker.join(timeout=30)
         assert worker.exitcode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_prepared_on(source, tmp_path, monkeypatch, caplog, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    assert contents(prepare(str(source), tmp_path / "store")) == expected(range(12))
+    assert caplog.text.count("file system without locks; see to it that no other process is preparing") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store"]
 
 

@@ -9,8 +9,8 @@ import pytest
 from source_cases import FEATURES, images, picture, pixels, png, refuses, save, write_parquet
 
 from fastlg.data.decode import decode_image
-from fastlg.data.source import check_same_classes
-from fastlg.data.sources import open_source
+from fastlg.data.source import match_classes
+from fastlg.data.sources import open_source, open_splits
 from fastlg.errors import UserError
 
 
@@ -58,17 +58,15 @@ def test_validation_stands_in_for_a_missing_test_folder(folders):
 
 
 def test_train_and_test_classes_that_differ_are_named(folders):
-    def both():
-        return open_source(str(folders), "train"), open_source(str(folders), "test")
-
-    check_same_classes(*both())
+    both = open_splits(str(folders))
     save(folders / "test" / "owl" / "1.png", 3)
     with pytest.raises(UserError, match="only in test: 'owl'"):
-        check_same_classes(*both())
-    train, test = both()
-    test.class_names, train.class_names = ["cat", "dog", "owl"], ["cat", "dog", "owl"]
-    with pytest.raises(UserError, match="'owl' has no training image"):
-        check_same_classes(train, test)
+        open_splits(str(folders))
+    names = ["cat", "dog", "owl"]
+    train, test = both["train"].with_classes(names), both["test"].with_classes(names)
+    test.labels[0] = 2
+    with pytest.raises(UserError, match="only in test: 'owl'.*needs training images"):
+        match_classes(train, test)
 
 
 def test_unusable_folders_are_refused_with_the_fix(folders, tmp_path):
@@ -109,8 +107,7 @@ def test_parquet_shards_keep_row_order_and_the_metadata_names(tmp_path):
     assert train.class_names == ["dog", "cat", "owl"] and train.labels.tolist() == [2, 0, 1, 0, 0]
     for i in (4, 0, 3, 1, 2):  # any order
         assert np.array_equal(decode_image(train.read(i), ""), picture(i)) and train.name(i) == f"row {i} ({i}.png)"
-    assert np.array_equal(pixels(test)[1], picture(6))
-    check_same_classes(train, test)
+    assert np.array_equal(pixels(test)[1], picture(6)) and train.class_names == test.class_names
 
 
 @pytest.mark.parametrize("layout", ["data/{}-0.parquet", "plain/{}/0000.parquet", "{}/0000.parquet", "{}.parquet"])
@@ -192,9 +189,9 @@ def test_the_image_column_may_be_plain_bytes_or_a_path_beside_the_file(tmp_path)
 def test_unusable_parquet_is_refused_with_row_and_reason(tmp_path):
     file = tmp_path / "train.parquet"
     write_parquet(file, {"img": images(0, 1, 2), "label": [0, 3, 1]}, FEATURES)
-    refuses("label 3 of row 1 \\(1.png\\) is out of range.*0 to 2", str(file), "train")
+    refuses("label 3 of train.parquet row 1 is out of range.*0 to 2", str(file), "train")
     write_parquet(file, {"img": images(0, 1, 2), "label": [0, -1, 1]})
-    refuses("label -1 of row 1", str(file), "train")
+    refuses("label -1 of train.parquet row 1", str(file), "train")
     write_parquet(file, {"img": images(0, 1, 2), "label": [0, None, 1]})
     refuses("train.parquet row 1: label=None", str(file), "train")
     write_parquet(file, {"img": images(0, 1), "label": [0.5, 1.0]})
@@ -223,7 +220,7 @@ def test_shared_cifar100_opens_with_its_published_labels(shared):
     digest = hashlib.sha256(test.labels.astype(np.uint8).tobytes()).hexdigest()
     assert digest == "baee67c33192257e56e405ce6e7ed24ee83fc755919be1edf09b1b818c49194f"
     assert len(train.class_names) == 100 and train.class_names[-1] == "worm"
-    check_same_classes(train, test)
+    assert train.class_names == test.class_names
 
 
 # ---- arrays and names
@@ -241,7 +238,7 @@ def test_flowers102_trains_on_the_train_and_validation_ids(tmp_path, compressed)
     train, test = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "test")
     assert train.labels.tolist() == [1, 1, 0] and test.labels.tolist() == [2, 0, 2, 2]
     assert train.name(0) == "jpg/image_00002.jpg" and np.array_equal(pixels(train)[2], picture(1))
-    check_same_classes(open_source(str(tmp_path), "train"), train)
+    assert train.class_names == test.class_names
     (tmp_path / "jpg" / "image_00005.jpg").unlink()
     refuses("image_00005.jpg is listed but missing", str(tmp_path), "train")
     (tmp_path / "setid.mat").write_bytes((tmp_path / "setid.mat").read_bytes()[:150])

@@ -131,7 +131,7 @@ def test_numbers_that_are_no_classes_are_refused(tmp_path):
     layout = {"image": fields.RGBImageField(write_mode="raw"), "label": fields.IntField()}
     for labels, reason in [
         ([0, -1], "label -1 of x.beton sample 1"),
-        ([0, 10**15], "label 1000000000000000 is no class.*data.label_column"),
+        ([0, 10**15], "label 1000000000000000 of x.beton sample 1 is no class.*data.label_column"),
         ([3, 3], "all 2 images are of one class"),
     ]:
         write_with_ffcv(tmp_path / "x.beton", layout, [(np.zeros((4, 4, 3), np.uint8), label) for label in labels])
