@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastlg import ranks
-from fastlg.errors import first_line, printable, writing
+from fastlg.errors import printable, writing
 
 
 class _Console(Console):
