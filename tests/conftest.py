@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+with contextlib.suppress(ImportError):  # a machine that runs a part of the tests may lack it
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")  # no clock decides, however busy the machine is
 
 
 @pytest.fixture(scope="session")

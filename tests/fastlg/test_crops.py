@@ -125,7 +125,7 @@ def test_every_order_of_four_is_equally_likely():
     train=st.booleans(),
     drop_last=st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_processes_share_an_epoch_without_repeat_or_loss(count, batch, world, train, drop_last):
     shares = [
         rank_batches(count, batch, train=train, drop_last=drop_last, rank=r, world_size=world) for r in range(world)
@@ -144,7 +144,7 @@ def test_processes_share_an_epoch_without_repeat_or_loss(count, batch, world, tr
 
 
 @given(count=st.integers(8, 300), batch=st.integers(1, 8), world=st.sampled_from([2, 4]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(count, batch, world):
     alone = rank_batches(count, batch * world, train=True)
     shares = [rank_batches(count, batch, train=True, rank=r, world_size=world) for r in range(world)]

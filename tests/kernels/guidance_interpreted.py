@@ -103,7 +103,7 @@ def test_golden(golden, case):
 axes = st.integers(1, 24)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(axes, axes, axes, axes, st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2), st.data())
 def test_any_shape_agrees_with_float64(height, width, rows, columns, channels, dim, batch, prefix, data):
     with pytest.MonkeyPatch.context() as patch:

@@ -63,7 +63,7 @@ def test_float64_truth(pairs, prefix, reduction):
 axes = st.integers(1, 12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(axes, axes, axes, axes, st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2))
 def test_any_shape_agrees_with_the_truth(height, width, rows, columns, channels, dim, batch, prefix):
     inputs = draw(batch, [((height, width), channels, dim, (rows, columns))], torch.float64, prefix)
