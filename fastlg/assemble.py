@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from fastlg import ranks
-from fastlg.build_engine import engine_kind, new_engine
+from fastlg.build_engine import check_engine, engine_kind, new_engine
 from fastlg.config import Config
 from fastlg.data.loaders import make_loader
 from fastlg.data.mixing import Mixer
@@ -23,11 +24,12 @@ from fastlg.errors import UserError
 from fastlg.models.build import build_model, is_cnn
 from fastlg.models.student import use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
-from fastlg.objective import GuidedStudent
+from fastlg.objective import GuidedStudent, check_guidance
 from fastlg.report import say
 from fastlg.teacher.cache import CachedTeacher, FeatureCache
 from fastlg.teacher.cache_format import weights_digest
 from fastlg.teacher.online import OnlineTeacher
+from fastlg.verify import Digested
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class Stores:
 def open_stores(config: Config) -> Stores:
     """Finds or makes the store of ``data.source``. Raises UserError on bad images, classes or paths."""
     data = config.data
+    most = max(32, 16 * (os.cpu_count() or 1))
+    if data.workers > most:  # each is a process of some 100 MB
+        raise UserError(f"data.workers is {data.workers}; on the {os.cpu_count()} cores of this machine at most {most}")
     path = find_or_prepare(
         data.source,
         data.store,
@@ -83,6 +88,11 @@ class Parts:
     @property
     def device(self) -> torch.device:
         return self.engine.device
+
+    def digested(self) -> list[Digested]:
+        """The files that the run reads and that were not hashed at its start."""
+        cached = self.teacher.cache.digested() if isinstance(self.teacher, CachedTeacher) else []
+        return [self.stores.train.digested(), self.stores.test.digested(), *cached]
 
     def step_total(self, step: int) -> int:
         """Samples that all ranks together train on at a 0-based step of an epoch."""
@@ -183,8 +193,12 @@ def new_cached_teacher(
 
 
 def check_buildable(config: Config, stores: Stores) -> None:
-    """Raises UserError for a model, view or device that cannot be built, before anything is trained for it."""
-    pick_dtype(config.engine, pick_device(config.engine))
+    """Raises UserError for a model, view, batch or engine that cannot be, before anything is trained for it."""
+    device = pick_device(config.engine)
+    dtype = pick_dtype(config.engine, device)
+    check_engine(config, device, dtype)
+    if config.teacher is not None:
+        check_guidance(config.guidance, device, dtype)
     new_model(config, len(stores.class_names))
     make_views(config, None, len(stores.class_names))
 

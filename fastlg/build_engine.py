@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastlg import ranks
 from fastlg.config import Config
 from fastlg.engine.deepspeed import DeepSpeedEngine
 from fastlg.engine.deepspeed_config import merged_config
 from fastlg.engine.plain import PlainEngine
 from fastlg.engine.precision import build_optimizer
-from fastlg.engine.protocol import Engine, Share
-from fastlg.engine.switches import Switches
-from fastlg.errors import UserError
+from fastlg.engine.protocol import Engine, Share, share_batch
+from fastlg.engine.switches import Switches, decide
 from fastlg.models.param_groups import param_groups
 
 
@@ -20,10 +20,25 @@ def engine_kind(config: Config) -> str:
     """plain or deepspeed; ``auto`` takes DeepSpeed where something that only it has is asked for."""
     engine = config.engine
     wants = engine.zero_stage > 0 or engine.deepspeed_config is not None
-    if engine.kind == "plain" and wants:
-        key = "zero_stage" if engine.zero_stage else "deepspeed_config"
-        raise UserError(f"engine.{key} is set, but engine.kind is plain; use engine.kind=deepspeed or auto")
     return "deepspeed" if wants else engine.kind.replace("auto", "plain")
+
+
+def check_engine(config: Config, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UserError for shares of a batch, switches or a DeepSpeed file that a run on ``device`` cannot have."""
+    world_size = ranks.world_size()
+    share = share_batch(config.optim.global_batch_size, world_size, config.engine.micro_batch_size)
+    runs_teacher = config.teacher is not None and config.teacher.mode == "online"
+    decide(
+        config.engine,
+        device,
+        dtype,
+        kind=engine_kind(config),
+        world_size=world_size,
+        accumulation=share.accumulation,
+        norm_stats=config.teacher.norm_stats if runs_teacher else None,
+    )
+    if engine_kind(config) == "deepspeed":
+        _merged(config, dtype, share)
 
 
 def new_engine(
@@ -36,7 +51,14 @@ def new_engine(
     clip_norm = config.optim.clip_norm
     if engine_kind(config) == "plain":
         return PlainEngine(unit, teacher, optimizer, clip_norm=clip_norm, is_captured=switches.graph, **common)
-    merged = merged_config(
-        config.engine, dtype=dtype, per_rank=share.per_rank, accumulation=share.accumulation, clip_norm=clip_norm
+    return DeepSpeedEngine(unit, teacher, optimizer, config=_merged(config, dtype, share), **common)
+
+
+def _merged(config: Config, dtype: torch.dtype, share: Share) -> dict:
+    return merged_config(
+        config.engine,
+        dtype=dtype,
+        per_rank=share.per_rank,
+        accumulation=share.accumulation,
+        clip_norm=config.optim.clip_norm,
     )
-    return DeepSpeedEngine(unit, teacher, optimizer, config=merged, **common)

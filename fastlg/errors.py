@@ -10,7 +10,16 @@ from contextlib import contextmanager
 # encoding can print.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file is in the way
+UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,  # a file is in the way
+    errno.ENOENT,  # below /proc, or in a working folder that was deleted
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 class _OneLine(Exception):
@@ -76,7 +85,7 @@ def printable(text: object) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
 
 
-def shortened(line: str, limit: int = 2000) -> str:
+def without_middle(line: str, limit: int = 2000) -> str:
     """``line`` without its middle where it is longer than ``limit`` characters; the fix is named at its end."""
     return line if len(line) <= limit else f"{line[: limit - 600]} ... {line[-500:]}"
 
@@ -92,3 +101,11 @@ def machine_fault(error: BaseException) -> str:
             "data.workers needs less"
         )
     return ""
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """A value as a message shows it: printable, at most about ``most`` characters and how long it was."""
+    if isinstance(value, int) and abs(value) >= 1 << 256:  # Python writes out no integer of more than 4,300 digits
+        return f"an integer of {value.bit_length():,} bits"
+    text = printable(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"

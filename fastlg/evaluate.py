@@ -13,12 +13,12 @@ from fastlg import ranks
 from fastlg.assemble import Parts, make_views, new_loader, new_model, open_stores
 from fastlg.checkpoint import load_checkpoint
 from fastlg.config import Config, read_saved_config
+from fastlg.config.sections import scheme_of
 from fastlg.data.prepare import find_or_prepare_test, open_store
 from fastlg.data.source import some
 from fastlg.engine.precision import autocast, pick_device, pick_dtype
 from fastlg.errors import UserError
 from fastlg.metrics import Accuracy, AccuracyMeter
-from fastlg.sections import scheme_of
 
 
 def evaluate(parts: Parts) -> Accuracy:

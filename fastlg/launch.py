@@ -19,10 +19,13 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def check_count(count: int, device: str) -> None:
-    """Raises UserError when the machine has fewer GPUs than ``count``; with ``engine.device`` cpu any number goes."""
+    """Raises UserError when the machine has fewer GPUs than ``count``; with ``engine.device`` cpu 64 go anywhere."""
     available = torch.cuda.device_count()
     if count < 1:
         raise UserError(f"--gpus is {count}; it is at least 1")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if device == "cpu" and count > most:
+        raise UserError(f"--gpus is {count}, but this machine has {os.cpu_count()} cores; give at most {most}")
     if device != "cpu" and count > available:
         raise UserError(
             f"--gpus is {count}, but torch sees {available} GPU{'s' if available != 1 else ''}; "

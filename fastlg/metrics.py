@@ -73,10 +73,12 @@ class Meter:
 def _refuse_non_finite(of_ranks: list[list[float]]) -> None:
     bad = min((own for own in of_ranks if own[0] >= 0), default=None)
     if bad is not None:
+        fix = "Lower optim.lr, or take engine.precision=fp32 if it is not yet, in a run of another run.name"
+        if bad[0] == 0:  # before any update: no learning rate did this
+            fix = "No update was made yet: look at guidance.weight, model.args, augment.std and teacher.weights"
         raise RunError(
             f"the loss is not finite at step {int(bad[0])}: loss {bad[1]:.4g} = classification {bad[2]:.4g}, "
-            f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. Lower optim.lr, or "
-            "take engine.precision=fp32 if it is not yet, in a run of another run.name"
+            f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. {fix}"
         )
 
 

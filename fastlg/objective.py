@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 from fastlg.batch import StepOutput
 from fastlg.config import GuidanceConfig
+from fastlg.errors import UserError
 from fastlg_kernels import GuidanceLoss, distillation_loss
 from fastlg_kernels.compact import compact_guidance
+from fastlg_kernels.guidance_op import triton_obstacle
+
+
+def check_guidance(config: GuidanceConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UserError for kernels that do not run on ``device`` with tokens of ``dtype``."""
+    if config.impl == "triton" and (obstacle := triton_obstacle(device, {dtype, torch.float32})):
+        raise UserError(f"guidance.impl is triton, but its kernels cannot run: {obstacle}; use guidance.impl=auto")
 
 
 class GuidedStudent(nn.Module):

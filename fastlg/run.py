@@ -21,10 +21,12 @@ from fastlg.config import Config, config_from, dotted, load_config, read_saved_c
 from fastlg.errors import RunError, UserError, writing
 from fastlg.evaluate import evaluate
 from fastlg.metrics import Accuracy, Meter
+from fastlg.place import place
 from fastlg.provenance import commit, device_name, versions
 from fastlg.report import Bar, Log, read_metrics, say
 from fastlg.run_lock import LOCK
 from fastlg.signals import StopRequest
+from fastlg.verify import Verification
 
 # What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
 # computes. Images and teacher are compared by content; another device or number of ranks continues the run, though not
@@ -67,6 +69,8 @@ class Run:
         self.log = None
         if ranks.is_first():
             self.log = Log(self.folder, after_step=self.step, tensorboard=self.config.log.tensorboard)
+        # Last of all, for what follows closes it; one rank per host, for each host may have files of its own.
+        self.verification = Verification(parts.digested() if place().local_rank == 0 else ())
 
     @property
     def step(self) -> int:
@@ -99,6 +103,7 @@ class Run:
 
     def after_step(self, out: StepOutput) -> None:
         """Counts one update; reports, saves and stops where that is due. Syncs only then."""
+        self.verification.poll()
         self.meter.update(out, self.step)
         self.seen += self.parts.step_total(self.batch)
         self.batch += 1
@@ -133,7 +138,8 @@ class Run:
         self.bar.show(f"loss {since.loss:.3f}{guidance}  top-1 {since.top1:.1f} %  {rate:,.0f} images/s")
 
     def after_epoch(self) -> None:
-        """Evaluates when due, saves, and moves to the next epoch."""
+        """Evaluates when due, saves, and moves to the next epoch. No epoch on damaged files is ever saved."""
+        self.verification.wait(lambda: self.stop.signum is not None)
         self.epoch, self.batch = self.epoch + 1, 0
         best = False
         if self.epoch % self.config.log.eval_epochs == 0 or self.epoch == self.config.optim.epochs:
@@ -231,6 +237,7 @@ class Run:
         return summary
 
     def close(self) -> None:
+        self.verification.close()
         if self.log is not None:
             self.log.close()
 

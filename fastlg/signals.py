@@ -21,7 +21,8 @@ class StopRequest:
     def __init__(self):
         self.signum: int | None = None
         self.agreement = Agreement()
-        self.launcher = int(os.environ.get("FASTLG_LAUNCHER", 0))
+        launcher = os.environ.get("FASTLG_LAUNCHER", "")
+        self.launcher = int(launcher) if launcher.isdecimal() else 0
 
     def __enter__(self) -> StopRequest:
         self.previous = {number: signal.signal(number, self._on_signal) for number in self.HANDLED}

@@ -17,6 +17,7 @@ from fastlg.engine.precision import uses_cuda
 from fastlg.engine.prefetch import prefetched
 from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError
+from fastlg.metrics import Meter
 from fastlg.report import say
 from fastlg.run import Run, finished
 from fastlg.run_lock import run_lock
@@ -99,12 +100,18 @@ def batches(parts: Parts, epoch: int, start: int = 0) -> Iterator[tuple[Views, B
 
 
 def rehearse(parts: Parts) -> dict:
-    """One update on each rank's first two training images: every shape of the run is tried."""
+    """One update on each rank's first two training images: every shape of the run is tried.
+
+    Raises RunError when the loss is not finite.
+    """
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
     views = parts.views(batch, 0)
     total = int(ranks.total(torch.tensor(len(batch.labels), device=parts.device)))
     out = parts.engine.step(views, batch, total)
+    meter = Meter(parts.device)
+    meter.update(out, 0)
+    meter.check()
     say(f"dry run  one step on {len(batch.labels)} images: loss {out.loss.item():.4f}; nothing was written")
     return {"loss": out.loss.item()}
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastlg.config.sections import scheme_of
 from fastlg.data.duplicates import duplicate_report
 from fastlg.data.ffcv_store import ensure_beton
 from fastlg.data.lock import file_lock
@@ -31,7 +32,6 @@ from fastlg.data.store import (
 )
 from fastlg.errors import RunError, UserError, is_unwritable
 from fastlg.reading import expanded
-from fastlg.sections import scheme_of
 
 __all__ = ["Store", "find_or_prepare", "find_or_prepare_test", "open_store", "prepare"]
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastlg.config.sections import scheme_of
 from fastlg.data.paths import existing_path
 from fastlg.data.source import Dataset, Source, check_several_classes, match_classes, some, stratified_holdout
 from fastlg.data.sources_arrays import demo_source, find_idx, hugging_face_source, idx_source, torchvision_source
@@ -20,7 +21,6 @@ from fastlg.data.sources_parquet import parquet_source, split_name
 from fastlg.data.store import is_store, open_store
 from fastlg.data.walk import files_below
 from fastlg.errors import UserError
-from fastlg.sections import scheme_of
 
 log = logging.getLogger(__name__)
 

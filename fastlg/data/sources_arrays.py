@@ -14,14 +14,15 @@ from types import ModuleType
 
 import numpy as np
 
+from fastlg.config.files import usable_path
 from fastlg.data.labels import Part, class_indices
 from fastlg.data.paths import file_stamps
 from fastlg.data.source import Dataset, Source, import_extra, stratified_holdout
 from fastlg.data.sources_files import flowers102
 from fastlg.data.sources_parquet import parquet_source
 from fastlg.data.walk import files_below
-from fastlg.errors import UserError, is_unwritable
-from fastlg.reading import check_regular, expanded
+from fastlg.errors import UserError, is_unwritable, shortened
+from fastlg.reading import check_regular
 
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "Flowers102")
 MAX_UNPACKED = 1 << 30  # bytes of a .gz file; what is larger is mapped, not held in memory
@@ -29,8 +30,13 @@ ALLOW = "set data.download=true (fastlg prepare: --download) to fetch it"
 
 
 def cache_root() -> Path:
-    """Where fastlg keeps what it downloads and prepares: $FASTLG_CACHE or ~/.cache/fastlg."""
-    return expanded(os.environ.get("FASTLG_CACHE") or Path.home() / ".cache" / "fastlg", "FASTLG_CACHE")
+    """Where fastlg keeps what it downloads and prepares: $FASTLG_CACHE or ~/.cache/fastlg. Raises UserError."""
+    given = os.environ.get("FASTLG_CACHE")
+    try:
+        return usable_path(Path(given or "~/.cache/fastlg"))
+    except ValueError as error:
+        what = f"FASTLG_CACHE is {shortened(given)}" if given else "FASTLG_CACHE is not set, nor is HOME"
+        raise UserError(f"{what}: {error}; set FASTLG_CACHE to a folder") from None
 
 
 def array_source(where: str, images: np.ndarray, labels: np.ndarray, class_names: list[str], stamp: object) -> Source:

@@ -21,6 +21,7 @@ import numpy as np
 
 from fastlg.errors import UserError
 from fastlg.reading import read_regular
+from fastlg.verify import Digested
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -64,6 +65,13 @@ class Store:
         """Hex digest of pixels, sizes, labels and class names: the same wherever and whenever the store was made."""
         content = [self.info["parts"], self.info["arrays"], self.class_names]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def digested(self) -> Digested:
+        """For a ``Verification``: pixels alone, the arrays were hashed when they were read."""
+        parts = [(part["bytes"], part["sha256"]) for part in self.info["parts"]]
+        return Digested(
+            self.path / self.split / "pixels.bin", parts, lambda reason: _broken(self.path, f"{self.split}/{reason}")
+        )
 
     def images(self, i: int) -> np.ndarray:
         """Image i, uint8 [h, w, 3], a view of the map."""

@@ -10,10 +10,12 @@ import torch
 
 from fastlg import ranks
 from fastlg.config import EngineConfig
+from fastlg.config.files import read_text
 from fastlg.engine.precision import DTYPES
 from fastlg.errors import UserError, first_line
 
 # DeepSpeed's key -> the key of fastlg that decides it
+LONGEST = 1 << 20  # bytes of the user's file
 DECIDED = {
     "train_micro_batch_size_per_gpu": "engine.micro_batch_size",
     "gradient_accumulation_steps": "engine.micro_batch_size",
@@ -89,11 +91,19 @@ def _merge(own: dict, user: dict, where: str, prefix: str = "") -> dict:
     return merged
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
 def _read(path: Path) -> dict:
     try:
-        user = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"engine.deepspeed_config {path} cannot be read: {error.strerror}") from None
+        text = read_text(path, LONGEST)
+    except ValueError as error:
+        raise UserError(f"engine.deepspeed_config {path} cannot be read: {error}") from None
+    try:
+        user = json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise UserError(f"engine.deepspeed_config {path} nests too deep; make it flat") from None
     except ValueError as error:
         raise UserError(f"engine.deepspeed_config {path} is not valid JSON: {first_line(error)}") from None
     if not isinstance(user, dict):

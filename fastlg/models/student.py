@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,10 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import timm
+import torch
 from torch import Tensor, nn
 
-from fastlg.errors import UserError, first_line
+from fastlg.errors import UserError, first_line, shortened
 from fastlg.models.convolutions import use_patch_products
 from fastlg.models.families import PREFIXES, SUPPORTED, family_of, fill_relative_positions
 from fastlg.models.reference_init import as_reference
@@ -27,6 +29,9 @@ RESERVED = {
     **dict.fromkeys(("checkpoint_path", "cache_dir"), "students start from scratch"),
     **dict.fromkeys(("device", "dtype"), "use engine.device and engine.precision"),
 }
+
+
+LARGEST_ARGUMENT, MOST_BLOCKS, MOST_WEIGHTS = 65_536, 1000, 2_000_000_000
 
 
 class Student(nn.Module):
@@ -132,15 +137,44 @@ def _create(name: str, num_classes: int, drop_path: float, model_args: dict[str,
     if not name.startswith(PREFIXES):
         raise UserError(_unsupported(name))
     try:
+        _refuse_giants(name, num_classes, model_args)
         return timm.create_model(
             name, pretrained=False, num_classes=num_classes, drop_path_rate=drop_path, **model_args
         )
+    except UserError:
+        raise
     except TypeError as error:
         unknown = [key for key in model_args if f"'{key}'" in str(error)]
         what = f"model.args.{unknown[0]} is no argument of" if unknown else "model.args do not fit"
         raise UserError(f"{what} {name}: {first_line(error)}; see timm's documentation of the model") from None
-    except (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"timm cannot build {name} with model.args {model_args}: {first_line(error)}") from None
+    except Exception as error:  # whatever timm's or torch's constructors make of an argument of the wrong kind
+        given = shortened(model_args, 200)
+        raise UserError(f"timm cannot build {name} with model.args {given}: {first_line(error)}") from None
+
+
+def _refuse_giants(name: str, num_classes: int, model_args: dict[str, Any]) -> None:
+    """Raises UserError for a model that no memory holds, before any is taken for it."""
+    for key, value in model_args.items():
+        most = MOST_BLOCKS if key.startswith("depth") else LARGEST_ARGUMENT
+        if max(map(abs, _integers(value)), default=0) > most:
+            raise UserError(f"model.args.{key} is {shortened(value)}; give at most {most:,}")
+    wide = any(size >= 256 for key, value in model_args.items() if key != "img_size" for size in _integers(value))
+    if not wide and min(_integers(model_args.get("patch_size")), default=16) >= 4:
+        return
+    count = 0
+    with contextlib.suppress(Exception), torch.device("meta"):  # what is wrong otherwise is said when it is built
+        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **model_args)
+        count = sum(weight.numel() for weight in model.parameters())
+    if count > MOST_WEIGHTS:
+        given = shortened(model_args, 200)
+        raise UserError(f"{name} with model.args {given} has {count:,} weights; give at most {MOST_WEIGHTS:,}")
+
+
+def _integers(value: Any) -> list[int]:
+    """Those in a value or in a list of lists of values."""
+    if isinstance(value, (list, tuple)):
+        return [number for own in value for number in _integers(own)]
+    return [value] if isinstance(value, int) else []
 
 
 def _unsupported(name: str) -> str:

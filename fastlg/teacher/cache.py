@@ -14,6 +14,7 @@ from fastlg.teacher.cache_format import (
     ArrayInfo,
     Chunking,
     Fingerprint,
+    broken,
     check_files,
     map_array,
     orientations,
@@ -21,6 +22,7 @@ from fastlg.teacher.cache_format import (
 )
 from fastlg.teacher.cache_memory import RowReader
 from fastlg.teacher.online import Guide
+from fastlg.verify import Digested
 from fastlg_kernels.compact import CompactMap, compact_map
 from fastlg_kernels.gather import gather_maps, map_boxes
 
@@ -49,6 +51,18 @@ class FeatureCache:
     def map_sizes(self) -> list[tuple[int, int]]:
         """(h, w) of each pair's own map, also where it is stored on the student's grid."""
         return [tuple(size) for size in self.manifest["map_sizes"]]
+
+    def digested(self) -> list[Digested]:
+        """For a ``Verification``."""
+        chunks = self.manifest["chunks"]
+        return [
+            Digested(
+                self.path / f"{info.name}.bin",
+                [(chunk["rows"] * info.row_bytes, chunk["sha256"][number]) for chunk in chunks],
+                lambda reason: broken(self.path, reason),
+            )
+            for number, info in enumerate(self.infos)
+        ]
 
     def rows(self, sample_ids: Tensor, flip: Tensor) -> Tensor:
         """int64 [N]: the row of each sample, in its orientation where both are stored."""

@@ -26,7 +26,6 @@ def refused(result, *words, status=2):
         ("model.blocks=[0, 1]", ["[0, 1]", "[0, 1, 2]"]),
         ("model.name=resnet50_clip", ["resnet50_clip"]),
         ("model.args.depht=2", ["depht"]),
-        ("run.name=2024-13-45", ["2024-13-45"]),
         ("optim.betas=[0.9, 1.0]", ["optim.betas", "1.0"]),
         ("data.source=no/such/folder", ["no/such/folder"]),
         ("teacher.recipe=nothing", ["nothing"]),

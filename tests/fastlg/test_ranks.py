@@ -107,10 +107,12 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_sizes_that_ca
         assert share.per_rank * ranks == good
 
 
-def test_more_gpus_than_there_are_is_refused_but_cpus_take_any_number(monkeypatch):
+def test_more_gpus_than_there_are_is_refused_but_cpus_take_any_number_within_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     check_count(1, "auto")
     check_count(64, "cpu")
+    with pytest.raises(UserError, match=r"--gpus is 1000000000, .*at most"):
+        check_count(1_000_000_000, "cpu")
     with pytest.raises(UserError, match=r"--gpus is 2, but torch sees 1 GPU; engine\.device=cpu starts 2 processes"):
         check_count(2, "auto")
     with pytest.raises(UserError, match="--gpus is 0; it is at least 1"):

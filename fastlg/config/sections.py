@@ -2,29 +2,69 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from pathlib import Path as _Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fastlg.config.files import NAME_BYTES, usable_path
+from fastlg.config.values import BY_KEY
+from fastlg.errors import shortened
+
+
+def _given(path: Any) -> Any:
+    if path == "":
+        raise ValueError("give a folder or file; . is the working folder")
+    return path
+
+
+def _known_home(text: str) -> str:
+    if text.startswith("~"):
+        usable_path(_Path(text))
+    return text
+
+
+# Every integer has a largest value, beyond which there is no run but only a machine out of memory.
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Aspect = Annotated[float, Field(ge=0.01, le=100)]
+Deviation = Annotated[float, Field(ge=0.001, le=1)]
+Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+Stage = Annotated[int, Field(ge=0, le=2)]
+Block = Annotated[int, Field(ge=0, le=999)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Switch = bool | Literal["auto"]
+Path = Annotated[_Path, BeforeValidator(_given), AfterValidator(usable_path)]
+Text = Annotated[str, Field(min_length=1)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _run_name(name: str) -> str:
+    """Folders below run.root; whoever wants another place sets that."""
+    parts = name.split("/")
+    if name and ({"", ".", ".."} & set(parts)):
+        raise ValueError("a run's name is a folder below run.root: no / at its ends, no . or .. between; set run.root")
+    if any(len(os.fsencode(part)) > NAME_BYTES for part in parts) or len(parts) > 20:
+        raise ValueError(f"a run's name has at most {NAME_BYTES} bytes; give a shorter one")
+    return name
 
 
 class RunConfig(Section):
     """Where the run lives: ``root/name``. An empty name is the config file's own."""
 
-    name: str = ""
-    root: Path = Path("runs")
+    name: Annotated[str, AfterValidator(_run_name)] = ""
+    root: Path = _Path("runs")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
@@ -37,33 +77,31 @@ def scheme_of(source: str) -> str:
 class DataConfig(Section):
     """Which images, and how they are read. See data/sources.py for the forms of ``source``."""
 
-    source: str = Field(min_length=1)
+    source: Annotated[Text, AfterValidator(_known_home)]
     label_column: str | None = None  # parquet, hf:// and .beton only
     image_column: str | None = None  # likewise
-    holdout: Annotated[float, Field(ge=0, lt=1)] = (
-        0.0  # share of the training images to test on, instead of the test split
-    )
+    holdout: Momentum = 0.0  # share of the training images to test on, instead of the test split
     download: bool = True  # torchvision: and hf:// sources may be fetched; false: what was fetched before is used
     store: Path | None = None  # where the decoded store is kept; None: the cache folder
     on_bad: Literal["fail", "skip"] = "fail"
     loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"
-    workers: Annotated[int, Field(ge=0)] = 2  # decode and loader processes
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # decode and loader processes
 
 
 class AugmentConfig(Section):
     """timm's train transform, by its parts; the defaults are the paper's."""
 
-    crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
-    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
+    crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip: Fraction = 0.5
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     erase: Fraction = 0.25
-    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of its Beta distribution; 0 is off
-    cutmix: Annotated[float, Field(ge=0)] = 0.0  # alpha; with mixup too, half of the samples take each
+    mixup: Alpha = 0.0  # alpha of its Beta distribution; 0 is off
+    cutmix: Alpha = 0.0  # alpha; with mixup too, half of the samples take each
     mix_probability: Fraction = 1.0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    mean: tuple[Fraction, Fraction, Fraction] = IMAGENET_MEAN  # of pixels as numbers from 0 to 1
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -77,22 +115,28 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The network that is trained: a student of models/student.py or a resnet20/56/110."""
 
-    name: str
-    image_size: Annotated[int, Field(ge=8)] = 224  # px
-    blocks: list[Annotated[int, Field(ge=0)]] | Literal["auto"] = "auto"  # guided blocks, 0-based; auto: Eq. 8
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # R of Eq. 8, used by blocks: auto
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    name: Text
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 224  # px
+    blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks, 0-based; auto: Eq. 8
+    fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
+    drop_path: Momentum = 0.1
     init: Literal["reference", "timm"] = "reference"
     args: dict[str, Any] = {}  # handed to timm.create_model
+
+    @model_validator(mode="after")
+    def _different(self):
+        if isinstance(self.blocks, list) and len(set(self.blocks)) < len(self.blocks):
+            raise ValueError(f"blocks is {shortened(self.blocks)}; name each block once")
+        return self
 
 
 class TeacherConfig(Section):
     """The frozen CNN that guides. ``recipe`` is the config that trains it on the run's own data."""
 
-    recipe: str = Field(min_length=1)
+    recipe: Annotated[Text, AfterValidator(_known_home)]
     weights: Path | None = None  # a teacher's run folder, or a checkpoint of the reference code; None: find or train
-    overrides: dict[str, Any] = {}  # dotted keys of the recipe, as in teacher.overrides.optim.epochs=100
-    stages: list[Annotated[int, Field(ge=0, le=2)]] = [0, 1, 2]
+    overrides: Annotated[dict[str, Any], BY_KEY] = {}  # of the recipe, as in teacher.overrides.optim.epochs=100
+    stages: Annotated[list[Stage], Field(min_length=1)] = [0, 1, 2]
     norm_stats: Literal["batch", "running"] = "batch"
     mode: Literal["online", "cache", "auto"] = "online"  # cache: features made by `fastlg cache`; auto: makes them
     cache: Path | None = None  # folder of the feature cache; None: named by its content, below the cache folder
@@ -107,13 +151,19 @@ class TeacherConfig(Section):
 class GuidanceConfig(Section):
     """The losses that the teacher adds. beta = 2.5 belongs to ``reduction: mean``."""
 
-    weight: Annotated[float, Field(ge=0)] = 2.5
+    weight: NotNegative = 2.5
     reduction: Literal["mean", "sum_channels"] = "mean"
     transform: Literal["linear", "attention", "similarity"] = "linear"
     impl: Literal["auto", "triton", "torch"] = "auto"
     logits: Literal["none", "soft", "hard"] = "none"
     logits_weight: Fraction = 0.5
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+
+    @model_validator(mode="after")
+    def _in_triton(self):
+        if self.impl == "triton" and self.transform != "linear":
+            raise ValueError(f"impl is triton, which has no transform {self.transform}; use guidance.impl=auto")
+        return self
 
 
 class OptimConfig(Section):
@@ -121,17 +171,25 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for matrices of hidden layers, adamw for the rest
     lr: Positive = 5e-4
-    min_lr: Annotated[float, Field(ge=0)] = 5e-6
-    warmup_epochs: Annotated[int, Field(ge=0)] = 20
+    min_lr: NotNegative = 5e-6
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20
     warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
-    epochs: Count = 300
-    global_batch_size: Count = 128
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    epochs: Epochs = 300
+    global_batch_size: Batch = 128
+    weight_decay: NotNegative = 0.05
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # adamw
     momentum: Momentum = 0.9  # sgd, Nesterov
     muon_momentum: Momentum = 0.95  # muon's matrices, Nesterov
-    clip_norm: Annotated[float, Field(ge=0)] = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
+    clip_norm: NotNegative = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
+
+    @model_validator(mode="after")
+    def _falling(self):
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"min_lr is {self.min_lr:g}, above the lr of {self.lr:g} that falls to it; set optim.min_lr=0"
+            )
+        return self
 
 
 class EngineConfig(Section):
@@ -141,7 +199,7 @@ class EngineConfig(Section):
     kind: Literal["auto", "plain", "deepspeed"] = "auto"  # auto: deepspeed where its fields below are set
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    micro_batch_size: Count | None = None  # most samples per process in one forward pass; None: no limit
+    micro_batch_size: Batch | None = None  # most samples per process in one forward pass; None: no limit
     compile: Switch = "auto"  # torch.compile of student, objective and teacher
     graph: Switch = "auto"  # whole updates as a CUDA graph
     prefetch: Switch = "auto"  # the next batch is augmented on a CUDA stream of its own
@@ -150,12 +208,19 @@ class EngineConfig(Section):
     fused_attention: Switch = "auto"  # scaled_dot_product_attention where the student has it
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: what the ranks share instead of copy
     deepspeed_config: Path | None = None  # DeepSpeed's own JSON, laid over what fastlg decides
-    timeout_s: Positive = 600.0  # of the rendezvous and of every exchange between ranks
+    timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0  # of the rendezvous and of every exchange between ranks
+
+    @model_validator(mode="after")
+    def _possible(self):
+        wants = "zero_stage" if self.zero_stage else "deepspeed_config" if self.deepspeed_config else ""
+        if self.kind == "plain" and wants:
+            raise ValueError(f"{wants} is set, but engine.kind is plain; use engine.kind=deepspeed or auto")
+        return self
 
 
 class LogConfig(Section):
-    every_steps: Count = 50  # the only host syncs of the loop are these reports
-    checkpoint_steps: Annotated[int, Field(ge=0)] = 0  # extra checkpoints inside an epoch; 0: at epoch ends only
-    eval_epochs: Count = 1  # evaluate every so many epochs, and always at the end
-    eval_batch_size: Count = 200  # per process
+    every_steps: Steps = 50  # the only host syncs of the loop are these reports
+    checkpoint_steps: Steps | Literal[0] = 0  # extra checkpoints inside an epoch; 0: at epoch ends only
+    eval_epochs: Epochs = 1  # evaluate every so many epochs, and always at the end
+    eval_batch_size: Batch = 200  # per process
     tensorboard: bool = True

@@ -1,0 +1,41 @@
+"""Everything a run can be told, typed; one YAML file plus ``section.key=value`` overrides.
+
+Each part of fastlg receives its own section. Only cli.py, assemble.py, train.py and compare.py see the whole.
+"""
+
+from fastlg.config.keys import dotted
+from fastlg.config.load import config_folders, config_from, find_config, load_config, read_saved_config, save_config
+from fastlg.config.overrides import parse_overrides
+from fastlg.config.sections import (
+    AugmentConfig,
+    DataConfig,
+    EngineConfig,
+    GuidanceConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TeacherConfig,
+)
+from fastlg.config.whole import Config
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "GuidanceConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TeacherConfig",
+    "config_folders",
+    "config_from",
+    "dotted",
+    "find_config",
+    "load_config",
+    "parse_overrides",
+    "read_saved_config",
+    "save_config",
+]

@@ -1,0 +1,110 @@
+"""Why a config is refused, in one line: key, value, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from fastlg.config.values import hints, section_of
+from fastlg.errors import UserError, shortened
+
+_BOUNDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+_NAMES = {int: "an integer", float: "a number", str: "a text", Path: "a path", bool: "true or false", dict: "a mapping"}
+
+
+def refuse_unknown(tree: Any, root: type[BaseModel], where: str, section: Any = None, prefix: str = "") -> None:
+    """Unknown keys are named with the nearest real one, before pydantic sees them. Raises UserError."""
+    section = section or root
+    if not isinstance(tree, dict):
+        return
+    for key, value in tree.items():
+        if key not in section.model_fields:
+            full = f"{prefix}{key}"
+            names = dotted_names(root)
+            near = difflib.get_close_matches(full[:200], names, n=1, cutoff=0.5) or [
+                name for name in names if name.rsplit(".", 1)[-1] == key
+            ]
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
+            raise UserError(f"{where}: unknown key {shortened(full)}; {hint}")
+        child = section_of(hints(section)[key])
+        if child is not None:
+            refuse_unknown(value, root, where, child, f"{prefix}{key}.")
+
+
+def one_line(error: ValidationError, root: type[BaseModel], tree: dict) -> str:
+    """The first problem: key, offending value, what is allowed."""
+    first = error.errors()[0]
+    section, annotation, names = root, root, []
+    for part in first["loc"]:
+        if section is None or part not in section.model_fields:
+            break  # inside a field: an element, or which form of it pydantic tried
+        names.append(part)
+        annotation = hints(section)[part]
+        section = section_of(annotation)
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    key, reason = ".".join(names), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing" and len(names) == len(first["loc"]):
+        return f"{key} is missing; give it in the file or as {key}=VALUE"
+    if first["type"] == "value_error" and section is not None:  # of the fields of a section together
+        return f"{key}.{reason}" if names else reason
+    what = f"{key} is {shown(tree)}"
+    if first["type"] == "value_error":
+        return f"{what}: {reason}"
+    return f"{what}; it must be {allowed(annotation)}"
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: texts in quotes, lists as YAML has them."""
+    if isinstance(value, str) and len(value) > 60:
+        return shortened(value)
+    return shortened("null" if value is None else repr(value) if isinstance(value, (str, list, dict)) else value)
+
+
+def allowed(annotation: Any) -> str:
+    """What a field takes: 'an integer from 1 to 4096', 'one of a, b', 'a list of 2, each a number from 0 to 1'."""
+    origin, own = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return f"{allowed(own[0])}{_range(own[1:])}"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, own))}" if len(own) > 1 else str(own[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(allowed(option) for option in own)
+    if origin is list:
+        return f"a list, each {allowed(own[0])}"
+    if origin is tuple:
+        return f"a list of {len(own)}, each {allowed(own[0])}"
+    if annotation in (None, types.NoneType):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"a section with {', '.join(annotation.model_fields)}"
+    return _NAMES.get(origin or annotation, "a value")
+
+
+def _range(marks: tuple) -> str:
+    limits = {}
+    for mark in marks:
+        for single in mark.metadata if isinstance(mark, FieldInfo) else [mark]:
+            limits |= {name: getattr(single, name) for name in _BOUNDS if getattr(single, name, None) is not None}
+    if limits.keys() == {"ge", "le"}:
+        return f" from {_figure(limits['ge'])} to {_figure(limits['le'])}"
+    return "".join(
+        f"{' and' if index else ''} {'of ' if name == 'ge' and not index else ''}{_BOUNDS[name]} {_figure(limit)}"
+        for index, (name, limit) in enumerate(limits.items())
+    )
+
+
+def _figure(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
+
+
+def dotted_names(section: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for key, annotation in hints(section).items():
+        child = section_of(annotation)
+        names += [f"{prefix}{key}"] if child is None else [f"{prefix}{key}", *dotted_names(child, f"{prefix}{key}.")]
+    return names

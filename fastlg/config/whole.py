@@ -1,0 +1,167 @@
+"""All sections of a run together, and what they must have in common."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from fastlg.config.files import is_file
+from fastlg.config.keys import LITERAL, assign, dotted
+from fastlg.config.refusals import one_line, refuse_unknown
+from fastlg.config.sections import (
+    AugmentConfig,
+    DataConfig,
+    EngineConfig,
+    GuidanceConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    Section,
+    TeacherConfig,
+    scheme_of,
+)
+from fastlg.config.values import LARGEST, typed
+from fastlg.config.yaml_text import DEEPEST, MOST
+from fastlg.errors import UserError, shortened
+
+LONGEST_TEXT = 4096  # characters
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig
+    teacher: TeacherConfig | None = None
+    guidance: GuidanceConfig = GuidanceConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, tree: Any) -> Any:
+        if isinstance(tree, dict):
+            refuse_monsters(tree)
+            tree = typed(tree, cls, cls)
+            refuse_monsters(tree)  # again: now numbers are numbers
+        return tree
+
+    @model_validator(mode="after")
+    def _pairs(self):
+        if self.teacher is not None and isinstance(self.model.blocks, list):
+            blocks, stages = self.model.blocks, self.teacher.stages
+            if len(blocks) != len(stages):
+                raise ValueError(
+                    f"model.blocks {shortened(blocks)} and teacher.stages {shortened(stages)} differ in length; "
+                    "each guided block needs one stage"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _replayable(self):
+        if self.teacher is None or self.teacher.mode == "online":
+            return self
+        if self.teacher.cache_augment == "geometric":
+            for name, off in (("rand_augment", None), ("erase", 0.0), ("mixup", 0.0), ("cutmix", 0.0)):
+                if getattr(self.augment, name) != off:
+                    raise ValueError(
+                        f"augment.{name} is {getattr(self.augment, name)}, which cached features cannot follow; "
+                        f"set augment.{name}={'null' if off is None else 0}, or teacher.cache_augment=all to augment "
+                        "the student alone"
+                    )
+        if self.teacher.cache_form == "compact" and self.guidance.transform != "linear":
+            raise ValueError(f"guidance.transform {self.guidance.transform} needs teacher.cache_form=maps")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_matrices(self):
+        if self.optim.name == "muon" and self.engine.zero_stage > 0:
+            raise ValueError(
+                f"optim.name is muon, which steps whole matrices, but engine.zero_stage {self.engine.zero_stage} cuts "
+                "them into flat parts; set engine.zero_stage=0 or optim.name=adamw"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.root / self.run.name
+
+    def replace(self, overrides: dict[str, Any]) -> Config:
+        """A copy with dotted keys replaced, validated again. Raises UserError."""
+        tree = self.model_dump(mode="json")
+        for key, value in overrides.items():
+            assign(tree, key, value)
+        return validated(tree, "overrides")
+
+    def absolute(self) -> Config:
+        """A copy that means the same from any working directory: every path absolute, names left as they are."""
+        paths = {key: value for key, value in dotted(self.model_dump()).items() if isinstance(value, Path)}
+        if not scheme_of(self.data.source):
+            paths["data.source"] = Path(self.data.source)
+        if self.teacher is not None and is_file(self.teacher.recipe):  # as find_config: else a shipped config
+            paths["teacher.recipe"] = Path(self.teacher.recipe)
+        return self.replace({key: os.path.abspath(path.expanduser()) for key, path in paths.items()})
+
+
+def validated(tree: dict, where: str) -> Config:
+    """Raises UserError, one line that begins with ``where``."""
+    try:
+        refuse_unknown(tree, Config, where)
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {one_line(error, Config, tree)}") from None
+
+
+def refuse_monsters(tree: Any) -> None:
+    """What no field of a config can be, wherever it stands, also in model.args: numbers that are not finite or beyond
+    64 bits, texts that no path or name can hold, levels and values without end. Raises ValueError."""
+    waiting, count = [("", tree, 0)], 0
+    while waiting:
+        key, value, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST:
+            limit = f"{DEEPEST} levels" if depth > DEEPEST else f"{MOST:,} values"
+            raise ValueError(f"{shortened(key) or 'it'} holds more than {limit}; a config has less")
+        prefix = f"{key}." if key else ""
+        if isinstance(value, dict):
+            waiting += [(f"{prefix}{_word(name, prefix)}"[:500], own, depth + 1) for name, own in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(f"{prefix}{index}"[:500], own, depth + 1) for index, own in enumerate(value)]
+        else:
+            _refuse_monster(shortened(key), value)
+
+
+def _refuse_monster(key: str, value: Any) -> None:
+    if value is None or isinstance(value, (bool, BaseModel)):
+        return
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            text = ", or in quotes if it is a text" if key.startswith(LITERAL) else ""
+            raise ValueError(f"{key} is {value}; a number must be finite{text}")
+    elif isinstance(value, int):
+        if abs(value) > LARGEST:
+            raise ValueError(f"{key} is {shortened(value)}; an integer has at most 63 bits")
+    elif isinstance(value, (str, Path)):
+        text = str(value)
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"{key} is {shortened(text)}; a text has at most {LONGEST_TEXT:,} characters")
+        if "\0" in text:
+            raise ValueError(f"{key} is {shortened(text)}; a text has no NUL character")
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{key} is {shortened(text)}; it has bytes that are not UTF-8: rename what it names")
+    else:
+        raise ValueError(f"{key} is a {type(value).__name__}; use numbers, texts, true, false, null, lists or mappings")
+
+
+def _word(name: Any, prefix: str) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"{prefix}{shortened(name)} is a {type(name).__name__} as a key; keys are words")
+    _refuse_monster(f"{prefix}{shortened(name)}", name)
+    return name
