@@ -194,9 +194,19 @@ def doctor() -> None:
 
 def _start_ranks(gpus: int | None, config) -> None:
     """With ``--gpus`` this process only starts the ranks, which run this command again, and leaves as they do."""
-    from fastlg.place import place
+    from fastlg.place import drop_shell, expect_no_tasks, ignored, place
 
-    if gpus is None or place().world_size > 1 or os.environ.get("FASTLG_LAUNCHER"):
+    if os.environ.get("FASTLG_LAUNCHER"):
+        return
+    if note := ignored():
+        from fastlg.report import say
+
+        say(f"ignored  {note}")
+    if gpus is None:
+        return
+    drop_shell()
+    expect_no_tasks()
+    if place().world_size > 1:
         return
     from fastlg.launch import check_count, launch
 
