@@ -133,9 +133,11 @@ def prepare(
     preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would see.")] = None,
 ) -> None:
     """Decode and check every image once and write the store that training reads."""
+    from fastlg.prepare import check_preview, preview_store
     from fastlg.prepare import prepare as run
-    from fastlg.prepare import preview_store
 
+    if preview is not None:
+        check_preview(preview)
     of_source = {"holdout": holdout, "label_column": label_column, "download": download}
     path = run(source, out, on_bad=on_bad, short_side=short_side, max_side=max_side, beton=beton, **of_source)
     if preview is not None:

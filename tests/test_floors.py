@@ -13,7 +13,7 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
-    {"errors", "batch", "__init__"},
+    {"errors", "batch", "files", "__init__"},
     {"sections", "place", "reading"},
     {"config", "contact"},
     {"ranks"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"data", "models", "teacher", "engine", "analysis", "launch"},
     {"objective", "integrations", "build_engine", "run_lock"},
     {"assemble"},
-    {"evaluate", "export"},
+    {"evaluate", "export", "run_folder"},
     {"run", "prepare", "cache"},
     {"teacher_recipe"},
     {"train"},
