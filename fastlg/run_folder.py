@@ -93,7 +93,8 @@ def _strangers(folder: Path, files: tuple[str, ...], folders: tuple[str, ...]) -
     return ""
 
 
-def refuse_other(saved: Config, config: Config, where: str) -> None:
+def refuse_other(saved: Config, config: Config, where: str, *, fix: str = "choose another run.name") -> None:
+    """Raises UserError that names the differences between the config of a run and the one it shall go on with."""
     old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
     differing = [
         key for key in sorted(old.keys() | new.keys()) if not _may_differ(key) and old.get(key) != new.get(key)
@@ -103,7 +104,7 @@ def refuse_other(saved: Config, config: Config, where: str) -> None:
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(f"{where} belongs to another config ({changes}{more}); choose another run.name")
+        raise UserError(f"{where} belongs to another config ({changes}{more}); {fix}")
 
 
 def _may_differ(key: str) -> bool:
