@@ -7,10 +7,10 @@ from torch import nn
 
 from fastlg import ranks
 from fastlg.config import Config
-from fastlg.engine.deepspeed import DeepSpeedEngine
+from fastlg.engine.deepspeed import DeepSpeedEngine, library
 from fastlg.engine.deepspeed_config import merged_config
 from fastlg.engine.plain import PlainEngine
-from fastlg.engine.precision import build_optimizer
+from fastlg.engine.precision import build_optimizer, pick_device, pick_dtype
 from fastlg.engine.protocol import Engine, Share, share_batch
 from fastlg.engine.switches import Switches, decide
 from fastlg.models.param_groups import param_groups
@@ -39,6 +39,17 @@ def check_engine(config: Config, device: torch.device, dtype: torch.dtype) -> No
     )
     if engine_kind(config) == "deepspeed":
         _merged(config, dtype, share)
+
+
+def rehearsed_engine(config: Config) -> Config:
+    """For parts that are built to be tried alone: the plain engine in the place of DeepSpeed, which a process starts
+    once; its library and configuration are looked at. Raises UserError."""
+    if engine_kind(config) == "plain":
+        return config
+    device = pick_device(config.engine)
+    check_engine(config, device, pick_dtype(config.engine, device))
+    library(device)
+    return config.replace({"engine.kind": "plain", "engine.zero_stage": 0, "engine.deepspeed_config": None})
 
 
 def new_engine(

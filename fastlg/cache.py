@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -64,6 +66,42 @@ def build_or_verify(config: Config, stores: Stores, model: nn.Module, teacher_si
     else:
         build(job, config, stores)
     return job.path
+
+
+def expect_features(config: Config, stores: Stores, model: nn.Module, teacher_size: int, *, is_trained: bool) -> None:
+    """For a teacher that is used later on. Raises UserError where its features are not kept as the config asks, or
+    cannot be."""
+    if config.teacher.mode == "online":
+        return
+    job = plan_cache(config, stores, model, teacher_size)
+    if config.teacher.mode == "auto":
+        expect_writable(config, job)
+    elif not is_trained:
+        raise UserError(
+            f"teacher.mode=cache, but the teacher is not trained yet, so {job.path} cannot hold its features; run "
+            "fastlg cache CONFIG, or set teacher.mode=auto"
+        )
+    elif not cache_format.is_cache(job.path):
+        raise UserError(_missing(job.path, job.fingerprint))
+
+
+def expect_writable(config: Config, job: CacheJob) -> None:
+    """Raises UserError where the cache of ``job`` cannot be written; makes no folder."""
+    if job.path.exists() and not cache_format.is_cache(job.path):
+        raise UserError(_occupied(job.path))
+    above = next(path for path in job.path.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES if above.is_dir() else errno.ENOTDIR)
+        raise UserError(_unwritable(config, job.path, f"{above}: {reason}"))
+
+
+def _occupied(path: Path) -> str:
+    return f"{path} exists and is no feature cache; set teacher.cache to another folder"
+
+
+def _unwritable(config: Config, path: Path, reason: object) -> str:
+    setting = "teacher.cache" if config.teacher.cache else "FASTLG_CACHE (or teacher.cache)"
+    return f"cannot write a feature cache at {path}: {reason}; set {setting} to a folder that is writable"
 
 
 @dataclass(frozen=True)
@@ -154,14 +192,10 @@ def build(job: CacheJob, config: Config, stores: Stores) -> None:
             if cache_format.is_cache(job.path):
                 return  # by the process this one waited for
             if job.path.exists():
-                raise UserError(f"{job.path} exists and is no feature cache; set teacher.cache to another folder")
+                raise UserError(_occupied(job.path))
             writer = CacheWriter(job.path, job.fingerprint, job.infos, job.chunking)
         except OSError as error:
-            setting = "teacher.cache" if config.teacher.cache else "FASTLG_CACHE (or teacher.cache)"
-            raise UserError(
-                f"cannot write a feature cache at {job.path}: {error.strerror or error}; set {setting} to a folder "
-                "that is writable"
-            ) from None
+            raise UserError(_unwritable(config, job.path, error.strerror or error)) from None
         free = shutil.disk_usage(writer.work).free
         say(f"cache    building {job.path}: {job.sizes()}; {free / 2**30:,.1f} GiB free")
         try:

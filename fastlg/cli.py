@@ -109,9 +109,10 @@ def export(
 ) -> None:
     """Write the bare student as safetensors that plain timm loads."""
     from fastlg.evaluate import load_trained
-    from fastlg.export import export_student
+    from fastlg.export import expect_empty, export_student
     from fastlg.report import say
 
+    expect_empty(out)
     config, model, class_names = load_trained(run, _checked(which))
     export_student(model, out, class_names=class_names, config=config)
     say(f"exported {run} ({which}) to {out}; load it with timm.create_model('local-dir:{out}', pretrained=True)")
@@ -133,9 +134,11 @@ def prepare(
     preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would see.")] = None,
 ) -> None:
     """Decode and check every image once and write the store that training reads."""
+    from fastlg.prepare import check_preview, preview_store
     from fastlg.prepare import prepare as run
-    from fastlg.prepare import preview_store
 
+    if preview is not None:
+        check_preview(preview)
     of_source = {"holdout": holdout, "label_column": label_column, "download": download}
     path = run(source, out, on_bad=on_bad, short_side=short_side, max_side=max_side, beton=beton, **of_source)
     if preview is not None:
@@ -194,9 +197,19 @@ def doctor() -> None:
 
 def _start_ranks(gpus: int | None, config) -> None:
     """With ``--gpus`` this process only starts the ranks, which run this command again, and leaves as they do."""
-    from fastlg.place import place
+    from fastlg.place import drop_shell, expect_no_tasks, ignored, place
 
-    if gpus is None or place().world_size > 1 or os.environ.get("FASTLG_LAUNCHER"):
+    if os.environ.get("FASTLG_LAUNCHER"):
+        return
+    if note := ignored():
+        from fastlg.report import say
+
+        say(f"ignored  {note}")
+    if gpus is None:
+        return
+    drop_shell()
+    expect_no_tasks()
+    if place().world_size > 1:
         return
     from fastlg.launch import check_count, launch
 

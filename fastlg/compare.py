@@ -8,15 +8,16 @@ from rich.table import Table
 
 from fastlg import ranks
 from fastlg.analysis.plots import plot_curves
-from fastlg.assemble import check_buildable, open_stores
+from fastlg.assemble import open_stores
 from fastlg.config import Config
 from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
-from fastlg.report import console, read_metrics, say
+from fastlg.report import console, dispensable, read_metrics, say
 from fastlg.run import write_summary
+from fastlg.run_folder import expect_compare_folder, finished
 from fastlg.run_lock import run_lock
 from fastlg.teacher_recipe import teacher_config, teacher_summary
-from fastlg.train import train
+from fastlg.train import expect_trainable, train
 
 COLUMNS = {"top1_last": "top-1 %", "top1_best": "best %", "images_per_s": "images/s", "wall_s": "wall s"}
 
@@ -35,8 +36,8 @@ def _compare(config: Config, dry_run: bool) -> dict:
     if config.teacher is None:
         raise UserError(f"{config.run.name} has no teacher section; compare needs one to guide with")
     folder = config.run_dir
-    if (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} holds a single run; choose another run.name for the comparison")
+    if ranks.is_first():
+        expect_compare_folder(folder)
     with contextlib.nullcontext() if dry_run else run_lock(folder):
         return _train_all(config, dry_run)
 
@@ -44,12 +45,17 @@ def _compare(config: Config, dry_run: bool) -> dict:
 def _train_all(config: Config, dry_run: bool) -> dict:
     folder = config.run_dir
     stores = open_stores(config)
-    check_buildable(config, stores)
     teacher = teacher_config(config, stores) if config.teacher.weights is None else None
     guided = config.replace({"run.root": str(folder), "run.name": "guided"})
     unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
     if teacher is not None:  # both students and later comparisons share the teacher of the outer root
         guided = guided.replace({"teacher.weights": str(teacher.run_dir)})
+    done = {}
+    if ranks.is_first():
+        done = {part.run_dir.name: finished(part.run_dir, part) is not None for part in (unguided, guided)}
+    for part in (unguided, config.replace({"run.root": str(folder), "run.name": "guided"})):
+        if not ranks.first_says(done).get(part.run_dir.name):
+            expect_trainable(part, stores, is_later=True)
     summaries = {}
     if teacher is not None:
         say("")
@@ -67,7 +73,8 @@ def _train_all(config: Config, dry_run: bool) -> dict:
         return summaries
     write_summary(folder, summaries)
     plot_curves({name: read_metrics(folder / name) for name in ("unguided", "guided")}, folder / "curves.png")
-    show(summaries)
+    with dispensable("the table", f"{folder}/summary.json holds what it would show"):
+        show(summaries)
     say(f"curves and summary in {folder}")
     return summaries
 

@@ -92,6 +92,11 @@ def without_middle(line: str, limit: int = 2000) -> str:
 
 def machine_fault(error: BaseException) -> str:
     """One line for an error that the machine's state explains (disk, permissions, memory); "" for any other one."""
+    if "DataLoader worker" in str(error):  # torch raises it wherever the main thread is when a worker dies
+        return (
+            "a data worker was killed (out of memory? fewer data.workers need less); the same command goes on from the "
+            "last checkpoint"
+        )
     if isinstance(error, OSError):
         return f"cannot go on: {error}; mend that, then run again"
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, for CUDA

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from fastlg import ranks
 from fastlg.assemble import Parts, make_views, new_loader, new_model, open_stores
 from fastlg.checkpoint import load_checkpoint
-from fastlg.config import Config, read_saved_config
+from fastlg.config import Config, config_from, read_saved_config
 from fastlg.config.sections import scheme_of
 from fastlg.data.prepare import find_or_prepare_test, open_store
 from fastlg.data.source import some
 from fastlg.engine.precision import autocast, pick_device, pick_dtype
 from fastlg.errors import UserError
 from fastlg.metrics import Accuracy, AccuracyMeter
+from fastlg.run_folder import PARTS_OF_COMPARE, is_compare, refuse_other
 
 
 def evaluate(parts: Parts) -> Accuracy:
@@ -46,16 +47,39 @@ def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, 
 
     ``which`` is last or best. Raises UserError when the folder holds no run or no checkpoint.
     """
-    saved = folder / "config.yaml"
+    saved, path = folder / "config.yaml", folder / "checkpoints" / f"{which}.pt"
     if not saved.is_file():
+        if is_compare(folder):
+            parts = " or ".join(str(folder / part) for part in PARTS_OF_COMPARE)
+            raise UserError(f"{folder} holds a comparison; name one of its runs: {parts}")
         raise UserError(f"{folder} is no run folder: it holds no config.yaml")
-    config = read_saved_config(saved)
-    state = load_checkpoint(folder / "checkpoints" / f"{which}.pt")
-    model = new_model(config, len(state["class_names"]))
+    config, state = read_saved_config(saved), load_checkpoint(path)
+    unit, class_names = state.get("unit"), state.get("class_names")
+    if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:
+        raise UserError(f"checkpoint {path} holds no weights and class names of a run; it was altered")
+    if isinstance(state.get("config"), dict):
+        refuse_other(config_from(state["config"], str(path)), config, str(path), fix="put the run's own file back")
+    model = new_model(config, len(class_names))
     prefix = "student."
-    weights = {k.removeprefix(prefix): v for k, v in state["unit"].items() if k.startswith(prefix)}
+    _fill(model, {k.removeprefix(prefix): v for k, v in unit.items() if str(k).startswith(prefix)}, path)
+    return config, model.eval(), class_names
+
+
+def _fill(model: nn.Module, weights: dict, path: Path) -> None:
+    """Raises UserError for weights that are not those of ``model``, or not finite."""
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | weights.keys(), key=str):
+        value = weights.get(name)
+        if name not in wanted or not isinstance(value, Tensor) or value.shape != wanted[name].shape:
+            found = list(value.shape) if isinstance(value, Tensor) else "nothing" if value is None else "no tensor"
+            raise UserError(
+                f"checkpoint {path} does not fit its run's config.yaml: {name} is {found} there and "
+                f"{list(wanted[name].shape) if name in wanted else 'nothing'} in the model; one of the two files was "
+                "altered or replaced"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"checkpoint {path} holds weights that are not finite ({name}); take another checkpoint")
     model.load_state_dict(weights)
-    return config, model.eval(), state["class_names"]
 
 
 def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:

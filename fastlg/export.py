@@ -44,8 +44,7 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
             "only students can be exported: timm has no CIFAR ResNet. A teacher is used from its run folder "
             "(teacher.weights=RUN)"
         )
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} exists and is not an empty folder; choose a new one")
+    expect_empty(out_dir)
     try:
         description = json.dumps(_description(student, class_names, config), indent=2) + "\n"
     except TypeError as error:
@@ -65,6 +64,12 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
         raise RunError(f"cannot write {out_dir}: {error.strerror or first_line(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def expect_empty(out_dir: Path) -> None:
+    """Raises UserError for a folder that cannot take an export."""
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is not an empty folder; choose a new one")
 
 
 def timm_weights(bare: nn.Module) -> dict[str, Tensor]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from PIL import Image
 
 from fastlg.assemble import make_views, new_loader, open_stores
 from fastlg.config import Config, load_config
 from fastlg.data.prepare import prepare as write_store
 from fastlg.data.views_sheet import contact_sheet
 from fastlg.engine.precision import pick_device
+from fastlg.errors import UserError, writing
 from fastlg.evaluate import load_trained
-from fastlg.report import say
+from fastlg.report import dispensable, say
 
 SHEET_IMAGES = 16
 
@@ -22,8 +26,22 @@ def prepare(source: str, out: Path, **options) -> Path:
     return path
 
 
-def preview_store(store: Path, path: Path) -> Path:
-    """What the paper's recipe (224 px student, 32 px teacher) makes of a store's images."""
+def check_preview(path: Path) -> None:
+    """Raises UserError where no picture can be written to ``path``, before anything is prepared for it."""
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION or Image.EXTENSION[path.suffix.lower()] not in Image.SAVE:
+        raise UserError(f"the picture {path} has no suffix of a picture that Pillow writes; call it {path.stem}.png")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write the picture {path}: choose a file in a folder that exists and is writable")
+
+
+def preview_store(store: Path, path: Path) -> None:
+    """What the paper's recipe (224 px student, 32 px teacher) makes of a store's images; a warning where it fails."""
+    with dispensable(f"the picture {path}", f"the store {store} is whole"):
+        _preview_store(store, path)
+
+
+def _preview_store(store: Path, path: Path) -> Path:
     config = Config.model_validate({"data": {"source": str(store)}, "model": {"name": "deit_tiny_patch16_224"}})
     return _sheet(config, 32, path)
 
@@ -44,6 +62,7 @@ def _sheet(config: Config, teacher_size: int | None, path: Path) -> Path:
     batch = next(iter(loader.epoch(0)))
     batch = batch._replace(**{name: value[:SHEET_IMAGES] for name, value in batch._asdict().items()})
     views = make_views(config, teacher_size)(batch, 0)
-    contact_sheet(path, stores.train, batch, views, mean=config.augment.mean, std=config.augment.std)
+    with writing(path):
+        contact_sheet(path, stores.train, batch, views, mean=config.augment.mean, std=config.augment.std)
     say(f"pictures {path}: stored images with their crops, crops, student views, teacher views")
     return path

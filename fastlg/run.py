@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,37 +15,18 @@ from fastlg import ranks
 from fastlg.analysis.plots import plot_curves
 from fastlg.assemble import Parts
 from fastlg.batch import Batch, StepOutput, Views
-from fastlg.checkpoint import LAST, load_checkpoint, save_checkpoint
-from fastlg.config import Config, config_from, dotted, load_config, read_saved_config, save_config
+from fastlg.checkpoint import save_checkpoint
+from fastlg.config import save_config
 from fastlg.errors import RunError, UserError, writing
 from fastlg.evaluate import evaluate
+from fastlg.files import write_whole
 from fastlg.metrics import Accuracy, Meter
 from fastlg.place import place
 from fastlg.provenance import commit, device_name, versions
-from fastlg.report import Bar, Log, read_metrics, say
-from fastlg.run_lock import LOCK
+from fastlg.report import Bar, Log, Pulse, read_metrics, say
+from fastlg.run_folder import read_resumable, resume_source
 from fastlg.signals import StopRequest
 from fastlg.verify import Verification
-
-# What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
-# computes. Images and teacher are compared by content; another device or number of ranks continues the run, though not
-# to the same bits.
-FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache")
-NEVER_FREE = ("engine.precision",)
-
-
-def finished(folder: Path, config: Config) -> dict | None:
-    """Summary of a completed run of this very config, or None. Raises UserError when another run lies there."""
-    saved = folder / "config.yaml"
-    if not saved.is_file():
-        if folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):
-            raise UserError(f"{folder} holds files that are no fastlg run; choose another run.name or empty it")
-        return None
-    _refuse_other(read_saved_config(saved), config, str(folder))
-    try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or cut short by a full disk: the run goes on to write it
-        return None
 
 
 class Run:
@@ -78,12 +58,9 @@ class Run:
         return self.epoch * len(self.parts.train_loader) + self.batch
 
     def _open(self, resume: str) -> None:
-        last = self.folder / "checkpoints" / LAST
-        if resume == "never" and (self.folder / "config.yaml").exists():
-            raise UserError(f"{self.folder} holds a run and --resume is never; choose another run.name or remove it")
-        source = last if resume in ("auto", "never") else Path(resume)
-        if ranks.first_says(source.is_file()) or resume not in ("auto", "never"):
-            self.load(source)
+        source = ranks.first_says(str(resume_source(self.folder, resume) or "") if ranks.is_first() else None)
+        if source:
+            self.load(Path(source))
         if not ranks.is_first():
             return
         try:
@@ -143,7 +120,8 @@ class Run:
         self.epoch, self.batch = self.epoch + 1, 0
         best = False
         if self.epoch % self.config.log.eval_epochs == 0 or self.epoch == self.config.optim.epochs:
-            self.last = evaluate(self.parts)
+            with Pulse(lambda: f"epoch {self.epoch}/{self.config.optim.epochs}  testing"):
+                self.last = evaluate(self.parts)
             if not math.isfinite(self.last.loss):
                 raise RunError(
                     f"the test loss after epoch {self.epoch} is {self.last.loss}: the weights have exploded; this "
@@ -162,8 +140,17 @@ class Run:
         if self.epoch < self.config.optim.epochs:
             self.stop.raise_if_set()
 
+    def _expect_folder(self) -> None:
+        """Raises RunError when the folder is gone: what would be saved then is no run any more."""
+        if ranks.is_first() and not (self.folder / "config.yaml").is_file():
+            raise RunError(
+                f"{self.folder} was deleted in the middle of the run (its config.yaml is gone); the same "
+                "command starts anew"
+            )
+
     def save(self, *, best: bool = False) -> None:
         """Writes last.pt (and best.pt). A non-finite loss raises first, so it never reaches a checkpoint."""
+        self._expect_folder()
         self.meter.check()
         self._tick()
         parts = self.parts
@@ -193,11 +180,8 @@ class Run:
 
     def load(self, path: Path) -> None:
         """Takes over everything ``save`` wrote. Raises UserError for a checkpoint of another config or other data."""
-        state = load_checkpoint(path)
-        _refuse_other(config_from(state["config"], str(path)), self.config, str(path))
         parts = self.parts
-        if state["data"] != parts.stores.fingerprints:
-            raise UserError(f"checkpoint {path} was trained on other images than {self.config.data.source} now holds")
+        state = read_resumable(path, self.config, parts.stores.fingerprints)
         if state["teacher_id"] != parts.teacher_id:
             raise UserError(
                 f"checkpoint {path} was guided by another teacher than this run's; name the first one with "
@@ -216,6 +200,7 @@ class Run:
 
     def finish(self) -> dict:
         """Writes summary.json and curves.png; returns the summary."""
+        self._expect_folder()
         self._tick()
         summary = {
             "top1_last": self.last.top1,
@@ -231,8 +216,8 @@ class Run:
             "versions": versions(),
         }
         if ranks.is_first():
-            plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
             write_summary(self.folder, summary)
+            plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
         ranks.wait_for_all()  # whoever reads the folder next finds it complete
         return summary
 
@@ -249,10 +234,8 @@ class Run:
 
 def write_summary(folder: Path, summary: dict) -> None:
     """summary.json, atomically. Raises RunError when the disk is full."""
-    partial = folder / "summary.json.partial"
     with writing(folder / "summary.json"):
-        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / "summary.json")
+        write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -266,30 +249,3 @@ def refuse_non_finite_weights(weights: dict[str, torch.Tensor], step: int) -> No
         raise RunError(
             f"a weight is not finite after step {step}; nothing of it was saved. Lower optim.lr and run again"
         )
-
-
-def _refuse_other(saved: Config, config: Config, where: str) -> None:
-    old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
-    differing = [
-        key for key in sorted(old.keys() | new.keys()) if not _may_differ(key) and old.get(key) != new.get(key)
-    ]
-    if "teacher.recipe" in differing and _is_same_recipe(old.get("teacher.recipe"), new.get("teacher.recipe")):
-        differing.remove("teacher.recipe")
-    if differing:
-        changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(f"{where} belongs to another config ({changes}{more}); choose another run.name")
-
-
-def _may_differ(key: str) -> bool:
-    return key not in NEVER_FREE and (key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME)
-
-
-def _is_same_recipe(old: str | None, new: str | None) -> bool:
-    """Whether two paths lead to one config; where one is gone, its name has to do. The weights are compared anyway."""
-    if old is None or new is None:
-        return False
-    try:
-        return load_config(old) == load_config(new)
-    except UserError:
-        return Path(old).name == Path(new).name

@@ -21,6 +21,7 @@ from fastlg.report import say
 
 LOCK = "run.lock"
 POLL_S = 0.5
+TRIES = 100  # to make folder and file between two removals by holders that leave
 GRACE_S = 5.0  # ranks whose launcher was killed end their step and save before they leave
 LEASE_S = 120.0  # an NFS server keeps the locks of a node that died for its lease, 90 s unless set otherwise
 _own: set[int] = set()  # descriptors of lock files that this process has open
@@ -66,17 +67,22 @@ class _Lock:
 
     def _locked_file(self) -> int | None:
         """Descriptor of the lock file, locked; None where another process has locked it."""
-        while True:
-            with contextlib.suppress(FileNotFoundError):  # a holder that leaves an empty folder removes it
+        for tries_left in reversed(range(TRIES)):
+            try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-                _own.add(file)
-                if not self._lock(file):
-                    _close(file)
-                    return None
-                if is_same_file(file, self.path):
-                    return file
-                _close(file)  # its holder has just removed it
+            except FileNotFoundError:  # a holder that leaves an empty folder removes it; or there can be no folder
+                if not tries_left:
+                    raise
+                continue
+            _own.add(file)
+            if not self._lock(file):
+                _close(file)
+                return None
+            if is_same_file(file, self.path):
+                return file
+            _close(file)  # its holder has just removed it
+        return None
 
     def _lock(self, file: int) -> bool:
         try:

@@ -63,6 +63,12 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
     summary = teacher_summary(weights)
     accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
     say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
+    chance = 100 / len(class_names)
+    if summary and summary["top1_last"] < 1.5 * chance:
+        say(
+            f"advice   the teacher's top-1 is near chance ({chance:.2f} %), so it guides to nothing; train it longer "
+            "(teacher.overrides.optim.epochs=...) or name a better one with teacher.weights"
+        )
     return model, trained.model.image_size
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from fastlg import ranks
 from fastlg.assemble import Parts, Stores, assemble, check_buildable, new_model, open_stores, say_plan
 from fastlg.batch import Batch, Views
-from fastlg.cache import build_or_verify, find_features
+from fastlg.build_engine import rehearsed_engine
+from fastlg.cache import build_or_verify, expect_features, expect_writable, find_features, plan_cache
 from fastlg.config import Config
 from fastlg.engine.precision import uses_cuda
 from fastlg.engine.prefetch import prefetched
@@ -19,7 +20,8 @@ from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError
 from fastlg.metrics import Meter
 from fastlg.report import say
-from fastlg.run import Run, finished
+from fastlg.run import Run
+from fastlg.run_folder import finished, refuse_unusable
 from fastlg.run_lock import run_lock
 from fastlg.signals import StopRequest
 from fastlg.teacher_recipe import load_teacher, teacher_config
@@ -37,7 +39,7 @@ def train(config: Config, *, resume: str = "auto", dry_run: bool = False, waits:
         if done is not None:
             return done
         if dry_run:
-            return rehearse(_parts(config, dry_run=True))
+            return rehearse(_parts(config, resume, dry_run=True))
         with run_lock(config.run_dir, waits=waits):
             return _finished(config, resume) or _train(config, resume)
 
@@ -51,10 +53,10 @@ def _finished(config: Config, resume: str) -> dict | None:
     return done
 
 
-def _parts(config: Config, *, dry_run: bool) -> Parts:
+def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
     """Of the run, its teacher found or trained before."""
     stores = open_stores(config)
-    check_buildable(config, stores)
+    expect_trainable(config, stores, resume)
     teacher, size, features = None, None, None
     if config.teacher is not None:
         teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
@@ -64,8 +66,41 @@ def _parts(config: Config, *, dry_run: bool) -> Parts:
     return parts
 
 
+def expect_trainable(config: Config, stores: Stores, resume: str = "auto", *, is_later: bool = False) -> None:
+    """Raises UserError for whatever would be refused later on, before anything is trained for the run.
+
+    Where a teacher is to be trained first, all parts are built with an untrained one, and dropped. ``is_later``: other
+    runs come first, so that this is done with a trained teacher too.
+    """
+    check_buildable(config, stores)
+    if ranks.is_first():
+        refuse_unusable(config, resume, stores.fingerprints)
+    if config.teacher is None:
+        return
+    is_trained = config.teacher.weights is not None or _has_teacher(config, stores)
+    if is_trained and not is_later:
+        return
+    if is_trained:
+        teacher, size = find_or_train_teacher(config, stores, dry_run=True)
+    else:
+        teacher, size = _untrained_teacher(config, stores)
+    expect_features(config, stores, teacher, size, is_trained=is_trained)
+    assemble(rehearsed_engine(config), stores, teacher, size)
+
+
+def _has_teacher(config: Config, stores: Stores) -> bool:
+    """Whether the teacher that a config's recipe makes is complete. Raises UserError where it cannot be made."""
+    recipe = teacher_config(config, stores)
+    return ranks.first_says(finished(recipe.run_dir, recipe) is not None if ranks.is_first() else None)
+
+
+def _untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
+    recipe = teacher_config(config, stores)
+    return new_model(recipe, len(stores.class_names)), recipe.model.image_size
+
+
 def _train(config: Config, resume: str) -> dict:
-    parts = _parts(config, dry_run=False)
+    parts = _parts(config, resume, dry_run=False)
     with StopRequest() as stop:
         run = Run(parts, stop, resume)
         try:
@@ -124,6 +159,9 @@ def make_cache(config: Config) -> Path:
     if config.teacher is None:
         raise UserError(f"{config.run.name} has no teacher section; there is nothing to cache")
     stores = open_stores(config)
+    check_buildable(config, stores)
+    if config.teacher.weights is None and not _has_teacher(config, stores):
+        expect_writable(config, plan_cache(config, stores, *_untrained_teacher(config, stores)))
     return build_or_verify(config, stores, *find_or_train_teacher(config, stores, dry_run=False))
 
 
@@ -134,6 +172,6 @@ def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> t
         return load_teacher(config.teacher.weights, recipe, stores)
     if dry_run and not (recipe.run_dir / "summary.json").is_file():
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
-        return new_model(recipe, len(stores.class_names)), recipe.model.image_size
+        return _untrained_teacher(config, stores)
     train(recipe, waits=True)
     return load_teacher(recipe.run_dir, recipe, stores)

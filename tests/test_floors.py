@@ -13,14 +13,14 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
-    {"errors", "batch", "__init__"},
+    {"errors", "batch", "files", "__init__"},
     {"place", "verify", "reading"},
     {"config", "contact"},
     {"ranks"},
     {"report", "signals", "provenance", "checkpoint", "metrics"},
     {"data", "models", "teacher", "engine", "analysis", "launch"},
     {"objective", "integrations", "build_engine", "run_lock"},
-    {"assemble"},
+    {"assemble", "run_folder"},
     {"evaluate", "export"},
     {"run", "prepare", "cache"},
     {"teacher_recipe"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fastlg.config.overrides import parse_overrides
 from fastlg.config.whole import Config, validated
 from fastlg.config.yaml_text import LONGEST, read_yaml, write_yaml
 from fastlg.errors import UserError, shortened
+from fastlg.files import write_whole
 
 PATH = 200  # characters of a path that a message shows
 
@@ -67,9 +67,7 @@ def save_config(config: Config, path: Path) -> None:
     text = write_yaml(config.model_dump(mode="json"))
     if path.is_file() and path.read_bytes() == text.encode():
         return
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
 
 
 def read_saved_config(path: Path) -> Config:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +20,8 @@ from fastlg.data.plan import SamplePlan
 from fastlg.data.store import Store
 from fastlg.errors import RunError
 
+LOOK_S = 5.0  # between two looks at the workers
+PATIENCE_S = 20.0  # that a stopped worker gets to be woken
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -56,10 +62,71 @@ class TorchLoader:
             # its own generator: the default one would advance the run's random state at every epoch and resume
             generator=torch.Generator(),
         )
-        for batch in loader:
+        for batch in _watched(iter(loader)):
             if isinstance(batch, _Failure):
                 raise RunError(batch.message)
             yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+
+def _watched(batches: Iterator) -> Iterator:
+    """``batches`` of a DataLoader. Raises RunError once a worker is dead, or stopped for PATIENCE_S (SIGSTOP)."""
+    workers, stopped, is_over = getattr(batches, "_workers", []), [], threading.Event()
+    if workers:
+        threading.Thread(target=_end_stopped, args=(workers, stopped, is_over), daemon=True).start()
+    try:
+        while (batch := next(batches, None)) is not None:
+            yield batch
+    except (RuntimeError, OSError, EOFError):  # of the queue, or of the socket through which a batch's memory comes
+        if not _is_any_dead(workers):
+            raise
+        _end(workers)
+        raise RunError(_lost(stopped)) from None
+    finally:
+        is_over.set()
+
+
+def _is_any_dead(workers: list) -> bool:
+    try:
+        return any(not worker.is_alive() for worker in workers)
+    except RuntimeError:  # torch's, out of its handler of the signal that a child has ended
+        return True
+
+
+def _end(workers: list) -> None:
+    for worker in (*workers, *workers):
+        with contextlib.suppress(RuntimeError):  # as above
+            worker.kill()
+            worker.join()
+
+
+def _end_stopped(workers: list, stopped: list[int], is_over: threading.Event) -> None:
+    """Kills workers that stay stopped: whoever waits for their memory waits for ever, whatever the time limit."""
+    looks = 0  # counted, not timed: while a whole job is suspended, nobody looks
+    while not is_over.wait(LOOK_S):
+        found = [worker.pid for worker in workers if _is_stopped(worker.pid)]
+        looks = looks + 1 if found else 0
+        if looks * LOOK_S >= PATIENCE_S:
+            stopped += found
+            for pid in found:
+                os.kill(pid, signal.SIGKILL)
+            return
+
+
+def _lost(stopped: list[int]) -> str:
+    what, why = "a data worker was killed", "out of memory? fewer data.workers need less"
+    if stopped:
+        what, why = f"data worker {stopped[0]} was stopped for {PATIENCE_S:.0f} s", "kill -CONT would have woken it"
+    return f"{what} ({why}); the same command goes on from the last checkpoint"
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether ``pid`` is a child of this process and stopped."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it is gone, or this system has no /proc
+        return False
+    state, parent = status.rpartition(")")[2].split()[:2]
+    return state == "T" and int(parent) == os.getpid()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 
 from fastlg.batch import Batch, Views
 from fastlg.data.store import Store
+from fastlg.errors import printable
+from fastlg.files import whole
 
 ROWS = ("stored, crop in red", "crop", "student", "teacher")
 _GAP, _TEXT = 4, 14  # px
@@ -47,12 +49,14 @@ def contact_sheet(
         draw.text((_GAP, _TEXT + row * (step + _TEXT)), title, fill="black")
     for column in range(count):
         left = _GAP + column * step
-        draw.text((left, 0), store.class_names[labels[column]][: tile // 6], fill="black")
-        whole = _with_box(store.images(ids[column]), boxes[column], tile)
-        for row, picture in enumerate([whole, crops[column], *(images[column] for images in seen)]):
+        name = printable(store.class_names[labels[column]][: tile // 6])
+        draw.text((left, 0), name, fill="black")
+        stored = _with_box(store.images(ids[column]), boxes[column], tile)
+        for row, picture in enumerate([stored, crops[column], *(images[column] for images in seen)]):
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
             sheet.paste(image.resize((tile, tile), Image.Resampling.NEAREST), (left, 2 * _TEXT + row * (step + _TEXT)))
-    sheet.save(path)
+    with whole(Path(path)) as partial:
+        sheet.save(partial, format=Image.registered_extensions().get(Path(path).suffix.lower(), "PNG"))
 
 
 def _to_uint8(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:

@@ -45,7 +45,7 @@ class DeepSpeedEngine(BesideTeacher):
         config: dict,
         is_compiled: bool = False,
     ):
-        deepspeed = _library(device)
+        deepspeed = library(device)
         self.unit, self.teacher, self.basic = unit, teacher, optimizer
         self.device, self.dtype, self.accumulation = device, dtype, accumulation
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
@@ -188,7 +188,8 @@ def _in_fp32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _library(device: torch.device):
+def library(device: torch.device):
+    """DeepSpeed, made quiet and told the device. Raises UserError where it is not installed."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it takes the GPU of a run that is told to use the CPU
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:

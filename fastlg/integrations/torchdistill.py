@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fastlg_kernels import GuidanceLoss, guidance_loss
 
 try:
+    from torchdistill.common.module_util import check_if_wrapped
     from torchdistill.losses.registry import register_mid_level_loss
     from torchdistill.models.registry import register_auxiliary_model_wrapper
     from torchdistill.models.util import wrap_if_distributed
@@ -55,6 +56,9 @@ class LocalityGuidanceStudent(AuxiliaryModelWrapper):
 
     student_dims, teacher_dims   channels per pair
     Paths for hooks: ``student_model.`` + the student's own, and ``guidance`` for the projections.
+
+    Its state dict is the plain student's, so that what torchdistill saves of it loads where there is no wrapper any
+    more: after training, with ``-test_only``, or in timm. The projections serve training alone and are not saved.
     """
 
     def __init__(
@@ -78,6 +82,15 @@ class LocalityGuidanceStudent(AuxiliaryModelWrapper):
 
     def secondary_forward(self, io_dict: dict) -> None:
         self.guidance()
+
+    def state_dict(self, *args, **kwargs) -> dict:
+        return self._plain_student().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        return self._plain_student().load_state_dict(state_dict, *args, **kwargs)
+
+    def _plain_student(self) -> nn.Module:
+        return self.student_model.module if check_if_wrapped(self.student_model) else self.student_model
 
 
 @register_auxiliary_model_wrapper

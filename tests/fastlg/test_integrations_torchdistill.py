@@ -86,6 +86,27 @@ def test_torchdistill_wrapper_trains_under_ddp(tmp_path, find_unused_parameters)
                 assert not torch.equal(new, old)
 
 
+@pytest.mark.parametrize("distributed", [False, True])
+def test_what_torchdistill_saves_of_the_wrapper_is_the_plain_student(tmp_path, distributed):
+    from torchdistill.common.main_util import load_ckpt, save_ckpt
+
+    from fastlg.integrations.torchdistill import LocalityGuidanceStudent
+
+    torch.manual_seed(0)
+    student, file = small_vit(), str(tmp_path / "ckpt.pt")
+    with one_process(tmp_path):
+        wrapper = LocalityGuidanceStudent(student, [24], [16], torch.device("cpu"), None, distributed)
+        optimizer = torch.optim.SGD(wrapper.parameters(), lr=0.1)
+        save_ckpt(wrapper, optimizer, None, 0.0, None, file)
+        fresh, other = small_vit(), small_vit()
+        again = LocalityGuidanceStudent(other, [24], [16], torch.device("cpu"), None, distributed)
+        for model in (fresh, again):  # as torchdistill's runner does after training, and when it resumes
+            load_ckpt(file, model=model, strict=True)
+    for loaded in (fresh, other):
+        assert all(torch.equal(a, b) for a, b in zip(student.parameters(), loaded.parameters(), strict=True))
+    assert wrapper.state_dict().keys() == small_vit().state_dict().keys()
+
+
 def expected_first_loss(student, teacher, layers, images, targets) -> float:
     with torch.no_grad():
         final, tokens = student.forward_intermediates(images, indices=BLOCKS, output_fmt="NLC", norm=False)

@@ -3,6 +3,8 @@
 import gc
 import io
 import os
+import signal
+import threading
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
+from fastlg.data import torch_loader
 from fastlg.data.crops import draw_crops, draw_flips
 from fastlg.data.plan import SamplePlan
 from fastlg.data.prepare import open_store, prepare
@@ -189,3 +192,31 @@ def test_lossless_sources_reach_the_batch_bit_for_bit(tmp_path):
     path = prepare(str(tmp_path / "src"), tmp_path / "store", workers=1)
     (batch,) = loader(path, "test", batch_size=8).epoch(0)
     assert np.array_equal(batch.images, pixels[[0, 2, 4, 6, 1, 3, 5, 7]])
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "was killed"), (signal.SIGSTOP, "was stopped for")])
+def test_a_killed_or_stopped_worker_is_one_line_and_leaves_no_process(photos, monkeypatch, number, words):
+    monkeypatch.setattr(torch_loader, "LOOK_S", 0.2)
+    monkeypatch.setattr(torch_loader, "PATIENCE_S", 0.4)
+    before = children()
+    batches = loader(photos, workers=2, batch_size=1).epoch(0)
+    next(batches)
+    for worker in children() - before:
+        os.kill(worker, number)
+    with pytest.raises(RunError, match=f"data worker .*{words}.*last checkpoint"):
+        list(batches)
+    batches.close()
+    assert children() <= before
+
+
+def test_a_worker_that_is_woken_goes_on_to_the_same_batches(photos, monkeypatch):
+    monkeypatch.setattr(torch_loader, "LOOK_S", 0.2)
+    before, want = children(), joined(loader(photos, batch_size=1).epoch(0))
+    batches = loader(photos, workers=1, batch_size=1).epoch(0)
+    first = next(batches)
+    (worker,) = children() - before
+    os.kill(worker, signal.SIGSTOP)
+    waker = threading.Timer(1.0, os.kill, (worker, signal.SIGCONT))
+    waker.start()
+    assert all(torch.equal(a, b) for a, b in zip(joined([first, *batches]), want, strict=True))
+    waker.join()

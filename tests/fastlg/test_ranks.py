@@ -7,10 +7,11 @@ import os
 import pytest
 import torch
 
+from fastlg import place as places
 from fastlg.engine.protocol import share_batch
 from fastlg.errors import UserError
 from fastlg.launch import check_count
-from fastlg.place import Place, first_host, is_first_by_environment, place
+from fastlg.place import Place, drop_shell, expect_no_tasks, first_host, ignored, is_first_by_environment, place
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29400"}
 SRUN = {
@@ -77,12 +78,88 @@ def test_the_first_host_of_a_slurm_node_list(nodes, first):
         ({**TORCHRUN, "RANK": "-1"}, "RANK=-1 does not fit WORLD_SIZE=8"),
         ({**SRUN, "SLURM_PROCID": "9"}, "SLURM_PROCID=9 does not fit SLURM_STEP_NUM_TASKS=8"),
         ({**SRUN, "SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is 'x'"),
+        ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 is negative"),
+        ({**TORCHRUN, "RANK": "9" * 5000}, f"RANK is '{'9' * 40}'"),
+        *(
+            ({**TORCHRUN, "MASTER_PORT": port}, f"MASTER_PORT is {port}; a port is 1 to 65535")
+            for port in ("0", "-1", "65536", "99999")
+        ),
+        ({**SRUN, "MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
     ],
 )
 def test_a_place_that_cannot_be_is_one_line_with_the_variable(environ, says):
     with pytest.raises(UserError) as error:
         place(environ)
     assert says in str(error.value) and "\n" not in str(error.value)
+    is_shared = "MASTER_PORT" in says or "JOB_ID" in says  # all ranks find it: rank 0 speaks
+    assert is_first_by_environment(environ) is not is_shared
+
+
+SHELL = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "7"}
+SALLOC = {**SHELL, "SLURM_STEP_ID": "4294967290"}  # the interactive step
+PTY = {**SHELL, "SLURM_PTY_PORT": "40000", "SLURM_PTY_WIN_COL": "80"}  # srun --pty
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({}, ""),
+        ({"RANK": "0"}, ""),
+        ({"RANK": "1"}, "RANK=1: without WORLD_SIZE"),
+        ({"RANK": "a"}, "RANK=a: without WORLD_SIZE"),
+        ({"WORLD_SIZE": "8", "LOCAL_RANK": "3"}, "WORLD_SIZE=8: without RANK"),
+        ({"SLURM_PROCID": "1"}, "SLURM_PROCID=1: without SLURM_STEP_ID"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, ""),  # a batch script
+        (SALLOC, "SLURM_STEP_NUM_TASKS=4: an interactive shell is one process"),
+        (PTY, "SLURM_STEP_NUM_TASKS=4: an interactive shell is one process"),
+    ],
+)
+def test_a_lone_process_is_rank_0_and_says_what_it_ignores(environ, says, monkeypatch):
+    monkeypatch.setattr(places, "_is_terminal", lambda descriptor: True)
+    assert place(environ) == Place() and is_first_by_environment(environ)
+    assert ignored(environ).startswith(says) and bool(ignored(environ)) is bool(says)
+
+
+def test_a_job_submitted_from_an_interactive_shell_keeps_its_ranks(monkeypatch):
+    """It inherits the shell's variables, but no terminal; nor does a task that is not the first belong to a shell."""
+    monkeypatch.setattr(places, "_is_terminal", lambda descriptor: False)
+    assert place(PTY).world_size == 4 and ignored(PTY) == ""
+    monkeypatch.setattr(places, "_is_terminal", lambda descriptor: True)
+    assert place({**PTY, "SLURM_PROCID": "3"}).rank == 3
+
+
+@pytest.mark.parametrize(
+    ("environ", "starts"), [({}, True), (PTY, True), (SALLOC, True), (SHELL, False), (TORCHRUN, True)]
+)
+def test_gpus_starts_ranks_from_a_shell_and_is_refused_among_the_tasks_of_srun(environ, starts, monkeypatch):
+    monkeypatch.setattr(places, "_is_terminal", lambda descriptor: False)
+    own = dict(environ)
+    drop_shell(own)
+    if starts:
+        expect_no_tasks(own)
+        assert place(own) == (place(TORCHRUN) if environ == TORCHRUN else Place())
+        return
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=4: srun has started as many; leave --gpus out"):
+        expect_no_tasks(own)
+
+
+@pytest.mark.parametrize(
+    ("environ", "status", "says"),
+    [
+        ({"RANK": "1"}, 0, "ignored  RANK=1: without WORLD_SIZE"),
+        ({"SLURM_PROCID": "3"}, 0, "ignored  SLURM_PROCID=3"),
+        ({"RANK": "a", "WORLD_SIZE": "2"}, 2, "fastlg: RANK is 'a'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, 2, "fastlg: RANK=2 does not fit WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "99999"}, 2, "fastlg: MASTER_PORT is 99999"),
+    ],
+)
+def test_a_stray_place_trains_aloud_or_is_one_line(project, fastlg, monkeypatch, environ, status, says):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = fastlg("train", "student.yaml", "teacher=null", "optim.epochs=1", "optim.global_batch_size=40")
+    assert code == status, (out, err)
+    assert says in (err if status else out) and err.count("\n") == (1 if status else 0)
+    assert (project / "runs" / "student" / "summary.json").is_file() is (status == 0)
 
 
 @pytest.mark.parametrize(
