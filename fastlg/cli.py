@@ -274,11 +274,11 @@ class _Say(logging.Handler):
 
 def _fail(line: str, status: int) -> None:
     """Before the ranks meet, all fail alike and rank 0 speaks; then ``joined`` lets through what is to be said."""
-    from fastlg.errors import printable, without_middle
+    from fastlg.errors import printable, shortened
     from fastlg.place import is_first_by_environment
 
     if _is_in_group() or is_first_by_environment():
-        print(f"fastlg: {without_middle(printable(line))}", file=sys.stderr)
+        print(f"fastlg: {shortened(printable(line))}", file=sys.stderr)
     _leave(status)
 
 

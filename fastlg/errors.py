@@ -85,7 +85,7 @@ def printable(text: object) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
 
 
-def without_middle(line: str, limit: int = 2000) -> str:
+def shortened(line: str, limit: int = 2000) -> str:
     """``line`` without its middle where it is longer than ``limit`` characters; the fix is named at its end."""
     return line if len(line) <= limit else f"{line[: limit - 600]} ... {line[-500:]}"
 
@@ -108,7 +108,7 @@ def machine_fault(error: BaseException) -> str:
     return ""
 
 
-def shortened(value: object, most: int = 60) -> str:
+def brief(value: object, most: int = 60) -> str:
     """A value as a message shows it: printable, at most about ``most`` characters and how long it was."""
     if isinstance(value, int) and abs(value) >= 1 << 256:  # Python writes out no integer of more than 4,300 digits
         return f"an integer of {value.bit_length():,} bits"

@@ -14,7 +14,7 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
     {"errors", "batch", "files", "__init__"},
-    {"place", "verify", "reading"},
+    {"place", "reading", "verify"},
     {"config", "contact"},
     {"ranks"},
     {"report", "signals", "provenance", "checkpoint", "metrics"},

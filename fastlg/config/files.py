@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
-from fastlg.errors import shortened
+from fastlg.errors import brief
+from fastlg.reading import kind_of
 
 NAME_BYTES, PATH_BYTES = 255, 4000  # Linux allows 255 and 4,096; the rest is for the files of a run folder
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def is_file(path: str | os.PathLike) -> bool:
@@ -27,12 +20,11 @@ def is_file(path: str | os.PathLike) -> bool:
 
 
 def what_is(path: str | os.PathLike) -> str:
-    """'a folder', 'a FIFO', 'a device', 'a file'; "" where there is nothing. Raises OSError where nobody may look."""
+    """'a folder', 'a pipe (FIFO)', 'a device', 'a file'; "" for nothing. Raises OSError where nobody may look."""
     try:
-        mode = os.stat(path).st_mode
+        return f"a {kind_of(os.stat(path).st_mode)}"
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return ""
-    return next((name for test, name in _KINDS if test(mode)), "a file")
 
 
 def read_text(path: str | os.PathLike, most: int) -> str:
@@ -65,6 +57,4 @@ def usable_path(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         first = path.parts[0]
-        raise ValueError(
-            f"there is no home folder {shortened(first)}; write ./{shortened(first)} or a full path"
-        ) from None
+        raise ValueError(f"there is no home folder {brief(first)}; write ./{brief(first)} or a full path") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastlg.errors import UserError, shortened
+from fastlg.errors import UserError, brief
 
 LITERAL = ("teacher.overrides.", "model.args.")  # behind these the rest is one key, whatever dots it has
 
@@ -25,7 +25,7 @@ def assign(tree: dict, key: str, value: Any) -> None:
             tree[part] = {}
         if not isinstance(tree[part], dict):
             above = ".".join(parents[: depth + 1])
-            raise UserError(f"{shortened(key)} cannot be set: {above} is {shortened(tree[part])}, which is no section")
+            raise UserError(f"{brief(key)} cannot be set: {above} is {brief(tree[part])}, which is no section")
         tree = tree[part]
     tree[last] = value
 

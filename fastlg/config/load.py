@@ -12,7 +12,7 @@ from fastlg.config.keys import assign
 from fastlg.config.overrides import parse_overrides
 from fastlg.config.whole import Config, validated
 from fastlg.config.yaml_text import LONGEST, read_yaml, write_yaml
-from fastlg.errors import UserError, shortened
+from fastlg.errors import UserError, brief
 from fastlg.files import write_whole
 
 PATH = 200  # characters of a path that a message shows
@@ -39,24 +39,22 @@ def find_config(name: str) -> Path:
     try:
         kind = what_is(path)
     except OSError as error:
-        raise UserError(
-            f"config '{shortened(name, PATH)}' cannot be read: {error.strerror}; give a YAML file"
-        ) from None
+        raise UserError(f"config '{brief(name, PATH)}' cannot be read: {error.strerror}; give a YAML file") from None
     if kind:
-        raise UserError(f"config '{shortened(name, PATH)}' is {kind}; give a YAML file or a shipped config's name")
+        raise UserError(f"config '{brief(name, PATH)}' is {kind}; give a YAML file or a shipped config's name")
     near = difflib.get_close_matches(str(stem)[:200].removesuffix(".yaml"), known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"shipped configs: {', '.join(known) or 'none'}"
-    raise UserError(f"config '{shortened(name, PATH)}' is neither a file nor a shipped config; {hint}")
+    raise UserError(f"config '{brief(name, PATH)}' is neither a file nor a shipped config; {hint}")
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML config, applies ``section.key=value`` overrides, validates. Raises UserError, one line."""
     path = find_config(name)
     tree = _read(path) or {}  # a file of comments alone
-    _refuse_other_than_mapping(tree, shortened(path, PATH))
+    _refuse_other_than_mapping(tree, brief(path, PATH))
     for key, value in parse_overrides(overrides).items():
         assign(tree, key, value)
-    config = validated(tree, shortened(path, PATH))
+    config = validated(tree, brief(path, PATH))
     if not config.run.name:
         config = config.replace({"run.name": path.stem})
     return config
@@ -72,7 +70,7 @@ def save_config(config: Config, path: Path) -> None:
 
 def read_saved_config(path: Path) -> Config:
     """A run's own config.yaml; fields that are newer than it take their defaults. Raises UserError."""
-    return config_from(_read(path), shortened(path, PATH))
+    return config_from(_read(path), brief(path, PATH))
 
 
 def config_from(tree: Any, where: str) -> Config:
@@ -85,11 +83,11 @@ def _read(path: Path) -> Any:
     try:
         text = read_text(path, LONGEST)
     except ValueError as error:
-        raise UserError(f"config {shortened(path, PATH)} cannot be read: {error}") from None
+        raise UserError(f"config {brief(path, PATH)} cannot be read: {error}") from None
     try:
         return read_yaml(text)
     except ValueError as error:
-        raise UserError(f"{shortened(path, PATH)} is not valid YAML: {error}") from None
+        raise UserError(f"{brief(path, PATH)} is not valid YAML: {error}") from None
 
 
 def _refuse_other_than_mapping(tree: Any, where: str) -> None:

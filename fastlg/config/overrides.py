@@ -13,7 +13,7 @@ from fastlg.config.keys import split
 from fastlg.config.values import Plain, Unreadable, hint_of, kinds_of, typed
 from fastlg.config.whole import Config
 from fastlg.config.yaml_text import read_yaml
-from fastlg.errors import UserError, shortened
+from fastlg.errors import UserError, brief
 
 LONGEST = 1 << 16  # characters
 
@@ -24,9 +24,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"override '{shortened(override)}' is not of the form section.key=value")
+            raise UserError(f"override '{brief(override)}' is not of the form section.key=value")
         if len(override) > LONGEST:
-            raise UserError(f"override '{shortened(override)}' is too long; give at most {LONGEST:,} characters")
+            raise UserError(f"override '{brief(override)}' is too long; give at most {LONGEST:,} characters")
         if key != key.rstrip():  # spaces around the equals sign
             text = text.strip()
         key = key.strip()
@@ -46,12 +46,12 @@ def _value(key: str, text: str) -> Any:
             return typed(Plain(text), hint, Config)
         return typed(read_yaml(bare) if is_quoted or bare[:1] in ("[", "{") else Plain(bare), hint, Config)
     except Unreadable as error:
-        raise UserError(f"override '{shortened(f'{key}={text}')}': the value is {error}") from None
+        raise UserError(f"override '{brief(f'{key}={text}')}': the value is {error}") from None
     except ValueError as error:
         quoted = shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
         raise UserError(
-            f"override '{shortened(f'{key}={text}')}': the value is not valid YAML ({error}); to give it as a text, "
-            f"quote it: {shortened(quoted, 120)}"
+            f"override '{brief(f'{key}={text}')}': the value is not valid YAML ({error}); to give it as a text, "
+            f"quote it: {brief(quoted, 120)}"
         ) from None
 
 

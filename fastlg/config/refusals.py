@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastlg.config.values import hints, section_of
-from fastlg.errors import UserError, shortened
+from fastlg.errors import UserError, brief
 
 _BOUNDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 _NAMES = {int: "an integer", float: "a number", str: "a text", Path: "a path", bool: "true or false", dict: "a mapping"}
@@ -30,7 +30,7 @@ def refuse_unknown(tree: Any, root: type[BaseModel], where: str, section: Any = 
                 name for name in names if name.rsplit(".", 1)[-1] == key
             ]
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
-            raise UserError(f"{where}: unknown key {shortened(full)}; {hint}")
+            raise UserError(f"{where}: unknown key {brief(full)}; {hint}")
         child = section_of(hints(section)[key])
         if child is not None:
             refuse_unknown(value, root, where, child, f"{prefix}{key}.")
@@ -61,8 +61,8 @@ def one_line(error: ValidationError, root: type[BaseModel], tree: dict) -> str:
 def shown(value: Any) -> str:
     """A value as a message shows it: texts in quotes, lists as YAML has them."""
     if isinstance(value, str) and len(value) > 60:
-        return shortened(value)
-    return shortened("null" if value is None else repr(value) if isinstance(value, (str, list, dict)) else value)
+        return brief(value)
+    return brief("null" if value is None else repr(value) if isinstance(value, (str, list, dict)) else value)
 
 
 def allowed(annotation: Any) -> str:

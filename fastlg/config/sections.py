@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fastlg.config.files import NAME_BYTES, usable_path
 from fastlg.config.values import BY_KEY
-from fastlg.errors import shortened
+from fastlg.errors import brief
 
 
 def _given(path: Any) -> Any:
@@ -126,7 +126,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _different(self):
         if isinstance(self.blocks, list) and len(set(self.blocks)) < len(self.blocks):
-            raise ValueError(f"blocks is {shortened(self.blocks)}; name each block once")
+            raise ValueError(f"blocks is {brief(self.blocks)}; name each block once")
         return self
 
 

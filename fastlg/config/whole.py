@@ -28,7 +28,7 @@ from fastlg.config.sections import (
 )
 from fastlg.config.values import LARGEST, typed
 from fastlg.config.yaml_text import DEEPEST, MOST
-from fastlg.errors import UserError, shortened
+from fastlg.errors import UserError, brief
 
 LONGEST_TEXT = 4096  # characters
 
@@ -59,7 +59,7 @@ class Config(Section):
             blocks, stages = self.model.blocks, self.teacher.stages
             if len(blocks) != len(stages):
                 raise ValueError(
-                    f"model.blocks {shortened(blocks)} and teacher.stages {shortened(stages)} differ in length; "
+                    f"model.blocks {brief(blocks)} and teacher.stages {brief(stages)} differ in length; "
                     "each guided block needs one stage"
                 )
         return self
@@ -128,14 +128,14 @@ def refuse_monsters(tree: Any) -> None:
         count += 1
         if depth > DEEPEST or count > MOST:
             limit = f"{DEEPEST} levels" if depth > DEEPEST else f"{MOST:,} values"
-            raise ValueError(f"{shortened(key) or 'it'} holds more than {limit}; a config has less")
+            raise ValueError(f"{brief(key) or 'it'} holds more than {limit}; a config has less")
         prefix = f"{key}." if key else ""
         if isinstance(value, dict):
             waiting += [(f"{prefix}{_word(name, prefix)}"[:500], own, depth + 1) for name, own in value.items()]
         elif isinstance(value, (list, tuple)):
             waiting += [(f"{prefix}{index}"[:500], own, depth + 1) for index, own in enumerate(value)]
         else:
-            _refuse_monster(shortened(key), value)
+            _refuse_monster(brief(key), value)
 
 
 def _refuse_monster(key: str, value: Any) -> None:
@@ -147,21 +147,21 @@ def _refuse_monster(key: str, value: Any) -> None:
             raise ValueError(f"{key} is {value}; a number must be finite{text}")
     elif isinstance(value, int):
         if abs(value) > LARGEST:
-            raise ValueError(f"{key} is {shortened(value)}; an integer has at most 63 bits")
+            raise ValueError(f"{key} is {brief(value)}; an integer has at most 63 bits")
     elif isinstance(value, (str, Path)):
         text = str(value)
         if len(text) > LONGEST_TEXT:
-            raise ValueError(f"{key} is {shortened(text)}; a text has at most {LONGEST_TEXT:,} characters")
+            raise ValueError(f"{key} is {brief(text)}; a text has at most {LONGEST_TEXT:,} characters")
         if "\0" in text:
-            raise ValueError(f"{key} is {shortened(text)}; a text has no NUL character")
+            raise ValueError(f"{key} is {brief(text)}; a text has no NUL character")
         if re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"{key} is {shortened(text)}; it has bytes that are not UTF-8: rename what it names")
+            raise ValueError(f"{key} is {brief(text)}; it has bytes that are not UTF-8: rename what it names")
     else:
         raise ValueError(f"{key} is a {type(value).__name__}; use numbers, texts, true, false, null, lists or mappings")
 
 
 def _word(name: Any, prefix: str) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"{prefix}{shortened(name)} is a {type(name).__name__} as a key; keys are words")
-    _refuse_monster(f"{prefix}{shortened(name)}", name)
+        raise ValueError(f"{prefix}{brief(name)} is a {type(name).__name__} as a key; keys are words")
+    _refuse_monster(f"{prefix}{brief(name)}", name)
     return name

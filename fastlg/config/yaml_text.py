@@ -18,7 +18,7 @@ from yaml.events import (
 )
 
 from fastlg.config.values import Plain, guessed
-from fastlg.errors import printable, shortened
+from fastlg.errors import brief, printable
 
 LONGEST = 1 << 16  # bytes of a config file; the published ones have below 2,000
 DEEPEST = 20  # levels
@@ -41,7 +41,7 @@ def read_yaml(text: str) -> Any:
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{printable(error.problem or error.context)}{where}") from None
     except yaml.YAMLError as error:
-        raise ValueError(shortened(" ".join(str(error).split()), 120)) from None
+        raise ValueError(brief(" ".join(str(error).split()), 120)) from None
 
 
 def write_yaml(tree: Any) -> str:
@@ -91,7 +91,7 @@ class _Reader:
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} levels inside one another{_place(event)}")
         if event.tag and event.tag not in _TAGS:
-            raise ValueError(f"the tag {shortened(event.tag)}{_place(event)} is not for configs; remove it")
+            raise ValueError(f"the tag {brief(event.tag)}{_place(event)} is not for configs; remove it")
         if isinstance(event, ScalarEvent):
             value = Plain(event.value) if event.style is None and event.tag is None else event.value
         elif isinstance(event, SequenceStartEvent):
@@ -117,14 +117,14 @@ class _Reader:
                         raise ValueError(f"<<{_place(event)} takes mappings alone")
                     merged |= base
             elif key in own:
-                raise ValueError(f"{shortened(key)} is given twice, again{_place(event)}; keep one")
+                raise ValueError(f"{brief(key)} is given twice, again{_place(event)}; keep one")
             else:
                 own[str(key)] = value
         return merged | own
 
     def alias(self, event: AliasEvent) -> Any:
         if event.anchor not in self.anchors:  # not there at all, or still open: it would hold itself
-            raise ValueError(f"*{shortened(event.anchor)}{_place(event)} names nothing that is complete before it")
+            raise ValueError(f"*{brief(event.anchor)}{_place(event)} names nothing that is complete before it")
         value, count = self.anchors[event.anchor]
         self.add(count, event)
         return copy.deepcopy(value)

@@ -21,8 +21,8 @@ from fastlg.data.source import Dataset, Source, import_extra, stratified_holdout
 from fastlg.data.sources_files import flowers102
 from fastlg.data.sources_parquet import parquet_source
 from fastlg.data.walk import files_below
-from fastlg.errors import UserError, is_unwritable, shortened
-from fastlg.reading import check_regular
+from fastlg.errors import UserError, brief, is_unwritable
+from fastlg.reading import check_regular, expanded
 
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "Flowers102")
 MAX_UNPACKED = 1 << 30  # bytes of a .gz file; what is larger is mapped, not held in memory
@@ -31,12 +31,11 @@ ALLOW = "set data.download=true (fastlg prepare: --download) to fetch it"
 
 def cache_root() -> Path:
     """Where fastlg keeps what it downloads and prepares: $FASTLG_CACHE or ~/.cache/fastlg. Raises UserError."""
-    given = os.environ.get("FASTLG_CACHE")
+    folder = expanded(os.environ.get("FASTLG_CACHE") or "~/.cache/fastlg", "FASTLG_CACHE")
     try:
-        return usable_path(Path(given or "~/.cache/fastlg"))
+        return usable_path(folder)
     except ValueError as error:
-        what = f"FASTLG_CACHE is {shortened(given)}" if given else "FASTLG_CACHE is not set, nor is HOME"
-        raise UserError(f"{what}: {error}; set FASTLG_CACHE to a folder") from None
+        raise UserError(f"FASTLG_CACHE={brief(folder)}: {error}; set FASTLG_CACHE to another folder") from None
 
 
 def array_source(where: str, images: np.ndarray, labels: np.ndarray, class_names: list[str], stamp: object) -> Source:

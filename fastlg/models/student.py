@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from fastlg.errors import UserError, first_line, shortened
+from fastlg.errors import UserError, brief, first_line
 from fastlg.models.convolutions import use_patch_products
 from fastlg.models.families import PREFIXES, SUPPORTED, family_of, fill_relative_positions
 from fastlg.models.reference_init import as_reference
@@ -148,7 +148,7 @@ def _create(name: str, num_classes: int, drop_path: float, model_args: dict[str,
         what = f"model.args.{unknown[0]} is no argument of" if unknown else "model.args do not fit"
         raise UserError(f"{what} {name}: {first_line(error)}; see timm's documentation of the model") from None
     except Exception as error:  # whatever timm's or torch's constructors make of an argument of the wrong kind
-        given = shortened(model_args, 200)
+        given = brief(model_args, 200)
         raise UserError(f"timm cannot build {name} with model.args {given}: {first_line(error)}") from None
 
 
@@ -157,7 +157,7 @@ def _refuse_giants(name: str, num_classes: int, model_args: dict[str, Any]) -> N
     for key, value in model_args.items():
         most = MOST_BLOCKS if key.startswith("depth") else LARGEST_ARGUMENT
         if max(map(abs, _integers(value)), default=0) > most:
-            raise UserError(f"model.args.{key} is {shortened(value)}; give at most {most:,}")
+            raise UserError(f"model.args.{key} is {brief(value)}; give at most {most:,}")
     wide = any(size >= 256 for key, value in model_args.items() if key != "img_size" for size in _integers(value))
     if not wide and min(_integers(model_args.get("patch_size")), default=16) >= 4:
         return
@@ -166,7 +166,7 @@ def _refuse_giants(name: str, num_classes: int, model_args: dict[str, Any]) -> N
         model = timm.create_model(name, pretrained=False, num_classes=num_classes, **model_args)
         count = sum(weight.numel() for weight in model.parameters())
     if count > MOST_WEIGHTS:
-        given = shortened(model_args, 200)
+        given = brief(model_args, 200)
         raise UserError(f"{name} with model.args {given} has {count:,} weights; give at most {MOST_WEIGHTS:,}")
 
 

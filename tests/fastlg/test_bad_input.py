@@ -33,14 +33,71 @@ def refused(result, *words, status=2):
         ("augment.rand_augment=rand-q9", ["rand-q9"]),
         ("engine.precision=fp16", ["fp16", "bf16"]),
         ("engine.device=cuda", ["cuda", "engine.device=cpu"]),
+        ("engine.device=cpu guidance.impl=triton", ["guidance.impl", "triton", "guidance.impl=auto"]),
+        ("engine.device=cpu engine.graph=true", ["engine.graph", "CUDA", "auto"]),
+        ("engine.deepspeed_config=/dev/zero", ["/dev/zero", "a device"]),
+        ("engine.micro_batch_size=7", ["7", "optim.global_batch_size 16"]),
+        ("data.workers=1e9", ["data.workers is 1000000000", "from 0 to 1,024"]),
+        ("data.workers=1024", ["data.workers is 1024", "cores", "at most"]),
+        ("model.args.depth=1000000000", ["model.args.depth is 1000000000", "at most 1,000"]),
+        ("model.args.embed_dim=1000000", ["model.args.embed_dim is 1000000", "at most 65,536"]),
+        ("model.args.embed_dim=60000", ["weights", "at most 2,000,000,000"]),
+        ("model.args.norm_layer=[1]", ["model.args"]),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_bad_values_are_refused_before_anything_is_trained(project, fastlg, override, words):
-    if "cuda" in override and __import__("torch").cuda.is_available():
+    if "device=cuda" in override and __import__("torch").cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    refused(fastlg("train", "student.yaml", override), *words)
+    refused(fastlg("train", "student.yaml", *override.split(" ") if "device=cpu" in override else [override]), *words)
     assert not (project / "runs").exists(), "something was trained before the mistake was found"
+
+
+@pytest.mark.parametrize(
+    ("cache", "words"),
+    [
+        ("~nouser", ["FASTLG_CACHE=~nouser", "no user"]),
+        ("x" * 300, ["FASTLG_CACHE=xxx", "255 bytes"]),
+        ("x/" * 2500, ["FASTLG_CACHE=x/x", "4,000 bytes"]),
+        ("/dev/null", ["/dev/null", "set FASTLG_CACHE"]),
+        ("/proc/nothing", ["/proc/nothing", "set FASTLG_CACHE"]),
+        ("student.yaml", ["student.yaml", "set FASTLG_CACHE"]),
+    ],
+    ids=lambda value: value[:15] if isinstance(value, str) else "",
+)
+def test_a_cache_folder_that_cannot_be_is_named(project, fastlg, monkeypatch, cache, words):
+    monkeypatch.setenv("FASTLG_CACHE", cache)
+    refused(fastlg("train", "student.yaml", "teacher=null"), *words)
+
+
+def test_other_settings_of_the_environment_do_no_harm(project, fastlg, monkeypatch):
+    monkeypatch.setenv("FASTLG_LAUNCHER", "nobody")
+    monkeypatch.setenv("HOME", "")
+    assert fastlg("train", "student.yaml", "teacher=null", "optim.epochs=1")[0] == 0
+
+
+@pytest.mark.parametrize("override", ["guidance.weight=1e300", "guidance.weight=3e38"])
+def test_a_first_loss_that_is_not_finite_fails_dry_run_and_run(project, fastlg, override):
+    for dry_run in (("--dry-run",), ()):
+        refused(fastlg("train", "student.yaml", override, *dry_run), "loss inf", "guidance.weight", status=1)
+    assert not (project / "runs" / "student" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, ["deep"]),
+        ('{"a": NaN}', ["NaN is no number"]),
+        (" " * (2 << 20), ["1,048,576 bytes"]),
+        ("[1]", ["list"]),
+        ("{", ["not valid JSON"]),
+    ],
+    ids=lambda value: value[:10].strip() if isinstance(value, str) else "",
+)
+def test_a_deepspeed_file_that_cannot_be_is_named(project, fastlg, text, words):
+    (project / "ds.json").write_text(text)
+    arguments = ("train", "student.yaml", "teacher=null", "engine.deepspeed_config=ds.json", "--dry-run")
+    refused(fastlg(*arguments), "engine.deepspeed_config ds.json", *words)
 
 
 def test_a_folder_of_other_files_and_another_run_are_left_alone(project, fastlg):

@@ -62,7 +62,7 @@ def test_a_home_that_is_not_there_is_one_line_in_every_setting(tmp_path, monkeyp
     with pytest.raises(UserError, match="data.store=~nobody-of-this-name/s: no user"):
         find_or_prepare(str(tmp_path / "data"), "~nobody-of-this-name/s", holdout=0.5)
     monkeypatch.setenv("FASTLG_CACHE", "~nobody-of-this-name/s")
-    with pytest.raises(UserError, match="FASTLG_CACHE is ~nobody-of-this-name/s: there is no home folder"):
+    with pytest.raises(UserError, match="FASTLG_CACHE=~nobody-of-this-name/s: no user"):
         find_or_prepare(str(tmp_path / "data"), holdout=0.5)
 
 
