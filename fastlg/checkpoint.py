@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from fastlg.durable import sync, write_atomically
 from fastlg.errors import RunError, UserError, first_line
 
 FORMAT = 2  # raised when the meaning of a saved field changes
@@ -27,7 +28,7 @@ def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
     target = folder / LAST
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(target, buffer.getbuffer())
+        write_atomically(target, buffer.getbuffer())
         if best:
             _link_atomically(target, folder / BEST)
     except OSError as error:
@@ -61,18 +62,6 @@ def load_checkpoint(path: Path) -> dict:
     return state
 
 
-def _write_atomically(target: Path, data) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _link_atomically(source: Path, target: Path) -> None:
     """Hard link where the file system has it, else a copy; ``source`` is later replaced, never rewritten."""
     partial = target.with_name(f"{target.name}.partial")
@@ -82,6 +71,7 @@ def _link_atomically(source: Path, target: Path) -> None:
             os.link(source, partial)
         except OSError:
             shutil.copyfile(source, partial)
+            sync(partial)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

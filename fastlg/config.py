@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
+from fastlg.durable import write_atomically
 from fastlg.errors import UserError, first_line
 from fastlg.sections import (
     AugmentConfig,
@@ -160,9 +161,7 @@ def save_config(config: Config, path: Path) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, text)
 
 
 def read_saved_config(path: Path) -> Config:

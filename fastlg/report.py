@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastlg import ranks
+from fastlg.durable import write_atomically
 from fastlg.errors import printable, writing
 
 
@@ -47,11 +48,9 @@ class Log:
     def __init__(self, folder: Path, *, after_step: int, tensorboard: bool):
         path = folder / "metrics.jsonl"
         kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= after_step]
-        partial = path.with_suffix(".partial")
         with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text("".join(kept), encoding="utf-8")
-            os.replace(partial, path)
+            write_atomically(path, "".join(kept))
             self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
         self.writer = _tensorboard(folder / "tensorboard", after_step) if tensorboard else None
 

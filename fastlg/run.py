@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from fastlg.assemble import Parts
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.checkpoint import LAST, load_checkpoint, save_checkpoint
 from fastlg.config import Config, config_from, dotted, load_config, read_saved_config, save_config
+from fastlg.durable import write_atomically
 from fastlg.errors import RunError, UserError, writing
 from fastlg.evaluate import evaluate
 from fastlg.metrics import Accuracy, Meter
@@ -242,10 +242,8 @@ class Run:
 
 def write_summary(folder: Path, summary: dict) -> None:
     """summary.json, atomically. Raises RunError when the disk is full."""
-    partial = folder / "summary.json.partial"
     with writing(folder / "summary.json"):
-        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / "summary.json")
+        write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

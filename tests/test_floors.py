@@ -13,7 +13,7 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
-    {"errors", "batch", "__init__"},
+    {"errors", "batch", "durable", "__init__"},
     {"sections", "place", "reading"},
     {"config", "contact"},
     {"ranks"},

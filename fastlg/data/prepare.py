@@ -29,6 +29,7 @@ from fastlg.data.store import (
     open_store,
     read_manifest,
 )
+from fastlg.durable import write_atomically
 from fastlg.errors import RunError, UserError, is_unwritable
 from fastlg.reading import expanded
 from fastlg.sections import scheme_of
@@ -261,7 +262,7 @@ def _write(
         "duplicates": duplicate_report(sources, parts),
     }
     manifest["sha256"] = manifest_digest(manifest)
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_atomically(work / MANIFEST, json.dumps(manifest, indent=1))
     (work / "key").unlink()
     if out_dir.is_dir():
         out_dir.rmdir()  # it is empty: _already_there looked
