@@ -44,12 +44,10 @@ def by_hand(parts) -> tuple[float, float, float, int]:
 @pytest.mark.parametrize("loader", ["torch", "resident"])
 def test_evaluation_is_a_plain_loop_over_the_store(project, loader):
     parts = parts_of(*RANDOM, f"data.loader={loader}")
-    for batch in parts.train_loader.epoch(0):  # weights that tell the classes apart a little
-        parts.engine.step(parts.views(batch, 0), batch, len(batch.labels))
-    parts.unit.train()
     found = evaluate(parts)
     assert all(module.training for module in parts.unit.modules()), "training goes on as it was"
     top1, top5, loss, count = by_hand(parts)
+    assert 0 < top1 < 100, "some of both, or a wrong count shows nothing"
     assert found.loss == pytest.approx(loss, rel=2e-4 if loader == "torch" else 1e-2)
     assert (found.top1, found.top5, found.count) == (pytest.approx(top1), pytest.approx(top5), count)
     assert evaluate(parts) == found
