@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_images import write_images
 from rank_processes import Ranks
 from reach import ALONE, parts_of
 
@@ -21,7 +22,9 @@ CNN = (
     "model.blocks=auto",
     "optim.name=sgd",
     "optim.global_batch_size=60",
-    "optim.drop_last=false",  # 78 images: a step of 30 + 30, then one of 9 + 9
+    "optim.lr=0.01",
+    "optim.drop_last=false",  # 75 images: a step of 30 + 30, then one of 7 + 8
+    "data.source=odd",
     "log.eval_batch_size=10",  # 33 test images: 10 + 10, then 6 + 7
 )
 VIT = (*ALONE, "model.init=timm", "log.eval_batch_size=30")  # 33 images: 16 + 17, in one step
@@ -50,6 +53,8 @@ def in_a_rank(path: Path) -> None:
 
 
 def test_two_ranks_with_unequal_shares_normalise_and_count_as_one(project, tmp_path):
+    write_images(project / "odd" / "train", per_class=25, seed=0)
+    write_images(project / "odd" / "test", per_class=11, seed=1)
     with Ranks(project, tmp_path / "prints") as started:
         for process in started.call_in_all(partial(in_a_rank, tmp_path / "found")):
             status, out, err = process.finish()
