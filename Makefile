@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help train test test-gpu bench hub-build lint fix clean
+.PHONY: help train test mutants test-gpu bench hub-build lint fix clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -16,6 +16,9 @@ train: .venv/.ready  ## teacher, unguided and guided student on 5,000 MNIST imag
 
 test: .venv/.ready  ## the test suite (no GPU needed)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+mutants: .venv/.ready  ## single faults on purpose, one at a time: which of them does the suite let pass? (WORDS=...)
+	@$(BIN)/python tests/mutate.py $(WORDS)
 
 test-gpu: .venv/.ready  ## on a CUDA device: does it train, how fast, the tests that need one, the parts of a step
 	@PYTHON=$(BIN)/python bash scripts/gpu.sh first

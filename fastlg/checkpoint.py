@@ -28,7 +28,7 @@ def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
     target = folder / LAST
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(target, buffer.getbuffer(), is_safe=True)
+        write_whole(target, buffer.getbuffer())
         if best:
             _link_atomically(target, folder / BEST)
     except OSError as error:

@@ -31,6 +31,7 @@ from fastlg.data.store import (
     read_manifest,
 )
 from fastlg.errors import RunError, UserError, is_unwritable
+from fastlg.files import write_whole
 from fastlg.reading import expanded
 
 __all__ = ["Store", "find_or_prepare", "find_or_prepare_test", "open_store", "prepare"]
@@ -261,7 +262,7 @@ def _write(
         "duplicates": duplicate_report(sources, parts),
     }
     manifest["sha256"] = manifest_digest(manifest)
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_whole(work / MANIFEST, json.dumps(manifest, indent=1))
     (work / "key").unlink()
     if out_dir.is_dir():
         out_dir.rmdir()  # it is empty: _already_there looked

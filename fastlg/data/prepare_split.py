@@ -25,6 +25,7 @@ from fastlg.data.decode import BadImage, decode_image
 from fastlg.data.source import Source
 from fastlg.data.store import ARRAYS, hash_range, write_stamp
 from fastlg.errors import RunError, UserError
+from fastlg.files import sync
 
 PART_BYTES = 32 << 20
 PART_ROWS = 4096  # also the most samples whose decoding a kill can cost
@@ -101,6 +102,7 @@ def finish_split(source: Source, folder: Path, parts: list[dict]) -> dict:
     hashes = {}
     for name, array in zip(ARRAYS, (offsets, sizes, labels), strict=True):
         np.save(folder / f"{name}.npy", array)
+        sync(folder / f"{name}.npy")
         hashes[name] = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
     pixels = int(sizes.prod(1).sum())
     total = np.sum([part["sum"] for part in parts], axis=0) / (255 * pixels)

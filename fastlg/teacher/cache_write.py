@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastlg.errors import RunError, UserError
+from fastlg.files import write_whole
 from fastlg.teacher.cache_format import (
     DTYPES,
     MANIFEST,
@@ -98,7 +99,7 @@ class CacheWriter:
         }
         manifest = json.loads(json.dumps(manifest))
         manifest["sha256"] = manifest_digest(manifest)
-        (self.work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_whole(self.work / MANIFEST, json.dumps(manifest, indent=1))
         write_stamp(self.work, manifest)
         self.work.rename(self.path)
         for name in ("fingerprint", "chunks.jsonl"):  # after: a kill in between leaves a whole cache or a whole journal

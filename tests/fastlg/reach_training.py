@@ -1,0 +1,265 @@
+"""Rows of test_config_reaches.py for the sections run, optim, engine and log: updates by hand, records of a run."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches
+from torch import nn
+
+import fastlg.build_engine as build_engine
+import fastlg.train as training
+from fastlg.build_engine import engine_kind, new_engine
+from fastlg.config import Config
+from fastlg.engine.protocol import share_batch
+from fastlg.engine.switches import decide
+from fastlg.errors import UserError
+
+SWITCHES = ("compile", "graph", "prefetch", "channels_last", "fold_norms", "fused_attention")
+
+
+def recorded(tmp_path, monkeypatch, *overrides: str) -> tuple[list[dict], list[str]]:
+    """(rows of metrics.jsonl, names of the files put in place) of a run ``tmp_path/mine`` of 3 steps an epoch."""
+    replaced, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append(os.path.basename(new)), replace(old, new)))
+    config = config_of(*ALONE, f"run.root={tmp_path}", "run.name=mine", "optim.global_batch_size=26", *overrides)
+    training.train(config)
+    rows = [json.loads(line) for line in (tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()]
+    return rows, replaced
+
+
+@reaches(
+    "run.root",
+    "run.name",
+    "optim.lr",
+    "optim.min_lr",
+    "optim.warmup_epochs",
+    "optim.warmup_factor",
+    "optim.epochs",
+    "log.every_steps",
+    "log.checkpoint_steps",
+    "log.eval_epochs",
+    "log.tensorboard",
+)
+def record(tmp_path, monkeypatch):
+    lr, low, warm, factor, epochs = 2e-3, 1e-4, 2, 0.25, 5
+    schedule = (f"optim.lr={lr}", f"optim.min_lr={low}", f"optim.warmup_epochs={warm}", f"optim.epochs={epochs}")
+    log = ("log.every_steps=2", "log.checkpoint_steps=2", "log.eval_epochs=2", "log.tensorboard=false")
+    rows, replaced = recorded(tmp_path, monkeypatch, *schedule, f"optim.warmup_factor={factor}", *log)
+    train = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in train] == sorted([*range(2, 15, 3), *range(3, 16, 3)]), "each second, and the last"
+    for row in train:
+        epoch = (row["step"] - 1) // 3
+        cosine = low + (lr - low) * (math.cos(math.pi * epoch / epochs) + 1) / 2
+        wanted = lr * (factor + (1 - factor) * epoch / warm) if epoch < warm else cosine
+        assert row["lr"] == pytest.approx(wanted, rel=1e-9) and row["epoch"] == epoch
+    assert [row["epoch"] for row in rows if row["kind"] == "eval"] == [2, 4, 5]
+    assert replaced.count("last.pt") == 2 * epochs, "within each epoch, and at its end"
+    assert not (tmp_path / "mine" / "tensorboard").exists()
+
+
+@reaches("log.tensorboard", "log.eval_epochs", "log.checkpoint_steps")
+def record_of_defaults(tmp_path, monkeypatch):
+    options = ("optim.epochs=2", "log.tensorboard=true", "log.every_steps=50", "model.args.depth=1", "model.blocks=[0]")
+    rows, replaced = recorded(tmp_path, monkeypatch, *options)
+    assert [row["step"] for row in rows] == [3, 3, 6, 6] and replaced.count("last.pt") == 2
+    pytest.importorskip("tensorboard")
+    assert list((tmp_path / "mine" / "tensorboard").iterdir())
+
+
+@reaches("optim.global_batch_size", "optim.drop_last", "log.eval_batch_size")
+def batch_sizes(tmp_path, monkeypatch):
+    for size, drop, wanted in ((16, "true", [16] * 4), (16, "false", [16] * 4 + [14]), (40, "false", [40, 38])):
+        parts = parts_of(*ALONE, f"optim.global_batch_size={size}", f"optim.drop_last={drop}", "log.eval_batch_size=20")
+        assert [len(batch.labels) for batch in parts.train_loader.epoch(0)] == wanted
+        assert [parts.step_total(step) for step in range(len(wanted))] == wanted
+        assert [len(batch.labels) for batch in parts.test_loader.epoch(0)] == [20, 13]
+
+
+def stepped(update, *overrides: str, steps: int = 3, until: float = 2e-5) -> None:
+    """The engine's weights after ``steps`` updates equal those of ``update(name, weight, gradient, memory)`` by hand.
+
+    Gradients come of a copy that is differentiated here; ``update`` returns the new weight and may clip them all.
+    """
+    parts = parts_of(*BARE, "model.init=timm", *overrides)
+    parts.engine.set_learning_rate(parts.config.optim.lr)
+    truth, memory = copy.deepcopy(parts.unit), {}
+    for step, batch in enumerate(parts.train_loader.epoch(0)):
+        if step == steps:
+            break
+        views = parts.views(batch, 0)
+        truth.zero_grad()
+        truth(views.student, views.targets, parts.engine.guide(views, batch)).loss.backward()
+        gradients = {name: p.grad.double() for name, p in truth.named_parameters()}
+        if limit := parts.config.optim.clip_norm:
+            norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
+            assert norm > 2 * limit, "nothing would be clipped"
+            gradients = {name: g * limit / norm for name, g in gradients.items()}
+        for name, p in truth.named_parameters():
+            new = update(name, p.detach().double(), gradients[name], memory.setdefault(name, {}), step + 1)
+            p.data.copy_(new)
+        parts.engine.step(views, batch, len(batch.labels))
+    for (name, p), mine in zip(truth.named_parameters(), parts.unit.parameters(), strict=True):
+        if not name.endswith("qkv.bias"):  # whose middle third has no gradient but rounding, which Adam scales up
+            torch.testing.assert_close(mine, p, rtol=1e-3, atol=until, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def decays(name: str, weight: torch.Tensor) -> bool:
+    return weight.ndim > 1 and not name.endswith((".bias", "cls_token", "pos_embed"))
+
+
+@reaches("optim.name", "optim.weight_decay", "optim.betas")
+def adamw(tmp_path, monkeypatch):
+    lr, decay, first, second = 2e-3, 0.7, 0.7, 0.95
+
+    def update(name, weight, gradient, memory, step):
+        memory["m"] = first * memory.get("m", 0) + (1 - first) * gradient
+        memory["v"] = second * memory.get("v", 0) + (1 - second) * gradient.square()
+        if decays(name, weight):
+            weight = weight * (1 - lr * decay)
+        return weight - lr * (memory["m"] / (1 - first**step)) / ((memory["v"] / (1 - second**step)).sqrt() + 1e-8)
+
+    own = (f"optim.betas=[{first},{second}]", f"optim.weight_decay={decay}", f"optim.lr={lr}", "optim.name=adamw")
+    stepped(update, *own, until=4e-5)
+
+
+@reaches("optim.momentum", "optim.clip_norm", "optim.name", "optim.weight_decay")
+def sgd(tmp_path, monkeypatch):
+    lr, decay = 0.1, 0.3
+    for momentum, clip in ((0.6, 0.0), (0.6, 0.4), (0.0, 0.0)):
+
+        def update(name, weight, gradient, memory, step, momentum=momentum):
+            gradient = gradient + (decay * weight if decays(name, weight) else 0)
+            memory["b"] = momentum * memory.get("b", 0) + gradient
+            return weight - lr * (gradient + momentum * memory["b"])  # Nesterov; plain for momentum 0
+
+        own = ("optim.name=sgd", f"optim.momentum={momentum}", f"optim.clip_norm={clip}", f"optim.lr={lr}")
+        stepped(update, *own, f"optim.weight_decay={decay}")
+
+
+@reaches("optim.muon_momentum", "optim.name")
+def muon(tmp_path, monkeypatch):
+    for momentum in (0.95, 0.5):
+        parts, batch, views = first_batch(*BARE, "optim.name=muon", f"optim.muon_momentum={momentum}")
+        weight = parts.unit.student.bare.blocks[0].mlp.fc1.weight
+        seen, optimizer = [], parts.engine.optimizer
+        optimizer.register_step_pre_hook(lambda *_, seen=seen, weight=weight: seen.append(weight.grad.clone()))
+        for _ in range(2):
+            parts.engine.step(views, batch, 16)
+        wanted = momentum * (1 - momentum) * seen[0] + (1 - momentum) * seen[1]
+        torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], wanted)
+
+
+@reaches("engine.device", "engine.precision")
+def device_and_precision(tmp_path, monkeypatch):
+    parts, _, views = first_batch(*ALONE, "engine.precision=bf16")
+    assert parts.device.type == views.student.device.type == "cpu" and views.student.dtype == torch.bfloat16
+    assert parts.engine.predict(views.student).dtype == torch.bfloat16
+    assert first_batch(*ALONE)[2].student.dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="engine.device is cuda"):
+        parts_of(*ALONE, "engine.device=cuda")
+    with pytest.raises(UserError, match="engine.precision is fp16"):
+        parts_of(*ALONE, "engine.precision=fp16")
+
+
+@reaches("engine.micro_batch_size")
+def micro_batches(tmp_path, monkeypatch):
+    for size, wanted in (("null", [16]), ("4", [4] * 4)):
+        parts, batch, views = first_batch(*BARE, f"engine.micro_batch_size={size}")
+        seen = []
+        parts.unit.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(len(inputs[0])))
+        parts.engine.step(views, batch, 16)
+        assert seen == wanted
+
+
+@reaches(*(f"engine.{name}" for name in SWITCHES))
+def switches(tmp_path, monkeypatch):
+    cuda, common = torch.device("cuda"), {"kind": "plain", "world_size": 1, "accumulation": 1, "norm_stats": "running"}
+    for name in SWITCHES:
+        for value in (True, False):
+            config = config_of(*BARE, f"engine.{name}={value}").engine
+            chosen = decide(config, cuda, torch.bfloat16, **common)
+            assert getattr(chosen, name) is value and all(getattr(chosen, other) for other in set(SWITCHES) - {name})
+
+
+@reaches("engine.compile", "engine.fused_attention", "engine.channels_last", "engine.fold_norms")
+def switches_on_a_cpu(tmp_path, monkeypatch):
+    compiled, torch_compile = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **k: (compiled.append(model), torch_compile(model, **k))[1])
+    for value in ("true", "false"):
+        options = [f"engine.{name}={value}" for name in ("compile", "fused_attention", "channels_last", "fold_norms")]
+        parts, on = parts_of(*BARE, "teacher.norm_stats=running", *options), value == "true"
+        assert compiled == ([parts.teacher.model, parts.unit] if on else [])
+        compiled.clear()
+        attention = [m.fused_attn for m in parts.unit.student.modules() if hasattr(m, "fused_attn")]
+        assert attention and all(fused is on for fused in attention)
+        convolution = parts.teacher.model.stages[1][0].conv2
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last) is on
+        assert any(isinstance(m, nn.BatchNorm2d) for m in parts.teacher.model.modules()) is not on
+
+
+@reaches("engine.graph", "engine.prefetch")
+def graph_and_prefetch(tmp_path, monkeypatch):
+    parts = parts_of(*ALONE)
+    for is_captured in (True, False):
+        share, switches = share_batch(16, 1, None), parts.switches._replace(graph=is_captured)
+        engine = new_engine(parts.config, parts.unit, None, parts.device, torch.float32, share, switches)
+        assert (engine.graph is not None) is is_captured
+        assert isinstance(engine.optimizer.param_groups[0]["lr"], torch.Tensor) is is_captured, "read anew by a graph"
+    seen = []
+    monkeypatch.setattr(training, "prefetched", lambda *arguments, is_ahead: seen.append(is_ahead))
+    for is_ahead in (True, False):
+        parts.switches = parts.switches._replace(prefetch=is_ahead)
+        training.batches(parts, 0)
+    assert seen == [True, False]
+
+
+@reaches("engine.kind", "engine.zero_stage", "engine.deepspeed_config", "optim.clip_norm", "engine.micro_batch_size")
+def deepspeed(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(build_engine, "DeepSpeedEngine", lambda *arguments, config, **_: seen.append(config))
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"reduce_bucket_size": 77}}')
+    own = (f"engine.deepspeed_config={tmp_path / 'own.json'}", "optim.clip_norm=0.5", "engine.micro_batch_size=8")
+    parts = parts_of(*ALONE)
+    for extra, stage in ((("engine.zero_stage=2", *own), 2), (("engine.zero_stage=1", *own), 1)):
+        config: Config = config_of(*ALONE, *extra)
+        share = share_batch(16, 1, config.engine.micro_batch_size)
+        new_engine(config, parts.unit, None, parts.device, torch.float32, share, parts.switches)
+        merged = seen.pop()
+        assert merged["zero_optimization"] == {"stage": stage, "reduce_bucket_size": 77}
+        assert (merged["gradient_clipping"], merged["train_micro_batch_size_per_gpu"]) == (0.5, 8)
+        assert merged["gradient_accumulation_steps"] == 2 and merged["train_batch_size"] == 16
+    for value, kind in (("auto", "plain"), ("plain", "plain"), ("deepspeed", "deepspeed")):
+        config = config_of(*ALONE, f"engine.kind={value}")
+        assert engine_kind(config) == kind
+        assert type(new_engine(config, parts.unit, None, parts.device, torch.float32, share, parts.switches)) is (
+            build_engine.PlainEngine if kind == "plain" else type(None)
+        )
+
+
+@reaches("engine.timeout_s")
+def timeout(tmp_path, monkeypatch):
+    class Met(Exception):
+        pass
+
+    def meet(backend, *, timeout, **_):
+        raise Met(timeout)
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    stores = []
+    monkeypatch.setattr(dist, "TCPStore", lambda *_, timeout, **__: (stores.append(timeout), dist.HashStore())[1])
+    monkeypatch.setattr(dist, "init_process_group", meet)
+    monkeypatch.setattr("fastlg.contact.Contact.base", None)
+    monkeypatch.setattr("fastlg.ranks._Meeting.has_begun", False)
+    with pytest.raises(Met) as met:
+        training.train(config_of(*ALONE, f"run.root={tmp_path}", "engine.timeout_s=37"))
+    assert met.value.args == (timedelta(seconds=37),) and stores == [timedelta(seconds=37)]
