@@ -214,9 +214,9 @@ FAULTS = [
     ),
     Fault(
         "no fsync",
-        "fastlg/durable.py",
-        "            os.fsync(file.fileno())\n        os.replace",
-        "        os.replace",
+        "fastlg/files.py",
+        "        sync(partial)\n",
+        "",
         DURABLE,
     ),
     Fault("arrays not synced", "fastlg/data/prepare_split.py", '        sync(folder / f"{name}.npy")\n', "", DURABLE),
