@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from made_images import write_images
+from patience import HANG_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -30,7 +30,7 @@ def stages_of(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProces
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(folder / "out"), "OMP_NUM_THREADS": "1"}
     environment["FASTLG_CACHE"] = str(folder / "cache")
     command = ["bash", str(ROOT / "scripts" / "gpu.sh"), *arguments, "--tiny", "--work", str(folder / "work")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
     rows = [json.loads(line) for line in (folder / "out" / "rows.jsonl").read_text().splitlines()]
     return done, rows
 
@@ -77,11 +77,7 @@ def test_a_stage_that_runs_too_long_is_ended_with_all_it_started_and_keeps_its_r
     assert lines[0] == {"bench": 1} and lines[1]["stage"] == "slow" and lines[1]["status"] == "cut short"
     assert "measured" in (tmp_path / "stages.log").read_text()
     child = int((tmp_path / "child").read_text())
-    for _ in range(600):
-        if not is_running(child):
-            break
-        time.sleep(0.1)
-    assert not is_running(child)
+    wait_until(lambda: not is_running(child))
 
 
 def is_running(pid: int) -> bool:

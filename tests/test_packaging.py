@@ -10,6 +10,7 @@ from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 import fastlg
 
@@ -37,7 +38,7 @@ def wheel(tmp_path_factory):
         str(out),
         str(source),
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG_S)
     return next(out.glob("fastlg-*.whl"))
 
 
@@ -61,7 +62,7 @@ def test_an_installed_wheel_answers_and_finds_configs_by_name(wheel, tmp_path):
         "print(load_config('cifar100/deit_tiny').model.name, load_config('quickstart').run.name)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "site")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=HANG_S)
     assert result.stdout.split() == ["deit_tiny_patch16_224", "quickstart"], result.stderr
 
 
@@ -73,7 +74,7 @@ def kernels_wheel(tmp_path_factory):
     (clone / "fastlg").mkdir()
     shutil.copy(ROOT / "fastlg" / "__init__.py", clone / "fastlg")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(clone / "dist"), str(clone / "kernels")]
-    subprocess.run(command, check=True, capture_output=True, timeout=280, cwd=clone)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG_S, cwd=clone)
     return next((clone / "dist").glob("fastlg_kernels-*.whl"))
 
 
@@ -114,7 +115,7 @@ for mine, theirs in zip(ours, torch.autograd.grad(truth, [wide, *module.paramete
 print("exact")
 """
     command = [sys.executable, "-c", code, str(tmp_path / "site")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=HANG_S)
     assert result.stdout.strip() == "exact", result.stderr
 
 
@@ -125,17 +126,17 @@ def test_the_kernels_library_imports_from_the_repository_root():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert result.stdout.startswith("kernels"), result.stderr
 
 
 def test_help_imports_nothing_heavy():
     code = "import sys, fastlg.cli; print([m for m in ('torch', 'timm', 'numpy', 'pydantic') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG_S)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
     helped = subprocess.run(
-        [sys.executable, "-m", "fastlg", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-m", "fastlg", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=HANG_S
     )
     assert helped.returncode == 0
     for command in ("train", "compare", "eval", "export", "doctor"):

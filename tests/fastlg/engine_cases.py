@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from patience import HANG_S
 
 from fastlg import ranks
 from fastlg.assemble import assemble, open_stores
@@ -75,7 +76,7 @@ def losses(parts, config: Config, steps: int) -> list[float]:
 if __name__ == "__main__":  # one rank; the environment says which
     torch.set_num_threads(1)
     Path("bf16.json").write_text('{"bf16": {"enabled": true}, "train_batch_size": "auto"}')
-    with ranks.joined(cuda=False, timeout_s=60):
+    with ranks.joined(cuda=False, timeout_s=HANG_S):
         cases = TWO_RANKS if ranks.world_size() == 2 else ONE_RANK
         outcomes = {name: trained(*overrides) for name, overrides in cases.items()}
         if ranks.is_first():

@@ -13,13 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-HANG_S = 90  # a guard, not a measurement: nothing here waits so long unless it hangs
+from patience import HANG_S, wait_until
+
 PRELOADED = ["deepspeed", "fastlg.train", "fastlg.launch", "fastlg.cli", "torch.utils.data"]
 
 
@@ -123,13 +123,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until(is_so: Callable[[], bool], while_alive=None) -> None:
-    deadline = time.monotonic() + HANG_S
-    while not is_so() and (while_alive is None or while_alive()):
-        assert time.monotonic() < deadline, "nothing happens"
-        time.sleep(0.005)
-
-
 def of_rank(rank: int, launcher: subprocess.Popen) -> int:
     """Process id of a rank below its launcher; waits until it is there."""
     found: list[int] = []
@@ -162,7 +155,7 @@ def train_in_turn(runs: list[tuple[list[str], int | None]]) -> None:
     from fastlg.errors import Stopped
     from fastlg.train import train
 
-    with ranks.joined(cuda=False, timeout_s=60):
+    with ranks.joined(cuda=False, timeout_s=HANG_S):
         for overrides, steps in runs:
             with _stopping(steps), contextlib.suppress(*([Stopped] if steps else [])):
                 train(load_config("student.yaml", overrides))
@@ -206,6 +199,30 @@ def _run(main: Callable[[], None], environ: dict[str, str], folder: Path, prints
     if fate is not None and os.environ.get("RANK") == str(fate.rank):
         _await(fate)
     main()
+
+
+def patient_command_line(arguments: tuple[str, ...]) -> None:
+    """Gives whoever holds the run's folder as long as it takes to leave."""
+    from fastlg import run_lock
+
+    run_lock.GRACE_S = HANG_S
+    _command_line(arguments)
+
+
+def counting_command_line(arguments: tuple[str, ...]) -> None:
+    """Every rank adds a byte to ``exchanges.RANK`` whenever all ranks have exchanged a word."""
+    from fastlg import ranks
+
+    says = ranks.first_says
+
+    def counted(value):
+        said = says(value)
+        with open(f"exchanges.{ranks.rank()}", "a") as file:
+            file.write(".")
+        return said
+
+    ranks.first_says = counted
+    _command_line(arguments)
 
 
 def _command_line(arguments: tuple[str, ...]) -> None:

@@ -10,13 +10,13 @@ import resource
 import shutil
 import signal
 import threading
-import time
 from collections import namedtuple
 
 import pytest
 import torch
 from cache_cases import FIXED, PLAIN, RUNNING, built, job_of, teacher
 from made_images import write_images
+from patience import HANG_S
 
 import fastlg.cache
 from fastlg.cache import build, find_features
@@ -31,8 +31,9 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(cache_format, "CHUNK", 4)
 
 
-def start(overrides, limit=None):
-    """``build`` in a process of its own, whose files may not grow beyond ``limit`` bytes; (process, what it raised)."""
+def start(overrides, limit=None, killed_after=None):
+    """``build`` in a process of its own, whose files may not grow beyond ``limit`` bytes, and which is killed in the
+    call of its teacher that follows so many; (process, what it raised)."""
     config, stores, job = job_of(*overrides)
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
@@ -40,7 +41,11 @@ def start(overrides, limit=None):
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
-            build(job, config, stores)
+            with pytest.MonkeyPatch.context() as patch:
+                calls = count_calls(
+                    job, patch, lambda: len(calls) == killed_after and signal.raise_signal(signal.SIGKILL)
+                )
+                build(job, config, stores)
         except RunError as error:
             sender.send(str(error))
 
@@ -49,10 +54,10 @@ def start(overrides, limit=None):
     return process, receiver
 
 
-def count_calls(job, monkeypatch):
+def count_calls(job, monkeypatch, before=lambda: None):
     calls = []
     inner = type(job.teacher).__call__
-    monkeypatch.setattr(type(job.teacher), "__call__", lambda *a: calls.append(len(a[1])) or inner(*a))
+    monkeypatch.setattr(type(job.teacher), "__call__", lambda *a: before() or calls.append(len(a[1])) or inner(*a))
     return calls
 
 
@@ -76,15 +81,10 @@ def assert_gone_on(project, monkeypatch, overrides, path):
 
 def test_a_killed_build_goes_on_where_it_stopped(project, monkeypatch):
     overrides = (*PLAIN, *RUNNING, f"teacher.cache={project / 'killed'}")
-    process, _ = start(overrides)
-    journal, deadline = project / ".killed.partial" / "chunks.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.is_alive():
-        if journal.is_file() and journal.read_text().count("\n") >= 3:
-            break
-        time.sleep(0.002)
-    process.kill()
+    process, _ = start(overrides, killed_after=4)
     process.join()
     assert process.exitcode == -signal.SIGKILL
+    journal = project / ".killed.partial" / "chunks.jsonl"
     with open(project / ".killed.partial" / "map1.bin", "ab") as file:
         file.write(b"half a chunk that the journal does not know")
     with open(journal, "a") as file:
@@ -95,7 +95,7 @@ def test_a_killed_build_goes_on_where_it_stopped(project, monkeypatch):
 def test_a_disk_that_fills_up_half_way_keeps_what_was_written(project, monkeypatch):
     overrides = (*PLAIN, *RUNNING, f"teacher.cache={project / 'full'}")
     process, failure = start(overrides, limit=500_000)  # map0 of a chunk has 65,536 bytes: it ends inside the eighth
-    process.join(timeout=120)
+    process.join(timeout=HANG_S)
     assert "File too large; 7 of 20 chunks are kept" in failure.recv()
     assert_gone_on(project, monkeypatch, overrides, project / "full")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cache_cases import FIXED, PLAIN, RUNNING, built
+from patience import HANG_S
 
 from fastlg.data.plan import SamplePlan
 from fastlg.data.torch_loader import TorchLoader
@@ -57,9 +58,9 @@ def run_ranks(main, world: int, *arguments) -> list:
     processes = [context.Process(target=main, args=(rank, *arguments, results)) for rank in range(world)]
     for process in processes:
         process.start()
-    answers = sorted(results.get(timeout=60) for _ in range(world))
+    answers = sorted(results.get(timeout=HANG_S) for _ in range(world))
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=HANG_S)
     return answers
 
 

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+from patience import HANG_S
 
 from fastlg.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from fastlg.errors import UserError
@@ -84,7 +85,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
             print("RunError:", error)
         """
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S)
     assert "RunError: cannot save the checkpoint" in result.stdout and "last good one is kept" in result.stdout, result
     assert load_checkpoint(tmp_path / LAST)["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == [LAST]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_cases import TWO_RANKS, trained
+from patience import HANG_S
 
 from fastlg.assemble import assemble, open_stores
 from fastlg.config import load_config
@@ -122,7 +123,7 @@ def outcomes(project, path, world_size: int) -> dict:
         for rank in range(world_size)
     ]
     try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
+        output = [process.communicate(timeout=HANG_S)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

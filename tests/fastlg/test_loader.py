@@ -5,11 +5,11 @@ import io
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
+from patience import wait_until
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
@@ -155,11 +155,7 @@ def test_abandoned_epochs_leave_no_process_and_no_open_file(photos):
         batches.close()
     del batches
     gc.collect()
-    for _ in range(50):
-        if open_files() <= files and children() <= processes:
-            break
-        time.sleep(0.1)
-    assert open_files() <= files and children() <= processes
+    wait_until(lambda: open_files() <= files and children() <= processes)
 
 
 def memory_kib() -> int:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from loader_cases import plan, write_pictures
+from patience import HANG_S
 
 from fastlg.data.ffcv_store import write_beton
 from fastlg.data.prepare import open_store, prepare
@@ -75,9 +76,8 @@ class Held:
 
 
 def assert_nothing_more_is_held(before: Held) -> None:
-    for _ in range(100):  # threads and processes that were told to stop need a moment
-        if not Held().over(before):
-            break
+    deadline = time.monotonic() + HANG_S / 10
+    while Held().over(before) and time.monotonic() < deadline:  # who was told to stop needs a moment
         time.sleep(0.05)
     assert Held().over(before) == {}
 

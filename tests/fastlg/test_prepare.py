@@ -9,10 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from patience import HANG_S, wait_until
 from PIL import Image
 
 import fastlg.data.prepare
@@ -263,26 +263,30 @@ def test_parts_that_rotted_on_disk_are_decoded_again(source, tmp_path, monkeypat
 
 def test_sigkill_at_any_moment_leaves_no_store_and_no_orphan(source, tmp_path):
     code = (
-        "import sys, time; from fastlg.data import prepare_split as p; from fastlg.data.prepare import prepare\n"
+        "import os, sys, time; from fastlg.data import prepare_split as p; from fastlg.data.prepare import prepare\n"
         "p._TASK_ROWS = 1; honest = p._decode_many\n"
-        "def slow(*a):\n    time.sleep(0.2); return honest(*a)\n"
-        "p._decode_many = slow; print('go', flush=True); prepare(sys.argv[1], sys.argv[2], workers=2)\n"
+        "def endless_after_the_first(*a):\n"
+        "    try: os.mkdir('begun')\n"
+        "    except FileExistsError: print('go', flush=True); time.sleep(1e6)\n"
+        "    return honest(*a)\n"
+        "p._decode_many = endless_after_the_first; prepare(sys.argv[1], sys.argv[2], workers=2)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "store")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
-        process.stdout.readline()
-        time.sleep(0.6)
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True)
+    with process:
+        assert process.stdout.readline() == b"go\n"  # from a worker in the middle of its work
         os.kill(process.pid, signal.SIGKILL)
     assert not (tmp_path / "store").exists()
-    for _ in range(100):  # the workers notice within a second or so
+
+    def is_group_gone() -> bool:
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("decoding processes outlived their parent")
+            return True
+        return False
+
+    wait_until(is_group_gone)  # no decoding process outlives its parent
     assert contents(prepare(str(source), tmp_path / "store")) == expected(range(12))
 
 
@@ -301,9 +305,9 @@ def test_two_processes_at_once_give_one_whole_store(source, tmp_path):
         worker.start()
     start.set()
     for _ in workers:
-        assert results.get(timeout=60) == expected(range(12))
+        assert results.get(timeout=HANG_S) == expected(range(12))
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=HANG_S)
         assert worker.exitcode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store"]
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 from conftest import write_project
+from patience import wait_until
 from rank_processes import (
     Fate,
     Ranks,
@@ -17,7 +18,6 @@ from rank_processes import (
     is_running,
     of_rank,
     train_in_turn,
-    wait_until,
 )
 from test_resume import assert_same_run, finish, rows, wait_for_rows
 
@@ -168,7 +168,7 @@ def test_what_all_ranks_meet_alike_is_said_once(start, whole, project):
 def test_a_rank_that_hangs_is_named_and_ended(start, whole):
     ranks = (0, 1)
     hung = [
-        start.one(*TRAIN, *TWO, f"run.name=hung{rank}", "engine.timeout_s=4", fate=Fate(rank, 4, signal.SIGSTOP))
+        start.one(*TRAIN, *TWO, f"run.name=hung{rank}", "engine.timeout_s=20", fate=Fate(rank, 4, signal.SIGSTOP))
         for rank in ranks
     ]
     for rank, process in zip(ranks, hung, strict=True):

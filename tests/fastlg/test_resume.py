@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from patience import HANG_S, wait_until
 
 from fastlg.checkpoint import load_checkpoint
 
@@ -46,7 +47,7 @@ def start(folder, *overrides, name="student"):
 
 
 def finish(process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=HANG_S)
     return process.returncode, out, err
 
 
@@ -56,11 +57,8 @@ def rows(folder) -> list[dict]:
 
 
 def wait_for_rows(folder, count: int, process) -> None:
-    path, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.is_file() and path.read_text().count("\n") >= count:
-            return
-        time.sleep(0.005)
+    path = folder / "metrics.jsonl"
+    wait_until(lambda: path.is_file() and path.read_text().count("\n") >= count, lambda: process.poll() is None)
 
 
 def assert_same_run(one, other) -> None:

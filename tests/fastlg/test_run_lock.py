@@ -7,12 +7,13 @@ import fcntl
 import os
 import signal
 import socket
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import write_project
-from rank_processes import Fate, Ranks, wait_until
+from patience import wait_until
+from rank_processes import Fate, Ranks, counting_command_line, patient_command_line
 from test_resume import assert_same_run, wait_for_rows
 
 from fastlg import run_lock as module
@@ -97,15 +98,18 @@ def test_ranks_that_outlive_their_killed_launcher_do_not_refuse_the_next_command
     lock = project / "runs" / "orphans" / LOCK
     wait_until(lock.is_file, first.process.is_alive)
     os.kill(first.pid, signal.SIGKILL)
-    status, out, err = start.one(*command).finish()
+    status, out, err = start.call(partial(patient_command_line, command)).finish()
     assert status == 0, (out, err)
 
 
 def test_who_needs_a_teacher_that_another_command_trains_waits_for_it_with_one_line(start, project):
     first = halted(start, *TRAIN, "run.name=a", step=2)  # in the teacher
-    second = start.one(*TRAIN, *TWO, "run.name=b", "engine.timeout_s=4")
+    second = start.call(partial(counting_command_line, (*TRAIN, *TWO, "run.name=b")))
     wait_for_word("waiting", second)
-    time.sleep(5)  # ranks that wait do not lose patience with each other
+    counts = [project / f"exchanges.{rank}" for rank in (0, 1)]
+    before = [count.stat().st_size for count in counts]
+    for count, size in zip(counts, before, strict=True):  # ranks that wait meet all the time: no exchange lasts long
+        wait_until(lambda count=count, size=size: count.stat().st_size >= size + 5, second.process.is_alive)
     os.kill(first.pid, signal.SIGCONT)
     assert first.finish()[0] == 0, first.output()
     status, out, err = second.finish()

@@ -12,7 +12,6 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.mark.timeout(600)
 def test_the_gpu_path_under_tritons_interpreter_gives_the_torch_paths_pixels():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "augment_interpreted.py"]
@@ -22,7 +21,6 @@ def test_the_gpu_path_under_tritons_interpreter_gives_the_torch_paths_pixels():
     assert " passed" in run.stdout
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_for_gpus_and_keep_everything_in_registers(capability, monkeypatch, tmp_path):
     pytest.importorskip("triton")
