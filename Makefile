@@ -1,4 +1,5 @@
-# Every target sets up what it needs: a virtual environment in .venv, and the project installed in it.
+# Every target sets up what it needs: a virtual environment in .venv, and the project installed in it with the versions of
+# constraints.txt, or with the newest ones where LATEST=1 is given (on a new .venv: make clean first).
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,8 +9,8 @@ BIN := .venv/bin
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-.venv/.ready: pyproject.toml setup.py scripts/setup.sh
-	@PYTHON=$(PYTHON) bash scripts/setup.sh
+.venv/.ready: pyproject.toml setup.py scripts/setup.sh constraints.txt
+	@PYTHON=$(PYTHON) LATEST=$(LATEST) bash scripts/setup.sh
 
 train: .venv/.ready  ## teacher, unguided and guided student on 5,000 MNIST images: does guidance help?
 	@$(BIN)/fastlg compare quickstart
@@ -19,6 +20,9 @@ test: .venv/.ready  ## the test suite (no GPU needed)
 
 mutants: .venv/.ready  ## single faults on purpose, one at a time: which of them does the suite let pass? (WORDS=...)
 	@$(BIN)/python tests/mutate.py $(WORDS)
+
+test-matrix:  ## kernels' tests and a training on the oldest and the newest stack, each in its own environment
+	@$(PYTHON) scripts/test_matrix.py $(STACKS)
 
 test-gpu: .venv/.ready  ## on a CUDA device: does it train, how fast, the tests that need one, the parts of a step
 	@PYTHON=$(BIN)/python bash scripts/gpu.sh first
@@ -36,5 +40,5 @@ fix: .venv/.ready  ## mend what lint can mend
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove the environment, builds and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info kernels/build kernels/torch-ext/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv .venv-matrix build dist *.egg-info kernels/build kernels/torch-ext/*.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with fastlg, its development tools and FFCV. Called by the Makefile; safe to run again.
+#   LATEST  not empty: the newest versions that fit, not those of constraints.txt
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -11,7 +12,18 @@ PACKAGES=(pkg-config libturbojpeg0-dev libopencv-dev)
 }
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 echo "setting up .venv (a few minutes the first time)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+
+# With the versions last proven; an index may not have one of them, and pip may be held to others.
+proven=(--constraint constraints.txt)
+if [ -n "${LATEST:-}" ]; then
+    proven=()
+    pip_install --upgrade --upgrade-strategy eager -e '.[dev]'
+elif ! pip_install "${proven[@]}" -e '.[dev]' 2>.venv/proven.log; then
+    echo "constraints.txt cannot be met here ($(grep -m1 '^ERROR' .venv/proven.log | cut -c1-160)); taking what fits"
+    proven=()
+    pip_install -e '.[dev]'
+fi
 
 # FFCV is compiled from source against Debian's libraries.
 has_packages() { pkg-config --exists libturbojpeg opencv4 2>/dev/null; }
@@ -22,7 +34,7 @@ if ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
     fi
     if ! has_packages; then
         echo "FFCV is left out; to add it: apt-get install ${PACKAGES[*]}, then .venv/bin/pip install 'fastlg[ffcv]'"
-    elif ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[ffcv]' >.venv/ffcv.log 2>&1; then
+    elif ! pip_install "${proven[@]}" -e '.[ffcv]' >.venv/ffcv.log 2>&1; then
         echo "FFCV is left out: its build failed, see .venv/ffcv.log; to try again: .venv/bin/pip install 'fastlg[ffcv]'"
     fi
 fi
