@@ -184,7 +184,7 @@ def training(python: str, folder: Path, log: Path) -> tuple[str, bool]:
 
 
 def run(command: list[str], log: Path, variables: dict[str, str] | None = None) -> int:
-    """Exit status of ``command``, which sees no packages but its environment's; what it prints is appended to ``log``."""
+    """Exit status of ``command``, with the packages of its environment alone; its output goes to ``log``."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     environment.update({"OMP_NUM_THREADS": "1", **(variables or {})})
     with open(log, "a") as file:

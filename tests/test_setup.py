@@ -1,4 +1,4 @@
-"""The set-up installs the versions last proven, the newest where that is asked for, and goes on where a pin is not had."""
+"""The set-up installs the versions last proven, the newest where asked to, and goes on where a pin is not had."""
 
 from __future__ import annotations
 
