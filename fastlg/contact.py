@@ -24,6 +24,7 @@ from fastlg.errors import RunError, Silenced, exit_status, first_line
 from fastlg.place import Place
 
 PATIENCE_S = 5.0  # so long does a rank wait for the others' signs of life once contact is broken
+SERVES_S = 30.0  # so long does rank 0 wait for ranks that live and leave, too, before it takes the store with it
 NOTICE_S = 2.0  # so long may a rank take to leave by itself once another one has said why the run ends
 FAILURES = (dist.DistError, RuntimeError)  # of the store, when whoever serves it is gone
 
@@ -84,7 +85,8 @@ class Contact:
         self.watch.is_over.set()
         _ignore_further_requests()
         is_broken = is_broken_contact(error)
-        agreed = _bounded(lambda: self._agree(error, is_broken), 2 * PATIENCE_S)
+        limit_s = SERVES_S + PATIENCE_S if self.serves and not is_broken else 2 * PATIENCE_S
+        agreed = _bounded(lambda: self._agree(error, is_broken), limit_s)
         _bounded(_destroy_gloo, NOTICE_S)
         if agreed is not None or not is_broken:
             return agreed or error
@@ -113,7 +115,7 @@ class Contact:
         self.store.set("over", str(exit_status(error)))
         if not is_broken:
             self._announce()
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + (PATIENCE_S if is_broken else SERVES_S)
         while self.serves and time.monotonic() < deadline:  # the others still have to read it
             if self.store.add("left", 0) >= self.own.world_size - len(missing):
                 break
