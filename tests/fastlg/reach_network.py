@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import TEACHER
 from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches, teacher_model
 from timm.layers import DropPath
+from tiny_project import TEACHER
 
 from fastlg.assemble import open_stores
 from fastlg.cache import find_features, plan_cache

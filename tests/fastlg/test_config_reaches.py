@@ -6,8 +6,8 @@ import pytest
 import reach_images
 import reach_network
 import reach_training
-from conftest import write_project
 from reach import ROWS, all_fields
+from tiny_project import write_project
 
 TABLES = (reach_images, reach_network, reach_training)  # imported for their rows
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from engine_cases import TWO_RANKS, trained
 from patience import HANG_S
+from tiny_project import write_project
 
 from fastlg.assemble import assemble, open_stores
 from fastlg.config import load_config
@@ -42,8 +43,6 @@ def assert_same(one: dict, other: dict, tolerance: float) -> None:
 
 @pytest.fixture(scope="module")
 def plain_project(tmp_path_factory, image_folder):
-    from conftest import write_project
-
     folder = tmp_path_factory.mktemp("engines")
     write_project(folder, image_folder)
     return folder
@@ -110,6 +109,7 @@ def outcomes(project, path, world_size: int) -> dict:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "FASTLG_CACHE": str(project / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     processes = [
         subprocess.Popen(

@@ -8,7 +8,6 @@ import signal
 from functools import partial
 
 import pytest
-from conftest import write_project
 from patience import wait_until
 from rank_processes import (
     Fate,
@@ -20,6 +19,7 @@ from rank_processes import (
     train_in_turn,
 )
 from test_resume import assert_same_run, finish, rows, wait_for_rows
+from tiny_project import write_project
 
 from fastlg.checkpoint import load_checkpoint
 

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import write_project
 from patience import wait_until
 from rank_processes import Fate, Ranks, counting_command_line, patient_command_line
 from test_resume import assert_same_run, wait_for_rows
+from tiny_project import write_project
 
 from fastlg import run_lock as module
 from fastlg.errors import UserError
