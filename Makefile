@@ -1,42 +1,43 @@
 # Every target sets up what it needs: a virtual environment in .venv, and the project installed in it with the versions of
-# constraints.txt, or with the newest ones where LATEST=1 is given (on a new .venv: make clean first).
+# constraints.txt, or with the newest ones where LATEST=1 is given; what it finds set up the other way is changed.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+READY := .venv/.ready$(if $(LATEST),-latest)
 .DEFAULT_GOAL := help
 .PHONY: help train test mutants test-gpu bench hub-build lint fix clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-.venv/.ready: pyproject.toml setup.py scripts/setup.sh constraints.txt
+$(READY): pyproject.toml setup.py scripts/setup.sh constraints.txt
 	@PYTHON=$(PYTHON) LATEST=$(LATEST) bash scripts/setup.sh
 
-train: .venv/.ready  ## teacher, unguided and guided student on 5,000 MNIST images: does guidance help?
+train: $(READY)  ## teacher, unguided and guided student on 5,000 MNIST images: does guidance help?
 	@$(BIN)/fastlg compare quickstart
 
-test: .venv/.ready  ## the test suite (no GPU needed)
+test: $(READY)  ## the test suite (no GPU needed)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-mutants: .venv/.ready  ## single faults on purpose, one at a time: which of them does the suite let pass? (WORDS=...)
+mutants: $(READY)  ## single faults on purpose, one at a time: which of them does the suite let pass? (WORDS=...)
 	@$(BIN)/python tests/mutate.py $(WORDS)
 
 test-matrix:  ## kernels' tests and a training on the oldest and the newest stack, each in its own environment
 	@$(PYTHON) scripts/test_matrix.py $(STACKS)
 
-test-gpu: .venv/.ready  ## on a CUDA device: does it train, how fast, the tests that need one, the parts of a step
+test-gpu: $(READY)  ## on a CUDA device: does it train, how fast, the tests that need one, the parts of a step
 	@PYTHON=$(BIN)/python bash scripts/gpu.sh first
 
-bench: .venv/.ready  ## measure what this machine can do
+bench: $(READY)  ## measure what this machine can do
 	@$(BIN)/fastlg bench
 
-hub-build: .venv/.ready  ## write fastlg_kernels as Kernel Hub variants into kernels/build
+hub-build: $(READY)  ## write fastlg_kernels as Kernel Hub variants into kernels/build
 	@$(BIN)/python kernels/hub_build.py
 
-lint: .venv/.ready  ## style and import checks
+lint: $(READY)  ## style and import checks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-fix: .venv/.ready  ## mend what lint can mend
+fix: $(READY)  ## mend what lint can mend
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove the environment, builds and caches; runs/ stays

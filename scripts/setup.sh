@@ -14,15 +14,33 @@ PACKAGES=(pkg-config libturbojpeg0-dev libopencv-dev)
 echo "setting up .venv (a few minutes the first time)"
 pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 
+had() { .venv/bin/python -m pip index versions "$1" 2>/dev/null | grep '^Available versions:' || true; }
+without_what_is_not_had() {
+    local pin versions
+    [ -n "$(had pip)" ] || return 0 # no index answers: pip's own error says so below
+    while read -r pin; do
+        [[ $pin == *==* ]] || continue
+        versions=$(had "${pin%%==*}")
+        if [[ "${versions#*:}," == *" ${pin#*==},"* ]]; then
+            echo "$pin"
+        else
+            echo "constraints.txt: $pin cannot be had here; going on without it" >&2
+        fi
+    done <constraints.txt
+}
 # With the versions last proven; an index may not have one of them, and pip may be held to others.
 proven=(--constraint constraints.txt)
 if [ -n "${LATEST:-}" ]; then
     proven=()
     pip_install --upgrade --upgrade-strategy eager -e '.[dev]'
 elif ! pip_install "${proven[@]}" -e '.[dev]' 2>.venv/proven.log; then
-    echo "constraints.txt cannot be met here ($(grep -m1 '^ERROR' .venv/proven.log | cut -c1-160)); taking what fits"
-    proven=()
-    pip_install -e '.[dev]'
+    without_what_is_not_had >.venv/constraints.txt
+    proven=(--constraint .venv/constraints.txt)
+    if ! pip_install "${proven[@]}" -e '.[dev]' 2>.venv/proven.log; then
+        echo "constraints.txt cannot be met here ($(grep -m1 '^ERROR' .venv/proven.log | cut -c1-160)); taking what fits"
+        proven=()
+        pip_install -e '.[dev]'
+    fi
 fi
 
 # FFCV is compiled from source against Debian's libraries.
@@ -38,4 +56,5 @@ if ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
         echo "FFCV is left out: its build failed, see .venv/ffcv.log; to try again: .venv/bin/pip install 'fastlg[ffcv]'"
     fi
 fi
-touch .venv/.ready
+rm -f .venv/.ready*
+touch ".venv/.ready${LATEST:+-latest}"

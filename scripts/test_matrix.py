@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACE = Path(os.environ.get("FASTLG_MATRIX", ROOT / ".venv-matrix"))
 EXTRAS = "parquet,plots,demo"
 HEAVY = ("fastlg", "deepspeed", "nvidia-dali", "torchdistill", "ruff")  # of the extra dev; no test here needs them
-TRAINING = ("optim.epochs=3", "teacher.overrides.optim.epochs=1", "log.tensorboard=false", "engine.device=cpu")
+TRAINING = ("optim.epochs=6", "teacher.overrides.optim.epochs=1", "log.tensorboard=false", "engine.device=cpu")
 CHANCE = 10.0  # percent, of ten digits: whoever learnt has far more
 SHOWN = ("torch", "triton", "numpy")
 
