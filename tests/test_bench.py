@@ -76,9 +76,8 @@ def row(**changes):
 def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))  # main sets both, here they are put back
     monkeypatch.setattr(fastlg.report.console, "quiet", False)
-    monkeypatch.setitem(run.SECONDS, "optimizer", (HANG_S,) * 4)  # a second is not enough on a busy machine
+    monkeypatch.setitem(run.SECONDS, "optimizer", (HANG_S,) * 4)  # nothing is left out, however busy the machine
     monkeypatch.setattr("sys.argv", ["run.py", "optimizer", "--quick", f"--out={tmp_path}"])
-    monkeypatch.setitem(run.SECONDS, "optimizer", (40, 40, 40, 40))  # nothing is left out, however busy the machine
     threads = torch.get_num_threads()
     try:
         assert run.main() == 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loader_cases import TRAIN_COUNT, assert_same_samples, differences, joined, plan, write_pictures
+from patience import HANG_S
 from PIL import Image
 
 from fastlg.data.beton import FILE_NAME, find_beton, open_beton
@@ -247,7 +248,7 @@ def test_of_processes_that_need_the_file_at_once_one_writes_it(lossless, tmp_pat
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANG_S)
         assert process.exitcode == 0
     assert np.array_equal(find_beton(store).stored(2), store.images(2).reshape(-1))
     assert {p.name for p in (store.path / "train").glob("*beton*")} <= {FILE_NAME, FILE_NAME + ".checked.json"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from made_images import write_images
+from patience import HANG_S
 from rank_processes import Ranks
 from reach import ALONE, parts_of
 
@@ -47,7 +48,7 @@ def measured(*overrides: str, steps: int) -> dict:
 
 
 def in_a_rank(path: Path) -> None:
-    with ranks.joined(cuda=False, timeout_s=60):
+    with ranks.joined(cuda=False, timeout_s=HANG_S):
         found = [measured(*CNN, steps=2), measured(*VIT, steps=0)]
         Path(f"{path}{ranks.rank()}").write_text(json.dumps(found))
 

@@ -179,15 +179,18 @@ def test_a_rank_that_hangs_is_named_and_ended(start, whole):
 
 def test_nobody_at_the_rendezvous_is_one_line_with_the_address(start, whole):
     """In a process of its own, whose stderr torch would fill with stack frames."""
-    port = str(free_port())
-    place = {"WORLD_SIZE": "2", "MASTER_PORT": port}
-    lone = [
-        start.real("-m", "fastlg", *TRAIN, "engine.timeout_s=2", RANK="1", MASTER_ADDR="127.0.0.1", **place),
-        start.one(*TRAIN, "engine.timeout_s=2", RANK="1", MASTER_ADDR="nobody.invalid", **place),
-        start.one(*TRAIN, "engine.timeout_s=2", RANK="0", MASTER_ADDR="127.0.0.1", **place),
-    ]
+    ports = [str(free_port()) for _ in range(3)]  # each its own: at one port, rank 0 may meet a rank 1 that is slow
+
+    def place(at: int, rank: int, host: str) -> dict[str, str]:
+        return {"WORLD_SIZE": "2", "MASTER_PORT": ports[at], "RANK": str(rank), "MASTER_ADDR": host}
+
     hosts = ("127.0.0.1", "nobody.invalid", "127.0.0.1")
-    for process, host in zip(lone, hosts, strict=True):
+    lone = [
+        start.real("-m", "fastlg", *TRAIN, "engine.timeout_s=2", **place(0, 1, hosts[0])),
+        start.one(*TRAIN, "engine.timeout_s=2", **place(1, 1, hosts[1])),
+        start.one(*TRAIN, "engine.timeout_s=2", **place(2, 0, hosts[2])),
+    ]
+    for process, host, port in zip(lone, hosts, ports, strict=True):
         status, _, err = finish(process) if process is lone[0] else process.finish()
         assert status == 1 and err.count("\n") == 1, err
         assert f"met nobody at {host}:{port} within 2 s" in err and "check MASTER_ADDR, MASTER_PORT" in err
