@@ -130,7 +130,7 @@ def timm_side(case: str, batch: Batch) -> Callable[[], object]:
 
 
 def batched_side(case: str, batch: Batch) -> Callable[[], object]:
-    """The same on whole batches; every call draws anew, as every step of a training run does."""
+    """The same on whole batches; every call draws anew, which a training run does once per epoch."""
     stored, views = batch.on_device
 
     def whole():

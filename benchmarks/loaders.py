@@ -93,14 +93,14 @@ def batches(provider: str, store: Store, workers: int, device: torch.device, siz
     return make_loader(kind, store, device=device, workers=workers, **settings).epoch
 
 
-def with_views(epochs: Callable, teacher_size: int | None = TEACHER_SIZE) -> Callable:
+def with_views(epochs: Callable, store: Store, teacher_size: int | None = TEACHER_SIZE) -> Callable:
     """The same with fastlg's augmentation behind it: epoch -> student views."""
-    views = ViewMaker(teacher_size=teacher_size, rand_augment=SPEC)
+    views = ViewMaker(teacher_size=teacher_size, rand_augment=SPEC, samples=len(store))
     return lambda epoch: (views(batch, epoch).student for batch in epochs(epoch))
 
 
 def viewed(provider: str, store: Store, workers: int, device: torch.device) -> Callable:
-    return with_views(batches(provider, store, workers, device))
+    return with_views(batches(provider, store, workers, device), store)
 
 
 def memory_kib() -> int:
@@ -217,8 +217,8 @@ class Bench:
         store, workers = self.store("two-views", source, "jpeg"), self.options.workers[-1]
 
         def separate() -> Callable:
-            student = with_views(batches("ffcv jpeg", store, workers, self.device), None)
-            teacher = with_views(batches("ffcv jpeg", store, workers, self.device, TEACHER_SIZE), None)
+            student = with_views(batches("ffcv jpeg", store, workers, self.device), store, None)
+            teacher = with_views(batches("ffcv jpeg", store, workers, self.device, TEACHER_SIZE), store, None)
             return lambda epoch: (pair[0] for pair in zip(student(epoch), teacher(epoch), strict=True))
 
         self.row("two-views", "two pipelines", workers, "views", separate)

@@ -155,7 +155,13 @@ def assemble(
         plan=new_plan(config, train=True),
         train_loader=train_loader if cached is None else cached.follow(train_loader),
         test_loader=new_loader(config, stores.test, device, train=False),
-        views=make_views(config, teacher_size if cached is None else None, len(stores.class_names), dtype=dtype),
+        views=make_views(
+            config,
+            teacher_size if cached is None else None,
+            len(stores.class_names),
+            dtype=dtype,
+            samples=len(stores.train),
+        ),
         teacher_id=teacher_id,
     )
 
@@ -210,10 +216,16 @@ def new_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def make_views(
-    config: Config, teacher_size: int | None, num_classes: int = 0, *, dtype: torch.dtype = torch.float32
+    config: Config,
+    teacher_size: int | None,
+    num_classes: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    samples: int | None = None,
 ) -> ViewMaker:
     """``num_classes`` is needed where samples are mixed; without it they are not (evaluation, contact sheets).
 
+    ``samples``: length of the training store where whole epochs are trained, see ViewMaker.
     Views come in the run's ``dtype``, which is what the first layers would round them to; mixing is done in float32.
     """
     augment = config.augment
@@ -238,6 +250,7 @@ def make_views(
             teacher_source=config.teacher.view if config.teacher else "student",
             mixer=mixer,
             num_classes=num_classes,
+            samples=samples,
             dtype=torch.float32 if mixer is not None and mixer.active else dtype,
         )
     except ValueError as error:

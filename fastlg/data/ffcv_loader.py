@@ -128,8 +128,8 @@ class FfcvLoader:
         pixels = self._send(batch.pixels)
         if self.resize_on_device:
             sizes = draw.boxes[:, 2:]
-            crops = RaggedImages(pixels, self._send(batch.starts), self._send(sizes))
-            boxes = torch.cat([torch.zeros_like(sizes), sizes], dim=1)  # stay here, where resize_crops reads them
+            crops = RaggedImages(pixels, batch.starts, sizes)  # stay here like boxes, where resize_crops reads them
+            boxes = torch.cat([torch.zeros_like(sizes), sizes], dim=1)
             images = resize_crops(crops, boxes, size, interpolation=self.plan.resample)
         else:
             images = pixels.view(-1, size, size, 3)

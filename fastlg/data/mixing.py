@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,9 @@ class Mix(NamedTuple):
     share: Tensor
     box: Tensor
 
+    def rows(self, index: Tensor) -> Mix:
+        return Mix(*(part.index_select(0, index) for part in self))
+
 
 class Mixer:
     """Draws and applies mixup or CutMix. Off (``active`` False) when both alphas are 0.
@@ -38,14 +42,15 @@ class Mixer:
         self.active = (mixup > 0 or cutmix > 0) and probability > 0
         self.probability, self.seed = probability, seed
         self.switch = switch if mixup > 0 and cutmix > 0 else float(cutmix > 0)
-        self.tables = [_beta_quantiles(alpha or cutmix or mixup or 1.0) for alpha in (mixup, cutmix)]
+        tables = [_beta_quantiles(alpha or cutmix or mixup or 1.0) for alpha in (mixup, cutmix)]
+        self.tables_of = cache(lambda device: [table.to(device) for table in tables])
 
     def draw(self, sample_ids: Tensor, epoch: int, size: int) -> Mix:
         """For images of ``size`` x ``size`` px; boxes have whole pixels, clipped at the border as timm does."""
         seeds = sample_seeds(self.seed, epoch, sample_ids, "mix")
         apply, which, quantile, row, column = uniforms(seeds, 5).unbind(1)
         is_mixed, is_cut = apply < self.probability, which < self.switch
-        mixup, cutmix = (table.to(sample_ids.device)[(quantile * QUANTILES).long()] for table in self.tables)
+        mixup, cutmix = (table[(quantile * QUANTILES).long()] for table in self.tables_of(sample_ids.device))
         side = (size * (1 - cutmix).sqrt()).long()  # of the rectangle before clipping
         edges = []
         for centre in ((row * size).long(), (column * size).long()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlg.batch import Batch
-from fastlg.data.plan import Draw, SamplePlan
+from fastlg.data.plan import SamplePlan
 from fastlg.data.store import Store
 from fastlg_kernels.augment import RaggedImages, resize_crops
 
@@ -30,8 +30,7 @@ class ResidentLoader:
         self.device = torch.device(device)
         self.pixels = _pixels(store).to(self.device)
         self.sizes = torch.from_numpy(store.sizes)
-        self.offsets_device = torch.from_numpy(store.offsets[:-1]).to(self.device)
-        self.sizes_device = self.sizes.to(self.device)
+        self.offsets = torch.from_numpy(store.offsets[:-1])
         self.labels_device = torch.from_numpy(store.labels).to(self.device)
 
     def __len__(self) -> int:
@@ -41,16 +40,16 @@ class ResidentLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``start_batch`` on. Host and device meet once per block of batches."""
         for drawn, counts in self.plan.blocks(self.sizes, epoch, start_batch):
-            crop = self._to_device(drawn.fractions(self.sizes))
-            boxes = drawn.boxes.pin_memory() if self.device.type == "cuda" else drawn.boxes  # resize_crops reads them
-            drawn = Draw(self._to_device(drawn.sample_ids), boxes, self._to_device(drawn.flip))
-            labels = self.labels_device[drawn.sample_ids]
-            parts = (tensor.split(counts) for tensor in (drawn.sample_ids, drawn.boxes, labels, crop, drawn.flip))
-            for sample_ids, boxes, batch_labels, batch_crop, flip in zip(*parts, strict=True):
-                yield Batch(self._cut(sample_ids, boxes), batch_labels, sample_ids, batch_crop, flip)
+            crop, flip = self._to_device(drawn.fractions(self.sizes)), self._to_device(drawn.flip)
+            sample_ids = self._to_device(drawn.sample_ids)
+            # What resize_crops counts with stays on the host.
+            where = drawn.sample_ids.split(counts), drawn.boxes.split(counts)
+            given = (tensor.split(counts) for tensor in (self.labels_device[sample_ids], sample_ids, crop, flip))
+            for ids, boxes, *rest in zip(*where, *given, strict=True):
+                yield Batch(self._cut(ids, boxes), *rest)
 
     def _cut(self, sample_ids: Tensor, boxes: Tensor) -> Tensor:
-        images = RaggedImages(self.pixels, self.offsets_device[sample_ids], self.sizes_device[sample_ids])
+        images = RaggedImages(self.pixels, self.offsets[sample_ids], self.sizes[sample_ids])
         return resize_crops(images, boxes, self.plan.size, interpolation=self.plan.resample)
 
     def _to_device(self, tensor: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastlg.batch import Batch, Views
 from fastlg.data.mixing import Mix, Mixer, mix_images, mix_targets
-from fastlg_kernels.augment import normalise, parse_rand_augment, rand_augment, random_erasing, resize_crops
+from fastlg_kernels.augment import normalise, parse_rand_augment, resize_crops
 from fastlg_kernels.rng import sample_seeds
-from fastlg_kernels.views import train_views
+from fastlg_kernels.views import ViewDraw, draw_views, teacher_view, train_views
 
 
 class ViewMaker:
@@ -31,6 +30,8 @@ class ViewMaker:
         teacher_source: "student": the teacher sees the finished student view, as in the reference. "source": it sees
             the same crop and flip without RandAugment and erasing, reduced with antialias.
         mixer, num_classes: mixup and CutMix, which both views share and ``Views.targets`` tells; None for none.
+        samples: length of the training store. All its draws are then made once per epoch and kept on the device (about
+            50 bytes a sample), and a batch takes its rows; None draws for every batch anew. The views are the same.
 
     Raises:
         ValueError: a spec or option that does not exist, on the first call at the latest.
@@ -50,6 +51,7 @@ class ViewMaker:
         teacher_source: str = "student",
         mixer: Mixer | None = None,
         num_classes: int = 0,
+        samples: int | None = None,
     ):
         if teacher_source not in ("student", "source"):
             raise ValueError(f"teacher_source={teacher_source!r}; choose student or source")
@@ -57,82 +59,75 @@ class ViewMaker:
         self.rand_augment = parse_rand_augment(rand_augment) if rand_augment else None
         self.erase = erase
         self.mean, self.std = tuple(mean), tuple(std)
-        self.fill = tuple(min(255, round(255 * value)) for value in mean)  # timm's img_mean
         self.seed = seed
         self.interpolation = interpolation
         self.dtype = dtype
         self.teacher_source = teacher_source
         self.mixer, self.num_classes = mixer, num_classes
+        self.samples = samples
+        self._kept: tuple[tuple, ViewDraw, Mix | None] | None = None  # what the draws are of; those of all samples
 
     def __call__(self, batch: Batch, epoch: int, train: bool = True) -> Views:
         """Views of ``batch`` on its device; with ``train=False`` the pixels are only normalised."""
-        is_mixed = train and self.mixer is not None and self.mixer.active
-        if train and not is_mixed and self.teacher_source == "student" and self.interpolation == "bicubic":
-            return self._fused(batch, epoch)
-        student = self._student(batch, epoch) if train else self._normalise(batch.images, None)
-        mix, targets = None, batch.labels
-        if is_mixed:
-            mix = self.mixer.draw(batch.sample_ids, epoch, student.shape[-1])
-            targets = mix_targets(batch.labels, mix, self.num_classes)
-            student = mix_images(student, mix)
-        return Views(student, self._teacher(batch, student, mix, train), targets, batch.crop, batch.flip)
+        targets, mix = batch.labels, None
+        if train:
+            draw, mix = self._draw(batch, epoch)
+            is_cut = self.teacher_source == "student" and mix is None  # the teacher's view, in the same pass
+            student, teacher = self._augmented(batch, draw, self.teacher_size if is_cut else None)
+            if mix is not None:
+                targets = mix_targets(batch.labels, mix, self.num_classes)
+                student = mix_images(student, mix)
+        else:
+            student, teacher = self._normalise(batch.images, None), None
+        if self.teacher_size is None:
+            teacher = student.new_empty(len(student), 3, 0, 0)
+        elif self.teacher_source == "source":
+            teacher = self._source(batch, batch.flip if train else None)
+            teacher = teacher if mix is None else mix_images(teacher, mix)
+        elif teacher is None:
+            teacher = teacher_view(student, self.teacher_size)
+        return Views(student, teacher, targets, batch.crop, batch.flip)
 
-    def _fused(self, batch: Batch, epoch: int) -> Views:
-        """The common case in one call, which on a GPU makes both views in one pass over memory."""
-        student, teacher = train_views(
+    def _augmented(self, batch: Batch, draw: ViewDraw, teacher_size: int | None) -> tuple[Tensor, Tensor | None]:
+        return train_views(
             batch.images,
-            sample_seeds(self.seed, epoch, batch.sample_ids, "rand_augment"),
-            sample_seeds(self.seed, epoch, batch.sample_ids, "erase"),
+            None,
+            None,
             self.mean,
             self.std,
             flip=batch.flip,
-            spec=self.rand_augment,
-            erase=self.erase,
-            teacher_size=self.teacher_size,
+            draw=draw,
+            resample=self.interpolation,
+            teacher_size=teacher_size,
             dtype=self.dtype,
         )
-        if teacher is None:
-            teacher = student.new_empty(len(student), 3, 0, 0)
-        return Views(student, teacher, batch.labels, batch.crop, batch.flip)
 
-    def _student(self, batch: Batch, epoch: int) -> Tensor:
-        if self.rand_augment is None:
-            student = self._normalise(batch.images, batch.flip)
-        else:
-            images = torch.where(batch.flip[:, None, None, None], batch.images.flip(2), batch.images)
-            seeds = sample_seeds(self.seed, epoch, batch.sample_ids, "rand_augment")
-            images = rand_augment(images, seeds, spec=self.rand_augment, resample=self.interpolation, fill=self.fill)
-            student = self._normalise(images, None)
-        if self.erase > 0:
-            seeds = sample_seeds(self.seed, epoch, batch.sample_ids, "erase")
-            student = random_erasing(student, seeds, probability=self.erase)
-        return student
+    def _draw(self, batch: Batch, epoch: int) -> tuple[ViewDraw, Mix | None]:
+        """The batch's draws: rows of the epoch's where these are kept."""
+        size, device = tuple(batch.images.shape[1:3]), batch.images.device
+        ids = batch.sample_ids.to(device)
+        if self.samples is None:
+            return self._drawn(ids, epoch, size)
+        # A CUDA stream of its own for each: memory that one stream let go may be written by it while others still read.
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        facts = (epoch, size, device, stream)
+        if self._kept is None or self._kept[0] != facts:
+            self._kept = None  # so that two epochs' draws never lie side by side
+            self._kept = facts, *self._drawn(torch.arange(self.samples, device=device), epoch, size)
+        return tuple(None if drawn is None else drawn.rows(ids) for drawn in self._kept[1:])
 
-    def _teacher(self, batch: Batch, student: Tensor, mix: Mix | None, train: bool) -> Tensor:
-        if self.teacher_size is None:
-            return student.new_empty(len(student), 3, 0, 0)
-        if self.teacher_source == "student":
-            return teacher_view(student, self.teacher_size)
+    def _drawn(self, sample_ids: Tensor, epoch: int, size: tuple[int, int]) -> tuple[ViewDraw, Mix | None]:
+        seeds = (sample_seeds(self.seed, epoch, sample_ids, purpose) for purpose in ("rand_augment", "erase"))
+        draw = draw_views(*seeds, size, spec=self.rand_augment, erase=self.erase)
+        is_mixed = self.mixer is not None and self.mixer.active
+        return draw, self.mixer.draw(sample_ids, epoch, size[1]) if is_mixed else None
+
+    def _source(self, batch: Batch, flip: Tensor | None) -> Tensor:
+        """The unaugmented crop at the teacher's size, reduced with antialias."""
         height, width = batch.images.shape[1:3]
         boxes = torch.tensor([0, 0, height, width]).expand(len(batch.images), 4)
         images = resize_crops(batch.images, boxes, self.teacher_size, interpolation="bilinear")
-        images = self._normalise(images, batch.flip if train else None)
-        return images if mix is None else mix_images(images, mix)
+        return self._normalise(images, flip)
 
     def _normalise(self, images: Tensor, flip: Tensor | None) -> Tensor:
         return normalise(images, self.mean, self.std, flip=flip, dtype=self.dtype)
-
-
-def teacher_view(student: Tensor, size: int) -> Tensor:
-    """The finished student view [N, 3, S, S] reduced to [N, 3, size, size] as the reference does.
-
-    That is bilinear without antialias (align_corners=False): where S / size is odd, exactly every (S / size)-th pixel,
-    the middle one of its block (``x[..., 3::7, 3::7]`` for 224 -> 32). Equal sizes return ``student`` itself.
-    """
-    side = student.shape[-1]
-    if side == size:
-        return student
-    step, rest = divmod(side, size)
-    if rest == 0 and step % 2:
-        return student[..., step // 2 :: step, step // 2 :: step].contiguous()
-    return F.interpolate(student, size=(size, size), mode="bilinear", align_corners=False)

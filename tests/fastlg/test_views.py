@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from launches import counted
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from fastlg.batch import Batch
+from fastlg.data.crops import epoch_order
 from fastlg.data.loaders import make_loader
+from fastlg.data.mixing import Mixer
 from fastlg.data.prepare import open_store, prepare
-from fastlg.data.views import ViewMaker, teacher_view
+from fastlg.data.views import ViewMaker
 from fastlg.data.views_sheet import contact_sheet
+from fastlg_kernels import RaggedImages, normalise, rand_augment, random_erasing, resize_crops, teacher_view
 from fastlg_kernels.augment import apply_op, draw_rand_augment
 from fastlg_kernels.rand_augment import OP_NAMES
 from fastlg_kernels.rng import sample_seeds
@@ -179,14 +183,96 @@ def test_the_contact_sheet_shows_what_is_stored_cropped_and_seen(tmp_path):
 
 
 @pytest.mark.parametrize("teacher_size", [None, 4, 9, 28])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("settings", [{}, {"rand_augment": None}, {"erase": 0.0}, {"rand_augment": None, "erase": 0.0}])
-def test_the_fused_call_gives_the_bits_of_its_parts(teacher_size, settings):
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randint(0, 256, (9, 28, 28, 3), dtype=torch.uint8, generator=generator)
-    ids = torch.arange(9) + 100
-    batch = Batch(images, torch.zeros(9, dtype=torch.int64), ids, torch.zeros(9, 4), ids % 2 == 0)
-    maker = ViewMaker(teacher_size=teacher_size, seed=5, **settings)
-    fused = maker._fused(batch, 3)
-    student = maker._student(batch, 3)
-    assert torch.equal(fused.student, student)
-    assert torch.equal(fused.teacher, maker._teacher(batch, student, None, True))
+def test_training_views_are_timms_chain_of_the_public_parts(teacher_size, interpolation, settings):
+    given = batch(count=9)
+    views = ViewMaker(teacher_size=teacher_size, seed=5, interpolation=interpolation, **settings)(given, 3)
+    expected = torch.where(given.flip[:, None, None, None], given.images.flip(2), given.images)
+    seeds = {name: sample_seeds(5, 3, given.sample_ids, name) for name in ("rand_augment", "erase")}
+    if "rand_augment" not in settings:
+        expected = rand_augment(expected, seeds["rand_augment"], resample=interpolation)
+    expected = normalise(expected, MEAN, STD)
+    expected = random_erasing(expected, seeds["erase"], probability=settings.get("erase", 0.25))
+    assert torch.equal(views.student, expected)
+    if teacher_size is not None:
+        truth = F.interpolate(expected, size=(teacher_size,) * 2, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(views.teacher, truth, rtol=1e-6, atol=1e-6)
+
+
+KEPT = {
+    "one pass": {"teacher_size": 4},
+    "source": {"teacher_size": 8, "teacher_source": "source", "interpolation": "bilinear"},
+    "weighted": {"rand_augment": "rand-m9-n3-mstd1-tweights", "dtype": torch.bfloat16},
+    "plain": {"rand_augment": None, "erase": 0.0},
+    "mixed": {"mixer": Mixer(mixup=0.8, cutmix=1.0, probability=0.7, switch=0.5, seed=5), "num_classes": 40},
+}
+
+
+@pytest.mark.parametrize("options", KEPT.values(), ids=KEPT)
+def test_draws_kept_for_an_epoch_give_the_bits_of_draws_made_per_batch(options):
+    """Batches of any order and length, epochs forth and back, a start amid an epoch, another size, two ranks' ids."""
+    store = batch(count=40, size=28)._replace(sample_ids=torch.arange(40))
+    small = batch(count=40, size=20)._replace(sample_ids=torch.arange(40))
+    settings = {"teacher_size": 4, "seed": 5, "erase": 0.5, **options}
+    kept, resumed, anew = ViewMaker(**settings, samples=40), ViewMaker(**settings, samples=40), ViewMaker(**settings)
+    order = epoch_order(5, 1, 40)
+    steps = [(0, store, slice(0, 8)), (0, store, slice(8, 13)), (1, store, order[:7]), (1, store, order[32:])]
+    steps += [(1, store, order[0:20:2]), (1, store, order[1:20:2]), (1, small, order[:7]), (0, store, slice(39, 40))]
+    seen = set()
+    for epoch, images, index in steps:
+        given = rows(images, index)
+        expected, makers = anew(given, epoch), [kept, resumed] if epoch == 1 else [kept]
+        for views in (maker(given, epoch) for maker in makers):
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(views, expected, strict=True))
+        seen.add(expected.student[0].float().mean().item())
+    assert len(seen) > 3
+
+
+def test_a_sample_beyond_the_store_is_no_other_samples_view():
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        maker(samples=3)(batch(count=6), epoch=0)
+
+
+# Two layers of RandAugment are 7 kernels: the affine maps, and per layer the tables and two passes. The samples' rows
+# of five columns are 5 launches, and what each layer is to do 7 more: the mask and its inverse, the operations, their
+# two kinds, how many came before. Resizing is 3 kernels and 5 small copies to the device.
+AUGMENT, RESIZE = 7 + 5 + 7, 3 + 5
+# Rows of two columns; 16 for the images (where the rectangle lies, what is kept, the sum), 8 for the probabilities.
+MIXING = 2 + 16 + 8
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({}, AUGMENT),
+        ({"interpolation": "bilinear", "dtype": torch.bfloat16}, AUGMENT),
+        ({"teacher_source": "source"}, AUGMENT + RESIZE + 3),
+        ({"rand_augment": None, "erase": 0.0}, 5 + 3),
+        ({"mixer": KEPT["mixed"]["mixer"], "num_classes": 40}, AUGMENT + MIXING),
+    ],
+    ids=["one pass", "bilinear", "source", "plain", "mixed"],
+)
+def test_a_batch_of_an_epoch_is_a_bounded_number_of_launches(options, bound):
+    """The host starts each: a batch that takes hundreds waits for the host, whatever its size."""
+    pytest.importorskip("triton")
+    meta = {"device": torch.device("meta")}
+    images, ids = torch.empty(16, 224, 224, 3, dtype=torch.uint8, **meta), torch.empty(16, dtype=torch.int64, **meta)
+    given = Batch(images, ids, ids, torch.empty(16, 4, **meta), torch.empty(16, dtype=torch.bool, **meta))
+    views = ViewMaker(teacher_size=32, **options, samples=1000)
+    with counted() as launches:
+        for epoch in (0, 1):
+            views(given, epoch)
+            for _ in range(2):
+                launches.counts.clear()
+                views(given, epoch)
+                assert 0 < launches.total <= bound, launches.counts
+
+
+def test_cutting_a_batch_from_the_store_is_a_bounded_number_of_launches():
+    pytest.importorskip("triton")
+    pixels, sizes = torch.empty(10**6, dtype=torch.uint8, device="meta"), torch.full((16, 2), 32)
+    ragged = RaggedImages(pixels, torch.arange(16) * 3072, sizes)
+    with counted() as launches:
+        resize_crops(ragged, torch.cat((torch.zeros_like(sizes), sizes), dim=1), 224)
+    assert 0 < launches.total <= RESIZE, launches.counts

@@ -70,7 +70,7 @@ def record(monkeypatch, thorough: bool = True) -> list[Launch]:
     seeds = torch.empty(count, dtype=torch.int64, device=device)
     numbers = torch.empty(count, 2, dtype=torch.int64, device=device)
     draw = RandAugmentDraw(numbers, numbers > 0, numbers.to(torch.float64), False)
-    erasing = augment_triton.Erasing(torch.empty(count, 1, 4, dtype=torch.int64, device=device), seeds, "pixel")
+    erasing = augment_triton.Erasing(torch.empty(count, 1, 4, dtype=torch.int32, device=device), seeds, "pixel")
     normal = ((0.5,) * 3, (0.2,) * 3)
     for dtype, resample in ((torch.bfloat16, "bicubic"), (torch.float32, "bilinear"))[: 1 + thorough]:
         augment_triton.train_views(images, None, draw, normal, erasing, 32, dtype, resample, (124, 116, 104))

@@ -8,7 +8,7 @@ from augment_images import images_of
 from test_augment_ops import GEOMETRIC, VALUES
 from test_augment_resize import random_boxes
 
-from fastlg_kernels import apply_op, rand_augment, random_erasing, resize_crops, sample_seeds, train_views
+from fastlg_kernels import apply_op, draw_views, rand_augment, random_erasing, resize_crops, sample_seeds, train_views
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,13 +53,17 @@ def test_a_training_batch_equals_the_cpus_and_does_not_synchronise():
     inputs = [part.cuda() for part in (images, seeds, erase_seeds)]
     options = {"flip": flip.cuda(), "teacher_size": 32}
     train_views(*inputs, MEAN, STD, **options)
+    ids = ids.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
         views, teacher = train_views(*inputs, MEAN, STD, **options)
+        draw = draw_views(*inputs[1:], 224).rows(ids)
+        kept, kept_teacher = train_views(inputs[0], None, None, MEAN, STD, draw=draw, **options)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert ((views.cpu() - expected).abs() > 2e-3).float().mean() < 1e-4
     assert torch.equal(teacher, views[..., 3::7, 3::7])
+    assert torch.equal(kept, views) and torch.equal(kept_teacher, teacher)
     assert ((teacher.cpu() - expected_teacher).abs() > 2e-3).float().mean() < 1e-4
 
 

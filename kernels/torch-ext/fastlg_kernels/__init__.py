@@ -14,14 +14,16 @@ from .augment import (
 from .guidance import guidance_loss
 from .layers import GuidanceLoss, distillation_loss
 from .rng import sample_seeds
-from .views import train_views
+from .views import ViewDraw, draw_views, teacher_view, train_views
 
 __all__ = [
     "GuidanceLoss",
     "RaggedImages",
+    "ViewDraw",
     "apply_op",
     "distillation_loss",
     "draw_rand_augment",
+    "draw_views",
     "guidance_loss",
     "layers",
     "normalise",
@@ -30,5 +32,6 @@ __all__ = [
     "random_erasing",
     "resize_crops",
     "sample_seeds",
+    "teacher_view",
     "train_views",
 ]

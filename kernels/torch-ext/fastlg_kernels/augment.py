@@ -44,7 +44,8 @@ def resize_crops(
     Args:
         images: uint8 [N, H, W, 3], or `RaggedImages` for images of mixed sizes stored back to back.
         boxes: integer [N, 4]: y, x, height, width in pixels of the source image, inside it. Best left on the CPU also
-            when the images are on a GPU: their extremes are needed there, and their numbers are only checked there.
+            when the images are on a GPU, and so are offsets and sizes of `RaggedImages`: their extremes are needed
+            there, their numbers are only checked there, and counting there costs no launches.
         size: side of the output in pixels.
         interpolation: "bicubic" (a = -0.5) or "bilinear", both with antialiasing where the image shrinks.
         flip: bool [N]; True mirrors the result left to right.

@@ -117,7 +117,7 @@ def draw_erasing(
     ratio: tuple[float, float],
     count: int,
 ) -> Tensor:
-    """The rectangles to erase: int64 [N, count, 4] (top, left, height, width); height 0 where there is none.
+    """The rectangles to erase: int32 [N, count, 4] (top, left, height, width); height 0 where there is none.
 
     timm's rule (RandomErasing._erase): with the given chance an image loses 1..count rectangles, the area of each drawn
     uniformly and divided by their number, the log of the ratio drawn uniformly; ten attempts to fit strictly inside.
@@ -135,7 +135,7 @@ def draw_erasing(
     boxes = torch.stack((torch.floor(top * (height - h + 1)), torch.floor(left * (width - w + 1)), h, w), dim=-1)
     boxes = boxes.gather(2, attempt[..., None].expand(-1, -1, -1, 4)).squeeze(2)
     used = fits.any(-1) & (torch.arange(count, device=seeds.device) < rectangles[:, None])
-    return (boxes * used[..., None]).to(torch.int64)
+    return (boxes * used[..., None]).to(torch.int32)
 
 
 def erase(images: Tensor, rectangles: Tensor, seeds: Tensor, mode: str) -> Tensor:

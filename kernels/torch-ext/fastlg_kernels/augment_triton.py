@@ -33,7 +33,7 @@ _MODES = {"pixel": PIXEL_NOISE.value, "rand": CHANNEL_NOISE.value, "const": ZERO
 
 
 class Erasing(NamedTuple):
-    """Rectangles int64 [N, count, 4] (`augment_torch.draw_erasing`), seeds int64 [N], and the mode."""
+    """Rectangles int32 [N, count, 4] (`augment_torch.draw_erasing`), seeds int64 [N], and the mode."""
 
     rectangles: Tensor
     seeds: Tensor
@@ -118,14 +118,11 @@ def _run(
     if count == 0:
         return
     device = images.device
-    if draw is None:
-        nothing = torch.zeros(count, 1, dtype=torch.int64, device=device)
-        draw = RandAugmentDraw(nothing, nothing > 0, nothing.to(torch.float64), False)
-    layers = draw.op.shape[1]
-    kind, table_kind = (_kinds(device)[draw.op] * draw.applied[..., None]).unbind(-1)
-    applied = (draw.applied.to(torch.int32).cumsum(1, dtype=torch.int32) - draw.applied.to(torch.int32)).contiguous()
-    kind, table_kind, value = kind.contiguous(), table_kind.contiguous(), draw.value.contiguous()
-    flip = torch.zeros(count, dtype=torch.uint8, device=device) if flip is None else flip.to(device, torch.uint8)
+    applied, kind, table_kind, value = _steps(draw, count, device)
+    layers, blurs = kind.shape[1], draw is not None and draw.blurs
+    if flip is None:
+        flip = torch.zeros(count, dtype=torch.uint8, device=device)
+    flip = flip.to(device).contiguous().view(torch.uint8)
     first = torch.empty_like(images) if layers > 1 else images
     second = torch.empty_like(images) if layers > 2 else first
     tables = torch.empty(count, 3, 256, dtype=torch.uint8, device=device)
@@ -134,26 +131,39 @@ def _run(
     side = teacher.shape[-1] if view else 0
     step = height // side if side else 0
     maps = torch.empty(count, layers, 6, dtype=torch.float64, device=device)
-    maps_kernel[(count * layers,)](kind, value, maps, height, width, enable_fp_fusion=False)
+    if draw is not None:
+        maps_kernel[(count * layers,)](kind, value, maps, height, width, enable_fp_fusion=False)
     places = (images, first, second)
-    blurred = [torch.empty_like(images) for _ in range(2)] if draw.blurs else [images]
-    box = box_weights(value.flatten()).view(count, layers, 3) if draw.blurs else None
+    blurred = [torch.empty_like(images) for _ in range(2)] if blurs else [images]
+    box = box_weights(value.flatten()).view(count, layers, 3) if blurs else None
     for layer in range(layers):
-        tables_kernel[(count, 3)](
-            *places, applied, table_kind, value, tables, layers, layer, height * width, _TABLE_BLOCK,
-            enable_fp_fusion=False,
-        )  # fmt: skip
-        if draw.blurs:
+        if draw is not None:
+            tables_kernel[(count, 3)](
+                *places, applied, table_kind, value, tables, layers, layer, height * width, _TABLE_BLOCK,
+                enable_fp_fusion=False,
+            )  # fmt: skip
+        if blurs:
             _blur(places, flip, applied, kind, box, blurred, layer)
         last = layer == layers - 1
-        for geometric, block in ((False, _BLOCK), (True, _GEOMETRIC_BLOCK)):
+        for geometric, block in ((False, _BLOCK), (True, _GEOMETRIC_BLOCK))[: 1 if draw is None else 2]:
             launched = target if last else TO_SCRATCH.value
             layer_kernel[(count * triton.cdiv(height * width, block),)](
                 *places, flip, applied, kind, value, tables, maps, blurred[-1], out, teacher, norm, erasing.rectangles,
-                erasing.seeds, layers, layer, height, width, side, *fill, geometric, draw.blurs and not geometric,
+                erasing.seeds, layers, layer, height, width, side, *fill, geometric, blurs and not geometric,
                 launched, resample == "bicubic", step if last else 0, erasing.rectangles.shape[1] if last else 0,
                 _MODES[erasing.mode], NOISE_OFFSET, block, enable_fp_fusion=False,
             )  # fmt: skip
+
+
+def _steps(draw: RandAugmentDraw | None, count: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What the layers are to do, [N, layers] each: operations before, kind, kind of table (int32), value (float64)."""
+    if draw is None:
+        nothing = torch.zeros(count, 1, dtype=torch.int32, device=device)
+        return nothing, nothing, nothing, torch.zeros(count, 1, dtype=torch.float64, device=device)
+    flags = draw.applied.to(torch.int32)
+    rows = draw.op.masked_fill(draw.applied.logical_not(), len(OP_NAMES)).flatten()
+    kind, table_kind = (kinds.index_select(0, rows).view_as(flags) for kinds in _kinds(device))
+    return flags.cumsum(1, dtype=torch.int32) - flags, kind, table_kind, draw.value.contiguous()
 
 
 def _blur(
@@ -176,10 +186,11 @@ def _blur(
 
 
 @lru_cache(maxsize=16)
-def _kinds(device: torch.device) -> Tensor:
-    """int32 [operations, 2]: the two kinds of each of OP_NAMES."""
+def _kinds(device: torch.device) -> tuple[Tensor, Tensor]:
+    """int32 [operations + 1] twice: the two kinds of each of OP_NAMES, and of an operation that is not applied."""
     plain = [name.removesuffix("Increasing").removesuffix("Original") for name in OP_NAMES]
-    return torch.tensor([_KINDS[name] for name in plain], dtype=torch.int32, device=device)
+    kinds = zip(*(_KINDS[name] for name in plain), strict=True)
+    return tuple(torch.tensor([*column, 0], dtype=torch.int32, device=device) for column in kinds)
 
 
 @lru_cache(maxsize=8)

@@ -16,7 +16,7 @@ class RaggedImages(NamedTuple):
     Attributes:
         data: uint8 [bytes], RGB pixels of every stored image in row-major HWC order.
         offsets: int64 [N], first byte of each image of the batch; any order, repeats allowed.
-        sizes: int64 [N, 2], height and width of each image of the batch in pixels.
+        sizes: int64 [N, 2], height and width of each image of the batch in pixels; like offsets on any device.
     """
 
     data: Tensor

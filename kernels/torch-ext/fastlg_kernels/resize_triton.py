@@ -120,7 +120,11 @@ def second_pass_kernel(
 def resize_crops(
     images: Tensor | RaggedImages, boxes: Tensor, size: int, interpolation: str, flip: Tensor | None
 ) -> Tensor:
-    """As `resize_torch.resize_crops`. Boxes on the GPU cost a synchronisation: their extremes size the scratch."""
+    """As `resize_torch.resize_crops`. Boxes on the GPU cost a synchronisation: their extremes size the scratch.
+
+    Where each crop lies is counted on the CPU where boxes, offsets and sizes are there: on the GPU it is a launch for
+    every step.
+    """
     if isinstance(images, Tensor) and images.stride(3) != 1:
         images = images.contiguous()
     device = images.data.device
@@ -131,10 +135,14 @@ def resize_crops(
     extremes = torch.stack((torch.where(turned[:, None], boxes[:, 3:], boxes[:, 2:3]).amax(), boxes[:, 2:].amax()))
     lines_max, longest = extremes.tolist()
     taps = math.ceil(2 * SUPPORT_PX[interpolation] * max(1.0, longest / size))
-    boxes, turned = boxes.to(device, non_blocking=True), turned.to(device, non_blocking=True)
+    is_here = isinstance(images, Tensor) or images.offsets.device == images.sizes.device == boxes.device
+    if not is_here:
+        boxes, turned = boxes.to(device, non_blocking=True), turned.to(device, non_blocking=True)
     place, shape = _places(images, boxes, turned)
-    flip = torch.zeros_like(turned) if flip is None else flip.to(device, non_blocking=True)
-    start, coefficients = make_coefficients(shape.flip(1).t().contiguous(), size, taps, interpolation)
+    flip = torch.zeros_like(turned) if flip is None else flip.contiguous()
+    numbers = (place, shape, shape.flip(1).t().contiguous(), turned.view(torch.uint8), flip.view(torch.uint8))
+    place, shape, lengths, *flags = (part.to(device, non_blocking=True) for part in numbers)
+    start, coefficients = make_coefficients(lengths, size, taps, interpolation)
     scratch = torch.empty(len(boxes), lines_max, size, 3, dtype=torch.uint8, device=device)
     tail = (lines_max, taps, size, COEFFICIENT_BITS, _BLOCK)
     grid = (len(boxes), triton.cdiv(lines_max * size * 3, _BLOCK))
@@ -142,7 +150,6 @@ def resize_crops(
         images.data, place, shape, start[0], coefficients[0], scratch, *tail, enable_fp_fusion=False
     )
     grid = (len(boxes), triton.cdiv(size * size * 3, _BLOCK))
-    flags = (turned.to(torch.uint8), flip.to(torch.uint8))
     second_pass_kernel[grid](scratch, shape, *flags, start[1], coefficients[1], out, *tail, enable_fp_fusion=False)
     return out
 
@@ -163,7 +170,7 @@ def _places(images: Tensor | RaggedImages, boxes: Tensor, turned: Tensor) -> tup
     """Where each crop lies: int64 [N, 3] (first byte, bytes per line and pixel), int32 [N, 2] (lines, pixels)."""
     y, x, height, width = boxes.unbind(1)
     if isinstance(images, RaggedImages):
-        first, row_bytes, pixel_bytes = images.offsets, images.sizes[:, 1] * 3, 3
+        first, row_bytes, pixel_bytes = images.offsets.to(boxes.device), images.sizes[:, 1].to(boxes.device) * 3, 3
     else:
         first = torch.arange(len(boxes), device=boxes.device) * images.stride(0)
         row_bytes, pixel_bytes = images.stride(1), images.stride(2)
