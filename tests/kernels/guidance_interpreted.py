@@ -5,13 +5,17 @@ Run by test_guidance_triton.py in a process of its own: TRITON_INTERPRET must be
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from guidance_truth import GOLDEN_CASES, draw, golden_inputs, golden_token_grad, relative, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlg_kernels import guidance_configs, guidance_loss, guidance_op, guidance_triton
+from fastlg_kernels.guidance_triton_parts import rounded
 
 FLAT = [((14, 14), 24, 10, (8, 8)), ((5, 4), 70, 20, (5, 4)), ((9, 11), 3, 1, (9, 2)), ((33, 2), 130, 70, (1, 1))]
 WINDOWS = [
@@ -218,6 +222,75 @@ def test_opcheck():
     weights = [weight.detach() for weight in inputs.weights]
     backward = (torch.tensor(-0.5), residuals, weights, param_grads, layouts, [0.01, 0.02], "triton", False)
     torch.library.opcheck(guidance_op.guidance_backward, backward, test_utils=utilities)
+
+
+@triton.jit
+def rounding_kernel(given_ptr, out_ptr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    tl.store(out_ptr + place, rounded(tl.load(given_ptr + place), PRECISION))
+
+
+def run_rounding(given: torch.Tensor, precision: str) -> torch.Tensor:
+    out = torch.empty_like(given)
+    rounding_kernel[(1,)](given, out, precision, len(given))
+    return out
+
+
+def nearest_of_ten_bits(values: torch.Tensor) -> torch.Tensor:
+    """In float64, ties away from zero; below the normal numbers the steps stay as long as there."""
+    exact = values.double()
+    _, exponent = torch.frexp(exact)
+    step = torch.ldexp(torch.ones_like(exact), exponent.clamp(min=-125) - 11)
+    return ((exact.abs() / step + 0.5).floor() * step).copysign(exact).float()
+
+
+def test_operands_of_tf32_products_are_rounded_to_nearest():
+    bits = torch.randint(-(2**31), 2**31, (2048,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    ties = torch.cat([(bits & -0x2000) | low for low in (0, 0xFFF, 0x1000, 0x1001, 0x1FFF)])
+    denormals = bits & -0x7F800001
+    edges = torch.tensor(
+        [0, 1, 0xFFF, 0x1000, 0x7FFFFF, 0x800000, 0x7F7FEFFF, 0x7F7FF000, 0x7F7FFFFF], dtype=torch.int32
+    )
+    given = torch.cat((bits, ties, denormals, edges, edges | -(2**31))).view(torch.float32)
+    given = given[given.isfinite()]
+    given = torch.nn.functional.pad(given, (0, 2**14 - len(given)))
+    ours = run_rounding(given, "tf32")
+    assert torch.equal(ours.view(torch.int32), nearest_of_ten_bits(given).view(torch.int32))
+    assert torch.equal(run_rounding(given, "tf32x3"), given)
+    half = torch.randn(64).half()
+    assert torch.equal(run_rounding(half, "tf32"), half)
+
+
+def test_rounding_leaves_infinity_and_every_nan_what_they_are():
+    infinity, nans = 0x7F800000, [0x7F800001, 0x7F801000, 0x7FC00000, 0x7FFFEFFF, 0x7FFFF000, 0x7FFFFFFF]
+    given = torch.tensor([infinity, *nans, 0], dtype=torch.int32)
+    given = torch.cat((given, given | -(2**31)))
+    assert torch.equal(run_rounding(given.view(torch.float32), "tf32").view(torch.int32), given)
+
+
+def cutting_tensor_cores(monkeypatch):
+    """Products as the hardware makes them: of TF32 operands, all but ten bits of every mantissa cut off."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    whole = InterpreterBuilder.create_dot
+
+    def cut(handle):
+        return TensorHandle((handle.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), handle.dtype)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", lambda self, a, b, *rest: whole(self, cut(a), cut(b), *rest))
+
+
+def test_gradients_are_not_too_small_on_tensor_cores_that_cut_operands(monkeypatch, family):
+    """Up to five products one after another: cut operands would take 0.1 to 0.3 % off every gradient."""
+    cutting_tensor_cores(monkeypatch)
+    monkeypatch.setattr(guidance_op, "allows_tf32", lambda _: True)
+    inputs = draw(3, [*FLAT[:2], WINDOWS[0], WINDOWS[3], PACKED[0], TILED[1], ((5, 5), 130, 70, (9, 9))], prefix=1)
+    expected, expected_grads = truth(inputs)
+    loss = guidance_loss(*inputs[:4], grids=inputs.grids, impl="triton")
+    assert loss.item() == pytest.approx(expected, rel=5e-4)
+    for ours, correct in zip(torch.autograd.grad(loss, inputs.leaves()), expected_grads, strict=True):
+        share = (ours.double() * correct).sum() / correct.square().sum()
+        assert relative(ours, correct) < 1e-3 and abs(share - 1) < 6e-4
 
 
 def test_half_precision_is_refused_by_the_interpreter():

@@ -88,7 +88,7 @@ def test_tf32_where_the_caller_allows_it(case):
         loss, grads = run(inputs, -3.0, impl="triton")
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    # tensor cores cut float32 off after ten bits, in up to five products one after another
+    # ten bits of every operand, in up to five products one after another
     assert loss.item() == pytest.approx(expected, rel=5e-3)
     assert max(relative(a, b) for a, b in zip(grads, expected_grads, strict=True)) < 1e-2
 

@@ -25,6 +25,7 @@ from .guidance_triton_parts import (
     positions,
     project,
     resized,
+    rounded,
     source_centre,
     store_weight_grad,
     widened,
@@ -48,7 +49,7 @@ def flat_kernel(
     loss, bias_sum = 0.0, tl.zeros([BD], tl.float32)
     if FUSED:
         sums = zero_sums(BC, BD, CHUNKS)
-        blocks = load_weights(weights, d, students.dtype.element_ty, C, D, BC, CHUNKS)
+        blocks = load_weights(weights, d, students.dtype.element_ty, C, D, BC, CHUNKS, PRECISION)
     bias = tl.load(biases + d, mask=d < D, other=0.0).to(tl.float32)
     first = program * tiles_per_program
     last = tl.minimum(first + tiles_per_program, tl.cdiv(rows, BT))
@@ -76,7 +77,8 @@ def flat_kernel(
             tokens = ()
             for chunk in tl.static_range(CHUNKS):
                 c = chunk * BC + tl.arange(0, BC)
-                tokens = tokens + (load_tokens(source, offsets, live, stride_sc, c, C, WIDE),)
+                token = load_tokens(source, offsets, live, stride_sc, c, C, WIDE)
+                tokens = tokens + (rounded(token, PRECISION),)
                 residual = tl.dot(tokens[chunk], blocks[chunk], residual, input_precision=PRECISION)
         else:
             residual = project(residual, source, weights, offsets, live, stride_sc, d, C, D, BC, PRECISION, WIDE)
@@ -90,7 +92,7 @@ def flat_kernel(
             out = residuals + first_row * D
             tl.store(out + tl.arange(0, BT)[:, None] * D + d[None, :], residual, mask=mask)
         if FUSED:
-            added = ()
+            added, residual = (), rounded(residual, PRECISION)
             for chunk in tl.static_range(CHUNKS):
                 added = added + (tl.dot(tl.trans(tokens[chunk]), residual, sums[chunk], input_precision=PRECISION),)
             sums = added
@@ -156,7 +158,7 @@ def window_kernel(
     same_y = (big_y // (BH // PACK))[:, None] == (side // SUB)[None, :]
     same_x = (big_x // (BW // PACK))[:, None] == (side // SUB)[None, :]
     big_sample = (big_y // (BH // PACK))[None, :] * PACK + (big_x // (BW // PACK))[:, None]  # [BW, BH]
-    blocks = load_weights(weights, d, students.dtype.element_ty, C, D, BC, CHUNKS)
+    blocks = load_weights(weights, d, students.dtype.element_ty, C, D, BC, CHUNKS, PRECISION)
     bias = tl.load(biases + d, mask=d < D, other=0.0).to(tl.float32)
 
     first = program * tiles_per_program
@@ -174,11 +176,14 @@ def window_kernel(
             tokens = ()
             for chunk in tl.static_range(CHUNKS):
                 c = chunk * BC + tl.arange(0, BC)
-                tokens = tokens + (load_tokens(source, offsets, live, stride_sc, c, C, WIDE),)
+                token = load_tokens(source, offsets, live, stride_sc, c, C, WIDE)
+                tokens = tokens + (rounded(token, PRECISION),)
                 projected = tl.dot(tokens[chunk], blocks[chunk], projected, input_precision=PRECISION)
         else:
             projected = project(projected, source, weights, offsets, live, stride_sc, d, C, D, BC, PRECISION, WIDE)
         projected = tl.reshape(projected, [S, S * BD])
+        if HS < H:
+            projected = rounded(projected, PRECISION)
 
         gathered = tl.zeros([S, S * BD], tl.float32)
         low_y, high_y = _span(own_y, OWN_Y, HS, H)
@@ -191,17 +196,21 @@ def window_kernel(
             if HS < H:
                 inner_y = own_y - HALO_Y + side % SUB
                 up_y = tl.where(same_y, bilinear_weights(out_y[:, None], inner_y[None, :], HS, H), 0.0)
+                up_y = rounded(up_y, PRECISION)
                 stretched = tl.dot(up_y, projected, input_precision=PRECISION)
             else:
                 stretched = projected
             stretched = tl.permute(tl.reshape(stretched, [BH, S, BD]), [1, 0, 2])
             stretched = tl.reshape(stretched, [S, BH * BD])
+            if WS < W:
+                stretched = rounded(stretched, PRECISION)
             shrunk = tl.zeros([S, BH * BD], tl.float32)
             for start_x in range(low_x, high_x, BW):
                 out_x = start_x + big_x % (BW // PACK)
                 if WS < W:
                     inner_x = own_x - HALO_X + side % SUB
                     up_x = tl.where(same_x, bilinear_weights(out_x[:, None], inner_x[None, :], WS, W), 0.0)
+                    up_x = rounded(up_x, PRECISION)
                     residual = tl.dot(up_x, stretched, input_precision=PRECISION)
                 else:
                     residual = stretched
@@ -216,12 +225,14 @@ def window_kernel(
                 loss += tl.sum(tl.where(counts[:, :, None], residual * residual, 0.0))
                 residual = tl.reshape(residual, [BW, BH * BD])
                 if WS < W:
+                    residual = rounded(residual, PRECISION)
                     shrunk = tl.dot(tl.trans(up_x), residual, shrunk, input_precision=PRECISION)
                 else:
                     shrunk += residual
             shrunk = tl.permute(tl.reshape(shrunk, [S, BH, BD]), [1, 0, 2])
             shrunk = tl.reshape(shrunk, [BH, S * BD])
             if HS < H:
+                shrunk = rounded(shrunk, PRECISION)
                 gathered = tl.dot(tl.trans(up_y), shrunk, gathered, input_precision=PRECISION)
             else:
                 gathered += shrunk
@@ -238,7 +249,7 @@ def window_kernel(
             offset = (cell_sample * (HS * WS) + y * WS + x)[:, None] * D + d[None, :]
             tl.store(out + offset, gathered, mask=mask)
         if FUSED:
-            added = ()
+            added, gathered = (), rounded(gathered, PRECISION)
             for chunk in tl.static_range(CHUNKS):
                 added = added + (tl.dot(tl.trans(tokens[chunk]), gathered, sums[chunk], input_precision=PRECISION),)
             sums = added

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .guidance_triton_parts import load_tokens, positions
+from .guidance_triton_parts import load_tokens, positions, rounded
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_per_program", "partial_width", "grad_column"])
@@ -35,8 +35,9 @@ def weight_grad_kernel(
         token = load_tokens(students + first_sample * stride_sn, offsets, live, stride_sc, c, C, WIDE)
         at = residuals + first_row * D + (tl.arange(0, BT)[:, None] * D + d[None, :])
         residual = tl.load(at, mask=live[:, None] & (d < D)[None, :], other=0.0)
-        weight_sum = tl.dot(tl.trans(token), residual, weight_sum, input_precision=PRECISION)
         bias_sum += tl.sum(residual.to(tl.float32), 0)
+        token, residual = rounded(token, PRECISION), rounded(residual, PRECISION)
+        weight_sum = tl.dot(tl.trans(token), residual, weight_sum, input_precision=PRECISION)
     at = partials + (d[None, :] * C + c[:, None])
     tl.store(at, weight_sum * scale, mask=(d < D)[None, :] & (c < C)[:, None])
     if tl.program_id(0) == 0:
@@ -94,6 +95,7 @@ def token_grad_kernel(
             residual = tl.load(residuals + (source[:, None] * D + d[None, :]), mask=mask, other=0.0)
             mask = (d < D)[:, None] & (c < C)[None, :]
             weight = tl.load(weights + (d[:, None] * C + c[None, :]), mask=mask, other=0.0)
-            grad = tl.dot(residual, weight.to(residual.dtype), grad, input_precision=PRECISION)
+            residual, weight = rounded(residual, PRECISION), rounded(weight.to(residual.dtype), PRECISION)
+            grad = tl.dot(residual, weight, grad, input_precision=PRECISION)
         at = out + (sample * stride_n + token * stride_t)[:, None] + (c.to(tl.int64) * stride_c)[None, :]
         tl.store(at, (grad * factor).to(out.dtype.element_ty), mask=(row < rows)[:, None] & (c < C)[None, :])

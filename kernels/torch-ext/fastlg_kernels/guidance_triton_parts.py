@@ -1,4 +1,4 @@
-"""Pieces the guidance kernels share: bilinear weights, teacher maps, token tiles, weight-gradient sums.
+"""Pieces the guidance kernels share: bilinear weights, teacher maps, token tiles, weight-gradient sums, rounding.
 
 Resize weights have integer numerators over 2 * size, so each is one rounding away from exact.
 """
@@ -7,6 +7,19 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """``x`` as one operand of a TF32 product: float32 to the nearest value of ten bits, ties away from zero.
+
+    Tensor cores cut the other thirteen bits off, which makes every product of a chain too small. Infinity and NaN stay
+    what they are; other dtypes and other precisions pass through.
+    """
+    if PRECISION == "tf32" and x.dtype == tl.float32:
+        nearest = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        x = tl.where(tl.abs(x) < float("inf"), nearest.to(tl.float32, bitcast=True), x)
+    return x
 
 
 @triton.jit
@@ -56,14 +69,15 @@ def resized(
 
 @triton.jit
 def load_weights(
-    weights, d, dtype: tl.constexpr, C: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, CHUNKS: tl.constexpr
-):
+    weights, d, dtype: tl.constexpr, C: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, CHUNKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
     """Rows ``d`` [BD] of the projection in the tokens' dtype, transposed, one [BC, BD] block per chunk of channels."""
     blocks = ()
     for chunk in tl.static_range(CHUNKS):
         c = chunk * BC + tl.arange(0, BC)
         block = tl.load(weights + (d[None, :] * C + c[:, None]), mask=(d < D)[None, :] & (c < C)[:, None], other=0.0)
-        blocks = blocks + (block.to(dtype),)
+        blocks = blocks + (rounded(block.to(dtype), PRECISION),)
     return blocks
 
 
@@ -99,7 +113,8 @@ def project(
         c = start + tl.arange(0, BC)
         token = load_tokens(students, offsets, live, stride_c, c, C, WIDE)
         weight = tl.load(weights + (d[None, :] * C + c[:, None]), mask=(d < D)[None, :] & (c < C)[:, None], other=0.0)
-        projected = tl.dot(token, weight.to(token.dtype), projected, input_precision=PRECISION)
+        token, weight = rounded(token, PRECISION), rounded(weight.to(token.dtype), PRECISION)
+        projected = tl.dot(token, weight, projected, input_precision=PRECISION)
     return projected
 
 
