@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-KERNELS = "kernels/torch-ext/fastlg_kernels"
+KERNELS = "kernels/torch-ext"
 
 
 class BuildWithConfigs(build_py):
@@ -32,8 +32,7 @@ def read_version():
 
 setup(
     version=read_version(),
-    packages=find_packages(include=["fastlg", "fastlg.*"]) + ["fastlg_kernels"],
-    package_dir={"fastlg_kernels": KERNELS},
-    package_data={"fastlg_kernels": ["*.json"]},
+    packages=find_packages(include=["fastlg", "fastlg.*"]) + find_packages(KERNELS),
+    package_dir={"fastlg_kernels": f"{KERNELS}/fastlg_kernels"},
     cmdclass={"build_py": BuildWithConfigs},
 )

@@ -34,19 +34,19 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from fastlg.provenance import commit, device_name, versions
+from fastlg.files.provenance import commit, device_name, versions
 from fastlg_kernels import (
     apply_op,
     draw_rand_augment,
     normalise,
     parse_rand_augment,
-    rand_augment,
     random_erasing,
     resize_crops,
     sample_seeds,
     train_views,
 )
-from fastlg_kernels.rand_augment import LEVELS, OP_NAMES
+from fastlg_kernels.augment import rand_augment
+from fastlg_kernels.augment.rand_augment import LEVELS, OP_NAMES
 
 SPEC, MAGNITUDE, TEACHER = "rand-m9-mstd0.5-inc1", 9.0, 32
 MEAN, STD, FILL = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (124, 116, 104)

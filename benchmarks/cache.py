@@ -30,12 +30,12 @@ from pathlib import Path
 import torch
 
 from fastlg.assemble import Parts, Stores, assemble, open_stores
-from fastlg.cache import build, plan_cache
 from fastlg.config import Config, load_config
 from fastlg.engine.precision import autocast
+from fastlg.features import build, plan_cache
+from fastlg.files.provenance import commit, device_name, versions
 from fastlg.models.resnet_cifar import resnet56
-from fastlg.provenance import commit, device_name, versions
-from fastlg.teacher.cache import open_cache
+from fastlg.teacher.cache.read import open_cache
 
 CROPS = ["augment.crop_scale=[0.08,1]", "augment.crop_ratio=[0.75,1.333]"]
 VARIANTS = {

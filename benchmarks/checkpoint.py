@@ -5,8 +5,8 @@ from __future__ import annotations
 from harness import Bench, wall
 from ours import Ours, config_of
 
-from fastlg.run import Run
-from fastlg.signals import StopRequest
+from fastlg.ranks.stop import StopRequest
+from fastlg.run.run import Run
 
 
 def rows(bench: Bench) -> None:

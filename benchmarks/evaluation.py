@@ -1,4 +1,4 @@
-"""Evaluating DeiT-Ti on a test split: images/s of ``fastlg.evaluate`` as it runs after an epoch."""
+"""Evaluating DeiT-Ti on a test split: images/s of ``fastlg.run.evaluate`` as it runs after an epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness import Bench, wall
 from ours import Ours, config_of
 
 from fastlg.engine.precision import autocast
-from fastlg.evaluate import evaluate
+from fastlg.run.evaluate import evaluate
 
 
 def rows(bench: Bench) -> None:

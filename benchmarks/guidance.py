@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlg.provenance import commit, device_name, versions
+from fastlg.files.provenance import commit, device_name, versions
 from fastlg_kernels import guidance_loss
 
 # case -> (student grid, C, D, teacher grid) per pair; the teacher is ResNet-56 at 32 x 32

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from counting import Ceilings, Work
 
-from fastlg.provenance import commit, device_name, versions
+from fastlg.files.provenance import commit, device_name, versions
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastlg.data.prepare import prepare
+from fastlg.data.store.make import prepare
 
 CLASSES = 100
 

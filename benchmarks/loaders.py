@@ -40,18 +40,18 @@ import torch
 from reference_style import TransformedImages
 from torch.utils.data import DataLoader
 
-from fastlg.data.beton import find_beton
-from fastlg.data.decode import decode_image
-from fastlg.data.ffcv_store import write_beton
-from fastlg.data.loaders import make_loader
-from fastlg.data.plan import SamplePlan
-from fastlg.data.prepare import prepare
-from fastlg.data.sources import open_source
-from fastlg.data.store import Store, open_store
-from fastlg.data.torch_loader import TorchLoader
-from fastlg.data.views import ViewMaker
+from fastlg.data.loaders.choose import make_loader
+from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.loaders.torch import TorchLoader
+from fastlg.data.sources.choose import open_source
+from fastlg.data.store.beton_read import find_beton
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.decode import decode_image
+from fastlg.data.store.make import prepare
+from fastlg.data.store.store import Store, open_store
+from fastlg.data.views.make import ViewMaker
 from fastlg.errors import UserError
-from fastlg.provenance import commit, device_name, versions
+from fastlg.files.provenance import commit, device_name, versions
 
 SIZE, TEACHER_SIZE, BATCH = 224, 32, 128
 CASES = ("cifar100", "flowers17", "originals", "sizes", "two-views")

@@ -13,11 +13,11 @@ from images import make_store
 from torch import nn
 
 from fastlg.assemble import Stores, assemble, open_stores
-from fastlg.cache import find_features
 from fastlg.config import Config, load_config
 from fastlg.engine.precision import autocast
-from fastlg.metrics import Meter
+from fastlg.features import find_features
 from fastlg.models.resnet_cifar import resnet56
+from fastlg.run.metrics import Meter
 from fastlg.teacher.online import Guide
 from fastlg.train import batches
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastlg.assemble import new_model
 from fastlg.config import Config
-from fastlg.data.store import Store
+from fastlg.data.store.store import Store
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent
 

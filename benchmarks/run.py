@@ -27,7 +27,7 @@ from report import ROOT, compare, comparison_text, load, number, results_name, s
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fastlg import report
+from fastlg.run import report
 
 # Seconds of each benchmark: (CPU quick, CPU, GPU quick, GPU). 0 leaves it out of a run that names none. What comes
 # before switches fits into a whole run; the last two get the time that is left, or are said to be left out.

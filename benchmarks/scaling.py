@@ -31,7 +31,7 @@ from report import FORMAT, ROOT
 from scaling_model import Assumptions, all_rows
 from scaling_ranks import HALF, WHAT, Job, counted, on_paper, sent
 
-from fastlg import report
+from fastlg.run import report
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling-cpu.json"
 RANKS = 2

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastlg import ranks, report
+from fastlg import ranks
 from fastlg.config import load_config
 from fastlg.engine.precision import uses_cuda
-from fastlg.signals import StopRequest
+from fastlg.ranks.stop import StopRequest
+from fastlg.run import report
 
 HERE = Path(__file__).resolve().parent
 RUNNING = "teacher.norm_stats=running"

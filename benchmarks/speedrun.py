@@ -30,13 +30,13 @@ from harness import Stamp
 from report import ROOT
 
 from fastlg.assemble import open_stores
-from fastlg.checkpoint import LAST, load_checkpoint
 from fastlg.config import Config, load_config
 from fastlg.engine.precision import pick_device
 from fastlg.errors import RunError, UserError
-from fastlg.report import read_metrics, say
-from fastlg.signals import Stopped
-from fastlg.teacher_recipe import teacher_config
+from fastlg.ranks.stop import Stopped
+from fastlg.run.checkpoint import LAST, load_checkpoint
+from fastlg.run.report import read_metrics, say
+from fastlg.teacher.recipe import teacher_config
 from fastlg.train import train
 
 TARGET = 77.29  # % top-1 of guided DeiT-Ti after 100 epochs, in the paper

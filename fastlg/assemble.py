@@ -10,26 +10,26 @@ import torch
 from torch import nn
 
 from fastlg import ranks
-from fastlg.build_engine import check_engine, engine_kind, new_engine
 from fastlg.config import Config, OptimConfig
-from fastlg.data.loaders import make_loader
-from fastlg.data.mixing import Mixer
-from fastlg.data.plan import SamplePlan
-from fastlg.data.prepare import Store, find_or_prepare, open_store
-from fastlg.data.views import ViewMaker
+from fastlg.data.loaders.choose import make_loader
+from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.store.make import Store, find_or_prepare, open_store
+from fastlg.data.views.make import ViewMaker
+from fastlg.data.views.mixing import Mixer
+from fastlg.engine.build import check_engine, engine_kind, new_engine
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import Engine, share_batch
 from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
+from fastlg.files.verify import Digested
 from fastlg.models.build import build_model, is_cnn
 from fastlg.models.student import use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent, check_guidance
-from fastlg.report import say
-from fastlg.teacher.cache import CachedTeacher, FeatureCache
-from fastlg.teacher.cache_format import weights_digest
+from fastlg.run.report import say
+from fastlg.teacher.cache.format import weights_digest
+from fastlg.teacher.cache.read import CachedTeacher, FeatureCache
 from fastlg.teacher.online import OnlineTeacher
-from fastlg.verify import Digested
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
     labels      int64 [N]
     sample_ids  int64 [N]: row of the sample in its store, the key of all its randomness
     crop        float32 [N, 4]: y, x, h, w of the crop as fractions of the stored image
-    flip        bool [N]: the sample is to be mirrored (data/views.py does it)
+    flip        bool [N]: the sample is to be mirrored (data/views/make.py does it)
     """
 
     images: Tensor

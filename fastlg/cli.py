@@ -38,7 +38,7 @@ Which = Annotated[str, typer.Option(help="Which checkpoint: last or best.")]
 def of_all_commands(
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
-    """The deepspeed launcher gives its option before the command; its environment says the same (place.py)."""
+    """The deepspeed launcher gives its option before the command; its environment says the same (ranks/place.py)."""
 
 
 @app.command()
@@ -55,7 +55,7 @@ def train(
     loaded = load_config(config, overrides or [])
     _start_ranks(gpus, loaded)
 
-    from fastlg.report import say
+    from fastlg.run.report import say
     from fastlg.train import train as run
 
     summary = run(loaded, resume=resume, dry_run=dry_run)
@@ -79,7 +79,7 @@ def compare(
     loaded = load_config(config, overrides or [])
     _start_ranks(gpus, loaded)
 
-    from fastlg.compare import compare as run
+    from fastlg.commands.compare import compare as run
 
     run(loaded, dry_run=dry_run)
 
@@ -91,8 +91,8 @@ def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last")
     data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders.
     """
     from fastlg.config import parse_overrides
-    from fastlg.evaluate import evaluate_run
-    from fastlg.report import say
+    from fastlg.run.evaluate import evaluate_run
+    from fastlg.run.report import say
 
     result = evaluate_run(run, _checked(which), parse_overrides(overrides or []))
     say(
@@ -108,9 +108,9 @@ def export(
     which: Which = "last",
 ) -> None:
     """Write the bare student as safetensors that plain timm loads."""
-    from fastlg.evaluate import load_trained
-    from fastlg.export import expect_empty, export_student
-    from fastlg.report import say
+    from fastlg.commands.export import expect_empty, export_student
+    from fastlg.run.evaluate import load_trained
+    from fastlg.run.report import say
 
     expect_empty(out)
     config, model, class_names = load_trained(run, _checked(which))
@@ -134,8 +134,8 @@ def prepare(
     preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would see.")] = None,
 ) -> None:
     """Decode and check every image once and write the store that training reads."""
-    from fastlg.prepare import check_preview, preview_store
-    from fastlg.prepare import prepare as run
+    from fastlg.commands.prepare import check_preview, preview_store
+    from fastlg.commands.prepare import prepare as run
 
     if preview is not None:
         check_preview(preview)
@@ -150,8 +150,8 @@ def analyze(
     run: RunFolder, views: Annotated[bool, typer.Option("--views", help="Write RUN/views.png.")] = False
 ) -> None:
     """Look into a trained run: --views shows what its student and teacher saw."""
+    from fastlg.commands.prepare import preview_run
     from fastlg.errors import UserError
-    from fastlg.prepare import preview_run
 
     if not views:
         raise UserError("analyze needs to know what to look at; give --views")
@@ -178,7 +178,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure what this machine can do: needs a source checkout."""
-    from fastlg.bench import run_benchmarks
+    from fastlg.commands.bench import run_benchmarks
 
     flags = {"--quick": quick, "--profile": profile}
     paths = {"--compare": compare, "--readme": readme}
@@ -190,19 +190,19 @@ def bench(
 @app.command()
 def doctor() -> None:
     """Say what this machine offers fastlg, what is missing, and how to add it."""
-    from fastlg.doctor import report
+    from fastlg.commands.doctor import report
 
     report()
 
 
 def _start_ranks(gpus: int | None, config) -> None:
     """With ``--gpus`` this process only starts the ranks, which run this command again, and leaves as they do."""
-    from fastlg.place import drop_shell, expect_no_tasks, ignored, place
+    from fastlg.ranks.place import drop_shell, expect_no_tasks, ignored, place
 
     if os.environ.get("FASTLG_LAUNCHER"):
         return
     if note := ignored():
-        from fastlg.report import say
+        from fastlg.run.report import say
 
         say(f"ignored  {note}")
     if gpus is None:
@@ -211,7 +211,7 @@ def _start_ranks(gpus: int | None, config) -> None:
     expect_no_tasks()
     if place().world_size > 1:
         return
-    from fastlg.launch import check_count, launch
+    from fastlg.ranks.launch import check_count, launch
 
     check_count(gpus, config.engine.device)
     sys.exit(launch(gpus, sys.argv[1:]))
@@ -262,7 +262,7 @@ class _Say(logging.Handler):
         self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        from fastlg.report import say
+        from fastlg.run.report import say
 
         line = record.getMessage()
         if getattr(record, "once", False):
@@ -275,7 +275,7 @@ class _Say(logging.Handler):
 def _fail(line: str, status: int) -> None:
     """Before the ranks meet, all fail alike and rank 0 speaks; then ``joined`` lets through what is to be said."""
     from fastlg.errors import printable, shortened
-    from fastlg.place import is_first_by_environment
+    from fastlg.ranks.place import is_first_by_environment
 
     if _is_in_group() or is_first_by_environment():
         print(f"fastlg: {shortened(printable(line))}", file=sys.stderr)

@@ -10,8 +10,8 @@ from fastlg.batch import StepOutput
 from fastlg.config import GuidanceConfig
 from fastlg.errors import UserError
 from fastlg_kernels import GuidanceLoss, distillation_loss
-from fastlg_kernels.compact import compact_guidance
-from fastlg_kernels.guidance_op import triton_obstacle
+from fastlg_kernels.guidance.compact import compact_guidance
+from fastlg_kernels.guidance.op import triton_obstacle
 
 
 def check_guidance(config: GuidanceConfig, device: torch.device, dtype: torch.dtype) -> None:

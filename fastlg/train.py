@@ -11,20 +11,20 @@ from torch import nn
 from fastlg import ranks
 from fastlg.assemble import Parts, Stores, assemble, check_buildable, new_model, open_stores, say_plan
 from fastlg.batch import Batch, Views
-from fastlg.build_engine import rehearsed_engine
-from fastlg.cache import build_or_verify, expect_features, expect_writable, find_features, plan_cache
 from fastlg.config import Config
+from fastlg.engine.build import rehearsed_engine
 from fastlg.engine.precision import uses_cuda
 from fastlg.engine.prefetch import prefetched
 from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError
-from fastlg.metrics import Meter
-from fastlg.report import say
-from fastlg.run import Run
-from fastlg.run_folder import finished, refuse_unusable
-from fastlg.run_lock import run_lock
-from fastlg.signals import StopRequest
-from fastlg.teacher_recipe import load_teacher, teacher_config
+from fastlg.features import build_or_verify, expect_features, expect_writable, find_features, plan_cache
+from fastlg.ranks.stop import StopRequest
+from fastlg.run.folder import finished, refuse_unusable
+from fastlg.run.lock import run_lock
+from fastlg.run.metrics import Meter
+from fastlg.run.report import say
+from fastlg.run.run import Run
+from fastlg.teacher.recipe import load_teacher, teacher_config
 
 
 def train(config: Config, *, resume: str = "auto", dry_run: bool = False, waits: bool = False) -> dict:

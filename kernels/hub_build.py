@@ -32,8 +32,8 @@ def add_op_namespace_prefix(op_name: str) -> str:
 
 
 def source_files() -> list[Path]:
-    """What a variant holds: the package's sources and data, by name."""
-    return sorted(path for path in SOURCES.iterdir() if path.suffix in (".py", ".json"))
+    """What a variant holds: the package's sources, by name."""
+    return sorted(SOURCES.rglob("*.py"))
 
 
 def build(out: Path) -> list[Path]:
@@ -41,15 +41,16 @@ def build(out: Path) -> list[Path]:
     general = tomllib.loads((HERE / "build.toml").read_text(encoding="utf-8"))["general"]
     digest = hashlib.sha256()
     for path in source_files():
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes())
     written = []
     for backend in general["backends"]:
         identifier = f"_{general['name'].replace('-', '_')}_{backend}_{digest.hexdigest()[:7]}"
         folder = out / f"torch-{backend}"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         for path in source_files():
-            shutil.copyfile(path, folder / path.name)
+            target = folder / path.relative_to(SOURCES)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
         (folder / "_ops.py").write_text(OPS.format(identifier=identifier), encoding="utf-8")
         metadata = {
             "id": identifier,

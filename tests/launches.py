@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 KERNELS = {
-    "resize_triton": ("coefficients_kernel", "first_pass_kernel", "second_pass_kernel"),
-    "augment_triton": ("maps_kernel", "tables_kernel", "blur_kernel", "layer_kernel", "erase_kernel"),
+    "resize": ("coefficients_kernel", "first_pass_kernel", "second_pass_kernel"),
+    "launch": ("maps_kernel", "tables_kernel", "blur_kernel", "layer_kernel", "erase_kernel"),
 }
 
 
@@ -51,12 +51,15 @@ def counted():
     """Public augmentation calls take the Triton path on tensors of the device "meta"; yields the Launches."""
     import importlib
 
-    from fastlg_kernels import augment, views
+    from fastlg_kernels.augment import api as augment
+    from fastlg_kernels.augment import views
 
     with pytest.MonkeyPatch.context() as patch, Launches() as launches:
         for module in (augment, views):
             patch.setattr(module, "takes_triton", lambda _: True)
         for module, names in KERNELS.items():
             for name in names:
-                patch.setattr(importlib.import_module(f"fastlg_kernels.{module}"), name, Kernel(name, launches))
+                patch.setattr(
+                    importlib.import_module(f"fastlg_kernels.augment.triton.{module}"), name, Kernel(name, launches)
+                )
         yield launches

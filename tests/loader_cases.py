@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from fastlg.batch import Batch
-from fastlg.data.plan import SamplePlan
+from fastlg.data.loaders.plan import SamplePlan
 
 SIZES = [(17, 33), (64, 20), (31, 32), (50, 75), (5, 9), (40, 40), (96, 61), (33, 17)]  # height, width
 TRAIN_COUNT, TEST_COUNT = 21, 10

@@ -35,7 +35,7 @@ class Fault(NamedTuple):
 REACHES = "fastlg/test_config_reaches.py"
 RECORD, EVALUATION = "fastlg/test_run_record.py", "fastlg/test_evaluation.py"
 SUMS, DURABLE = "fastlg/test_rank_sums.py", "fastlg/test_durable.py"
-PLAIN_ENGINE, ASSEMBLE, RUN = "fastlg/engine/plain.py", "fastlg/assemble.py", "fastlg/run.py"
+PLAIN_ENGINE, ASSEMBLE, RUN = "fastlg/engine/plain.py", "fastlg/assemble.py", "fastlg/run/run.py"
 FAULTS = [
     Fault(
         "adamw betas",
@@ -60,7 +60,7 @@ FAULTS = [
     ),
     Fault(
         "decay lost",
-        "fastlg/build_engine.py",
+        "fastlg/engine/build.py",
         "param_groups(unit, config.optim.weight_decay,",
         "param_groups(unit, 0.05,",
         f"{REACHES} -k 'adamw or sgd'",
@@ -132,7 +132,7 @@ FAULTS = [
     Fault("crop ratio lost", ASSEMBLE, "        ratio=augment.crop_ratio,\n", "", f"{REACHES} -k crops"),
     Fault(
         "evaluation bicubic",
-        "fastlg/data/plan.py",
+        "fastlg/data/loaders/plan.py",
         'return self.interpolation if self.train else "bilinear"',
         "return self.interpolation",
         EVALUATION,
@@ -175,10 +175,12 @@ FAULTS = [
         f"{REACHES} -k timeout",
     ),
     Fault("replay lost", ASSEMBLE, "        replay=config.teacher.cache_replay,\n", "", f"{REACHES} -k cache_settings"),
-    Fault("evaluation in training mode", "fastlg/evaluate.py", "    parts.unit.eval()\n", "", EVALUATION),
-    Fault("evaluation augments", "fastlg/evaluate.py", "views(batch, 0, train=False)", "views(batch, 0)", EVALUATION),
-    Fault("evaluation stays in eval", "fastlg/evaluate.py", "    parts.unit.train()\n", "", EVALUATION),
-    Fault("top-5 is top-1", "fastlg/metrics.py", "ranked.any(1).sum()", "ranked[:, 0].sum()", EVALUATION),
+    Fault("evaluation in training mode", "fastlg/run/evaluate.py", "    parts.unit.eval()\n", "", EVALUATION),
+    Fault(
+        "evaluation augments", "fastlg/run/evaluate.py", "views(batch, 0, train=False)", "views(batch, 0)", EVALUATION
+    ),
+    Fault("evaluation stays in eval", "fastlg/run/evaluate.py", "    parts.unit.train()\n", "", EVALUATION),
+    Fault("top-5 is top-1", "fastlg/run/metrics.py", "ranked.any(1).sum()", "ranked[:, 0].sum()", EVALUATION),
     Fault(
         "best on equal",
         RUN,
@@ -207,22 +209,24 @@ FAULTS = [
     ),
     Fault(
         "teacher without seed",
-        "fastlg/teacher_recipe.py",
+        "fastlg/teacher/recipe.py",
         "[shaping, config.run.seed, stores.fingerprints]",
         "[shaping, stores.fingerprints]",
         RECORD,
     ),
     Fault(
         "no fsync",
-        "fastlg/files.py",
+        "fastlg/files/atomic.py",
         "        sync(partial)\n",
         "",
         DURABLE,
     ),
-    Fault("arrays not synced", "fastlg/data/prepare_split.py", '        sync(folder / f"{name}.npy")\n', "", DURABLE),
+    Fault(
+        "arrays not synced", "fastlg/data/store/make_split.py", '        sync(folder / f"{name}.npy")\n', "", DURABLE
+    ),
     Fault(
         "cache chunks not synced",
-        "fastlg/teacher/cache_write.py",
+        "fastlg/teacher/cache/write.py",
         "                os.fsync(file.fileno())\n",
         "",
         DURABLE,
@@ -236,7 +240,7 @@ FAULTS = [
     ),
     Fault(
         "accuracy of one rank",
-        "fastlg/metrics.py",
+        "fastlg/run/metrics.py",
         "top1, top5, loss, count = ranks.total(self.sums).tolist()",
         "top1, top5, loss, count = self.sums.tolist()",
         SUMS,

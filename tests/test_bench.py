@@ -13,8 +13,8 @@ import torch
 from patience import HANG_S
 from torch import nn
 
-import fastlg.bench
-import fastlg.report
+import fastlg.commands.bench
+import fastlg.run.report
 from fastlg.cli import main
 from fastlg.config import save_config
 from fastlg.errors import UserError
@@ -75,7 +75,7 @@ def row(**changes):
 
 def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))  # main sets both, here they are put back
-    monkeypatch.setattr(fastlg.report.console, "quiet", False)
+    monkeypatch.setattr(fastlg.run.report.console, "quiet", False)
     monkeypatch.setitem(run.SECONDS, "optimizer", (HANG_S,) * 4)  # nothing is left out, however busy the machine
     monkeypatch.setattr("sys.argv", ["run.py", "optimizer", "--quick", f"--out={tmp_path}"])
     threads = torch.get_num_threads()
@@ -107,7 +107,7 @@ def test_the_command_hands_its_arguments_over_and_passes_the_status_on(tmp_path,
     script.parent.mkdir()
     script.write_text("import sys; open(sys.argv[0] + '.seen', 'w').write(repr(sys.argv[1:])); sys.exit(7)\n")
     (tmp_path / "kernels" / "torch-ext").mkdir(parents=True)
-    monkeypatch.setattr(fastlg.bench, "__file__", str(tmp_path / "fastlg" / "bench.py"))
+    monkeypatch.setattr(fastlg.commands.bench, "__file__", str(tmp_path / "fastlg" / "bench.py"))
     flags = ["--quick", "--profile", "--compare", "old.json", "--readme", "new.json"]
     monkeypatch.setattr("sys.argv", ["fastlg", "bench", "step", "views", *flags])
     with pytest.raises(SystemExit) as leave:
@@ -121,9 +121,9 @@ def test_an_installed_wheel_says_where_the_benchmarks_are(tmp_path, monkeypatch,
     stranger = tmp_path / "site-packages" / "benchmarks" / "run.py"  # another package's folder of that name
     stranger.parent.mkdir(parents=True)
     stranger.write_text("raise SystemExit('ran a stranger')\n")
-    monkeypatch.setattr(fastlg.bench, "__file__", str(tmp_path / "site-packages" / "fastlg" / "bench.py"))
+    monkeypatch.setattr(fastlg.commands.bench, "__file__", str(tmp_path / "site-packages" / "fastlg" / "bench.py"))
     with pytest.raises(UserError, match="clone fastlg's repository"):
-        fastlg.bench.run_benchmarks([])
+        fastlg.commands.bench.run_benchmarks([])
     monkeypatch.setattr("sys.argv", ["fastlg", "bench"])
     with pytest.raises(SystemExit) as leave:
         main()

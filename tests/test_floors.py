@@ -31,8 +31,8 @@ FLOORS = [
 ]
 USES_KERNELS = {"data", "teacher", "objective", "integrations"}
 ONLY_IN = {
-    "ffcv": {"data/ffcv_loader.py"},
-    "nvidia": {"data/dali_loader.py"},
+    "ffcv": {"data/loaders/ffcv.py"},
+    "nvidia": {"data/loaders/dali.py"},
     "deepspeed": {"engine/deepspeed.py"},
     "triton": set(),
 }

@@ -42,6 +42,10 @@ def wheel(tmp_path_factory):
     return next(out.glob("fastlg-*.whl"))
 
 
+def kernel_sources() -> set[str]:
+    return {str(path.relative_to(KERNELS / "torch-ext")) for path in (KERNELS / "torch-ext").rglob("*.py")}
+
+
 def test_the_wheel_holds_exactly_two_packages_and_the_configs(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fastlg", "fastlg_kernels"}
@@ -49,8 +53,7 @@ def test_the_wheel_holds_exactly_two_packages_and_the_configs(wheel):
     assert shipped and {n.removeprefix("fastlg/configs/") for n in names if n.startswith("fastlg/configs/")} == shipped
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "fastlg").rglob("*.py")}
     assert sources <= set(names)
-    kernels = (KERNELS / "torch-ext" / "fastlg_kernels").iterdir()
-    assert {f"fastlg_kernels/{p.name}" for p in kernels if p.suffix in (".py", ".json")} <= set(names)
+    assert kernel_sources() <= set(names)
 
 
 def test_an_installed_wheel_answers_and_finds_configs_by_name(wheel, tmp_path):
@@ -81,8 +84,7 @@ def kernels_wheel(tmp_path_factory):
 def test_the_kernels_wheel_holds_the_package_and_needs_torch_and_triton_alone(kernels_wheel):
     archive = zipfile.ZipFile(kernels_wheel)
     shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
-    sources = (KERNELS / "torch-ext" / "fastlg_kernels").iterdir()
-    assert shipped == {f"fastlg_kernels/{path.name}" for path in sources if path.suffix in (".py", ".json")}
+    assert shipped == kernel_sources()
     info = f"fastlg_kernels-{fastlg.__version__}.dist-info"
     metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
     assert metadata["Name"] == "fastlg-kernels" and metadata["Version"] == fastlg.__version__

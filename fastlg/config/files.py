@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from fastlg.errors import brief
-from fastlg.reading import kind_of
+from fastlg.files.reading import kind_of
 
 NAME_BYTES, PATH_BYTES = 255, 4000  # Linux allows 255 and 4,096; the rest is for the files of a run folder
 

@@ -13,7 +13,7 @@ from fastlg.config.overrides import parse_overrides
 from fastlg.config.whole import Config, validated
 from fastlg.config.yaml_text import LONGEST, read_yaml, write_yaml
 from fastlg.errors import UserError, brief
-from fastlg.files import write_whole
+from fastlg.files.atomic import write_whole
 
 PATH = 200  # characters of a path that a message shows
 

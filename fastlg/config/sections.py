@@ -75,7 +75,7 @@ def scheme_of(source: str) -> str:
 
 
 class DataConfig(Section):
-    """Which images, and how they are read. See data/sources.py for the forms of ``source``."""
+    """Which images, and how they are read. See data/sources/choose.py for the forms of ``source``."""
 
     source: Annotated[Text, AfterValidator(_known_home)]
     label_column: str | None = None  # parquet, hf:// and .beton only
@@ -144,7 +144,7 @@ class TeacherConfig(Section):
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
     cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student alone (README: -4 points)
-    cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache_memory.py
+    cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache/memory.py
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastlg.errors import UserError, brief, first_line
 from fastlg.models.convolutions import use_patch_products
 from fastlg.models.families import PREFIXES, SUPPORTED, family_of, fill_relative_positions
-from fastlg.models.reference_init import as_reference
+from fastlg.models.init import as_reference
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
 RESERVED = {

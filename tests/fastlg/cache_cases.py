@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from fastlg.assemble import assemble, open_stores
-from fastlg.cache import build, plan_cache
 from fastlg.config import load_config
+from fastlg.features import build, plan_cache
 from fastlg.models.resnet_cifar import resnet20
-from fastlg.teacher.cache import open_cache
+from fastlg.teacher.cache.read import open_cache
 
 PLAIN = ["augment.rand_augment=null", "augment.erase=0", "teacher.mode=auto", "teacher.cache_dtype=fp32"]
 FIXED = [*PLAIN, "augment.crop_scale=[1,1]", "augment.crop_ratio=[1,1]"]

@@ -11,8 +11,8 @@ from patience import HANG_S
 from fastlg import ranks
 from fastlg.assemble import assemble, open_stores
 from fastlg.config import Config, load_config
-from fastlg.metrics import Meter
 from fastlg.models.resnet_cifar import resnet20
+from fastlg.run.metrics import Meter
 from fastlg.train import batches
 
 STEPS = 20

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from patience import HANG_S, wait_until
 
-PRELOADED = ["deepspeed", "fastlg.train", "fastlg.launch", "fastlg.cli", "torch.utils.data"]
+PRELOADED = ["deepspeed", "fastlg.train", "fastlg.ranks.launch", "fastlg.cli", "torch.utils.data"]
 
 
 class Fate(NamedTuple):
@@ -163,7 +163,7 @@ def train_in_turn(runs: list[tuple[list[str], int | None]]) -> None:
 
 @contextlib.contextmanager
 def _stopping(steps: int | None):
-    from fastlg.run import Run
+    from fastlg.run.run import Run
 
     after_step, done = Run.after_step, []
 
@@ -192,7 +192,7 @@ def _run(main: Callable[[], None], environ: dict[str, str], folder: Path, prints
     os.chdir(folder)
     import torch
 
-    from fastlg import launch
+    from fastlg.ranks import launch
 
     torch.set_num_threads(1)
     launch.subprocess = _ForkingSubprocess(folder, prints, fate)
@@ -203,7 +203,7 @@ def _run(main: Callable[[], None], environ: dict[str, str], folder: Path, prints
 
 def patient_command_line(arguments: tuple[str, ...]) -> None:
     """Gives whoever holds the run's folder as long as it takes to leave."""
-    from fastlg import run_lock
+    from fastlg.run import lock as run_lock
 
     run_lock.GRACE_S = HANG_S
     _command_line(arguments)
@@ -259,7 +259,7 @@ def _meet(fate: Fate) -> None:
 
 
 class _ForkingSubprocess:
-    """What fastlg.launch takes of ``subprocess``: its ranks are forked, too."""
+    """What fastlg.ranks.launch takes of ``subprocess``: its ranks are forked, too."""
 
     def __init__(self, folder: Path, prints: Path, fate: Fate | None):
         self.folder, self.prints, self.fate = folder, prints, fate

@@ -12,7 +12,8 @@ from source_cases import images, write_parquet
 
 from fastlg.assemble import open_stores
 from fastlg.errors import UserError
-from fastlg_kernels import rand_augment, sample_seeds
+from fastlg_kernels import sample_seeds
+from fastlg_kernels.augment import rand_augment
 
 
 def stores_of(*overrides: str):

@@ -13,9 +13,9 @@ from timm.layers import DropPath
 from tiny_project import TEACHER
 
 from fastlg.assemble import open_stores
-from fastlg.cache import find_features, plan_cache
 from fastlg.errors import UserError
-from fastlg.teacher_recipe import teacher_config
+from fastlg.features import find_features, plan_cache
+from fastlg.teacher.recipe import teacher_config
 from fastlg.train import find_or_train_teacher
 
 CACHED = (*BARE, "teacher.mode=auto", "teacher.cache_dtype=fp32")

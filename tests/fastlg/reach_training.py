@@ -14,10 +14,10 @@ import torch.distributed as dist
 from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches
 from torch import nn
 
-import fastlg.build_engine as build_engine
+import fastlg.engine.build as build_engine
 import fastlg.train as training
-from fastlg.build_engine import engine_kind, new_engine
 from fastlg.config import Config
+from fastlg.engine.build import engine_kind, new_engine
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.switches import decide
 from fastlg.errors import UserError
@@ -258,8 +258,8 @@ def timeout(tmp_path, monkeypatch):
     stores = []
     monkeypatch.setattr(dist, "TCPStore", lambda *_, timeout, **__: (stores.append(timeout), dist.HashStore())[1])
     monkeypatch.setattr(dist, "init_process_group", meet)
-    monkeypatch.setattr("fastlg.contact.Contact.base", None)
-    monkeypatch.setattr("fastlg.ranks._Meeting.has_begun", False)
+    monkeypatch.setattr("fastlg.ranks.contact.Contact.base", None)
+    monkeypatch.setattr("fastlg.ranks.group._Meeting.has_begun", False)
     with pytest.raises(Met) as met:
         training.train(config_of(*ALONE, f"run.root={tmp_path}", "engine.timeout_s=37"))
     assert met.value.args == (timedelta(seconds=37),) and stores == [timedelta(seconds=37)]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastlg.data.decode import decode_image
-from fastlg.data.sources import open_source, open_splits
+from fastlg.data.sources.choose import open_source, open_splits
+from fastlg.data.store.decode import decode_image
 from fastlg.errors import UserError
 
 

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from cache_cases import FIXED, PLAIN, RUNNING, built, parts_of, teacher
 from test_no_sync import Watch
 
-from fastlg.cache import CachePlan
-from fastlg.checkpoint import load_checkpoint, save_checkpoint
-from fastlg.data.plan import SamplePlan
-from fastlg.data.torch_loader import TorchLoader
-from fastlg.data.views import ViewMaker
+from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.loaders.torch import TorchLoader
+from fastlg.data.views.make import ViewMaker
 from fastlg.errors import UserError
-from fastlg.teacher.cache import CachedTeacher
-from fastlg.teacher.cache_format import Chunking
-from fastlg.teacher.cache_memory import choose_place
-from fastlg_kernels.compact import CompactMap
+from fastlg.features import CachePlan
+from fastlg.run.checkpoint import load_checkpoint, save_checkpoint
+from fastlg.teacher.cache.format import Chunking
+from fastlg.teacher.cache.memory import choose_place
+from fastlg.teacher.cache.read import CachedTeacher
+from fastlg_kernels.guidance.compact import CompactMap
 
 
 def loss_and_gradients(parts, batch):

@@ -18,12 +18,12 @@ from cache_cases import FIXED, PLAIN, RUNNING, built, job_of, teacher
 from made_images import write_images
 from patience import HANG_S
 
-import fastlg.cache
-from fastlg.cache import build, find_features
+import fastlg.features
 from fastlg.errors import RunError, UserError
-from fastlg.teacher import cache_format
-from fastlg.teacher.cache import open_cache
-from fastlg.teacher.cache_write import CacheWriter
+from fastlg.features import build, find_features
+from fastlg.teacher.cache import format as cache_format
+from fastlg.teacher.cache.read import open_cache
+from fastlg.teacher.cache.write import CacheWriter
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +259,7 @@ def test_a_cache_of_another_teacher_dataset_or_version_is_refused(project, monke
     with pytest.raises(UserError, match=r"\(store: "):
         other, stores, _ = job_of(*PLAIN, place, f"data.source={project / 'others'}")
         find_features(other, stores, teacher(), 16)
-    monkeypatch.setattr(fastlg.cache, "__version__", "9.9.9")
+    monkeypatch.setattr(fastlg.features, "__version__", "9.9.9")
     with pytest.raises(UserError, match=r"version: .* in the cache, 9\.9\.9 wanted"):
         find_features(config, job_of(*PLAIN, place)[1], teacher(), 16)
 

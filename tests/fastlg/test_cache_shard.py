@@ -11,11 +11,11 @@ import torch.distributed as dist
 from cache_cases import FIXED, PLAIN, RUNNING, built
 from patience import HANG_S
 
-from fastlg.data.plan import SamplePlan
-from fastlg.data.torch_loader import TorchLoader
+from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.loaders.torch import TorchLoader
 from fastlg.errors import UserError
-from fastlg.teacher.cache import CachedTeacher
-from fastlg.teacher.cache_memory import RowReader, choose_place
+from fastlg.teacher.cache.memory import RowReader, choose_place
+from fastlg.teacher.cache.read import CachedTeacher
 
 WORLD = 3
 

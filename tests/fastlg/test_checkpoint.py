@@ -11,8 +11,8 @@ import pytest
 import torch
 from patience import HANG_S
 
-from fastlg.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from fastlg.errors import UserError
+from fastlg.run.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 
 STATE = {"weights": {"w": torch.arange(6.0).view(2, 3)}, "position": {"epoch": 3, "last": None}, "names": ["a", "b"]}
 

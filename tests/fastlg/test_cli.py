@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fastlg.signals import Stopped, StopRequest
+from fastlg.ranks.stop import Stopped, StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_doctor_names_every_extra_and_the_command_that_adds_it(fastlg, monkeypatch):
-    import fastlg.doctor as doctor
+    import fastlg.commands.doctor as doctor
 
     status, out, err = fastlg("doctor")
     assert status == 0 and "torch" in out and "timm" in out

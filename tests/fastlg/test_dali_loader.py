@@ -10,11 +10,11 @@ import pytest
 import torch
 from loader_cases import TRAIN_COUNT, assert_same_samples, differences, joined, plan, write_pictures
 
-from fastlg.data.beton import open_beton
-from fastlg.data.ffcv_store import write_beton
-from fastlg.data.prepare import open_store, prepare
-from fastlg.data.sources import open_source
-from fastlg.data.torch_loader import TorchLoader
+from fastlg.data.loaders.torch import TorchLoader
+from fastlg.data.sources.choose import open_source
+from fastlg.data.store.beton_read import open_beton
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.make import open_store, prepare
 from fastlg.errors import RunError, UserError
 
 
@@ -37,7 +37,7 @@ def path(request, tmp_path_factory):
 
 
 def dali_loader(store, settings, **options):
-    from fastlg.data.dali_loader import DaliLoader
+    from fastlg.data.loaders.dali import DaliLoader
 
     return DaliLoader(store, settings, **options)
 

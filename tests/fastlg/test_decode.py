@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from fastlg.data.decode import MAX_PIXELS, BadImage, decode_image
+from fastlg.data.store.decode import MAX_PIXELS, BadImage, decode_image
 from fastlg.errors import UserError
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from fastlg import report
-from fastlg.analysis.plots import plot_curves
+from fastlg.run import report
+from fastlg.run.curves import plot_curves
 
 ROWS = [
     {"kind": "train", "step": 1, "epoch": 0, "loss_cls": 1.0},
@@ -76,7 +76,7 @@ def test_a_run_outlives_whatever_a_picture_or_tensorboard_raises(project, fastlg
 
 
 def test_the_summary_is_there_before_the_picture_is_drawn(project, fastlg, monkeypatch):
-    from fastlg import run
+    from fastlg.run import run
 
     seen = []
     monkeypatch.setattr(run, "plot_curves", lambda runs, path: seen.append((path.parent / "summary.json").is_file()))

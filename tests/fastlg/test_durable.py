@@ -15,9 +15,9 @@ from cache_cases import PLAIN, built
 from loader_cases import write_pictures
 from reach import ALONE, config_of
 
-from fastlg.checkpoint import save_checkpoint
-from fastlg.data.ffcv_store import write_beton
-from fastlg.data.prepare import open_store, prepare
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.make import open_store, prepare
+from fastlg.run.checkpoint import save_checkpoint
 from fastlg.train import train
 
 HINTS = {"key", "fingerprint", "chunks.jsonl", "checked.json"}  # removed when whole, or made again where damaged

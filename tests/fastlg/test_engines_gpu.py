@@ -9,8 +9,8 @@ from engine_cases import trained
 
 from fastlg.assemble import assemble, open_stores
 from fastlg.config import load_config
-from fastlg.metrics import Meter
 from fastlg.models.resnet_cifar import resnet20
+from fastlg.run.metrics import Meter
 from fastlg.train import batches
 
 pytestmark = [

@@ -12,7 +12,7 @@ from PIL import Image
 from source_cases import write_parquet
 
 from fastlg.cli import main  # noqa: F401  (imported once, before the working folder changes)
-from fastlg.data.prepare import prepare
+from fastlg.data.store.make import prepare
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
 

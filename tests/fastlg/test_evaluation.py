@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from reach import parts_of
 
-from fastlg.evaluate import evaluate
+from fastlg.run.evaluate import evaluate
 
 RANDOM = (
     "teacher=null",

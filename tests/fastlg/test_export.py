@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fastlg import export
+from fastlg.commands import export
+from fastlg.commands.export import export_student
 from fastlg.config import Config
 from fastlg.errors import RunError, UserError
-from fastlg.export import export_student
 from fastlg.models import Student, resnet20
 
 NAMES = ["ant", "bee", "crab", "dog", "éléphant"]

@@ -13,19 +13,19 @@ from loader_cases import TRAIN_COUNT, assert_same_samples, differences, joined, 
 from patience import HANG_S
 from PIL import Image
 
-from fastlg.data.beton import FILE_NAME, find_beton, open_beton
-from fastlg.data.ffcv_store import write_beton
-from fastlg.data.plan import SamplePlan
-from fastlg.data.prepare import open_store, prepare
-from fastlg.data.sources import open_source
-from fastlg.data.torch_loader import TorchLoader
+from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.loaders.torch import TorchLoader
+from fastlg.data.sources.choose import open_source
+from fastlg.data.store.beton_read import FILE_NAME, find_beton, open_beton
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.make import open_store, prepare
 from fastlg.errors import RunError, UserError
 
 
 @pytest.fixture(scope="module")
 def ffcv():
     """torch's thread count, set to 3, after the loader's import of FFCV; tests of the file format do without FFCV."""
-    from fastlg.data.ffcv_loader import _import_imdecode
+    from fastlg.data.loaders.ffcv import _import_imdecode
 
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -58,7 +58,7 @@ def jpegs(tmp_path_factory):
 
 
 def ffcv_loader(store, settings: SamplePlan, **options):
-    from fastlg.data.ffcv_loader import FfcvLoader
+    from fastlg.data.loaders.ffcv import FfcvLoader
 
     return FfcvLoader(store, settings, **options)
 
@@ -237,7 +237,7 @@ def test_prepare_writes_the_file_on_request_and_again_only_when_it_is_not_as_wan
 
 
 def _ensure(path) -> None:
-    from fastlg.data.ffcv_store import ensure_beton
+    from fastlg.data.store.beton_write import ensure_beton
 
     ensure_beton(open_store(path, "train"), "raw")
 

@@ -12,7 +12,7 @@ import pytest
 from source_cases import FEATURES, images, png, refuses, save, write_parquet
 from test_sources_arrays import write_idx
 
-from fastlg.data.sources import open_splits
+from fastlg.data.sources.choose import open_splits
 
 CLASSES = FEATURES["label"]["names"]  # dog, cat, owl
 

@@ -14,11 +14,11 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
-from fastlg.data import torch_loader
-from fastlg.data.crops import draw_crops, draw_flips
-from fastlg.data.plan import SamplePlan
-from fastlg.data.prepare import open_store, prepare
-from fastlg.data.torch_loader import TorchLoader
+from fastlg.data.loaders import torch as torch_loader
+from fastlg.data.loaders.crops import draw_crops, draw_flips
+from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.loaders.torch import TorchLoader
+from fastlg.data.store.make import open_store, prepare
 from fastlg.errors import RunError
 
 SIZE = 19

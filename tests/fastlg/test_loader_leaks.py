@@ -8,9 +8,9 @@ import pytest
 from loader_cases import plan, write_pictures
 from patience import HANG_S
 
-from fastlg.data.ffcv_store import write_beton
-from fastlg.data.prepare import open_store, prepare
-from fastlg.data.sources import open_source
+from fastlg.data.sources.choose import open_source
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.make import open_store, prepare
 from fastlg.errors import RunError
 
 SIZE = 64  # an epoch's crops are 0.25 MiB: fifty kept ones would be 12 MiB
@@ -37,21 +37,21 @@ def loader(request, paths):
     store, settings = open_store(paths[mode or "raw"], "train"), plan(size=SIZE)
     match kind:
         case "resident":
-            from fastlg.data.resident_loader import ResidentLoader
+            from fastlg.data.loaders.resident import ResidentLoader
 
             return ResidentLoader(store, settings)
         case "torch":
-            from fastlg.data.torch_loader import TorchLoader
+            from fastlg.data.loaders.torch import TorchLoader
 
             return TorchLoader(store, settings, workers=0)
         case "ffcv":
             pytest.importorskip("ffcv", reason="FFCV is not installed", exc_type=Exception)
-            from fastlg.data.ffcv_loader import FfcvLoader
+            from fastlg.data.loaders.ffcv import FfcvLoader
 
             return FfcvLoader(store, settings, workers=2)
         case "dali":
             pytest.importorskip("nvidia.dali", reason="DALI is not installed", exc_type=Exception)
-            from fastlg.data.dali_loader import DaliLoader
+            from fastlg.data.loaders.dali import DaliLoader
 
             return DaliLoader(store, settings, workers=2)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastlg.data import loaders
-from fastlg.data.loaders import make_loader
-from fastlg.data.prepare import open_store, prepare
-from fastlg.data.torch_loader import TorchLoader
+from fastlg.data.loaders import choose as loaders
+from fastlg.data.loaders.choose import make_loader
+from fastlg.data.loaders.torch import TorchLoader
+from fastlg.data.store.make import open_store, prepare
 from fastlg.errors import UserError
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

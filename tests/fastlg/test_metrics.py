@@ -8,7 +8,7 @@ import torch
 
 from fastlg.batch import StepOutput
 from fastlg.errors import RunError
-from fastlg.metrics import AccuracyMeter, Meter
+from fastlg.run.metrics import AccuracyMeter, Meter
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ from scipy import stats
 from timm.data import Mixup
 
 from fastlg.batch import Batch
-from fastlg.data.mixing import Mixer, mix_images, mix_targets
-from fastlg.data.views import ViewMaker
+from fastlg.data.views.make import ViewMaker
+from fastlg.data.views.mixing import Mixer, mix_images, mix_targets
 
 IDS = torch.arange(20_000)
 

@@ -12,7 +12,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from fastlg.models import CifarResNet, Student, resnet56
-from fastlg.models.reference_weights import reference_name
+from fastlg.models.weights import reference_name
 
 MODELS = {
     "deit/deit-ti_c100_ours": "deit_tiny_patch16_224",

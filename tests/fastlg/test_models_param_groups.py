@@ -11,7 +11,7 @@ from torch import nn
 
 from fastlg.models import Student, resnet20, resnet56
 from fastlg.models.param_groups import param_groups
-from fastlg.models.reference_weights import reference_name
+from fastlg.models.weights import reference_name
 
 MODELS = {
     "deit/deit-ti_c100_ours": "deit_tiny_patch16_224",

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlg.assemble import assemble, open_stores
 from fastlg.config import load_config
-from fastlg.metrics import Meter
 from fastlg.models.resnet_cifar import resnet20
+from fastlg.run.metrics import Meter
 from fastlg.train import batches
 
 SYNCING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}

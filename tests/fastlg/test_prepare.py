@@ -15,11 +15,12 @@ import pytest
 from patience import HANG_S, wait_until
 from PIL import Image
 
-import fastlg.data.prepare
-from fastlg.data import lock, prepare_split
-from fastlg.data.prepare import find_or_prepare, open_store, prepare
-from fastlg.data.store import read_manifest
+import fastlg.data.store.make
+from fastlg.data.store import make_split as prepare_split
+from fastlg.data.store.make import find_or_prepare, open_store, prepare
+from fastlg.data.store.store import read_manifest
 from fastlg.errors import RunError, UserError
+from fastlg.files import lock
 
 
 def picture(seed: int) -> np.ndarray:
@@ -263,7 +264,7 @@ def test_parts_that_rotted_on_disk_are_decoded_again(source, tmp_path, monkeypat
 
 def test_sigkill_at_any_moment_leaves_no_store_and_no_orphan(source, tmp_path):
     code = (
-        "import os, sys, time; from fastlg.data import prepare_split as p; from fastlg.data.prepare import prepare\n"
+        "import os, sys, time; from fastlg.data import prepare_split as p; from fastlg.data.store.make import prepare\n"
         "p._TASK_ROWS = 1; honest = p._decode_many\n"
         "def endless_after_the_first(*a):\n"
         "    try: os.mkdir('begun')\n"
@@ -361,7 +362,7 @@ def test_a_store_that_is_there_needs_no_writable_cache(source, tmp_path, monkeyp
     def read_only(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(fastlg.data.prepare, "file_lock", read_only)
+    monkeypatch.setattr(fastlg.data.store.make, "file_lock", read_only)
     (tmp_path / "cache" / ".data-0123456789ab.partial").mkdir()  # of older data, left by a killed command
     assert find_or_prepare(str(source), tmp_path / "cache") == path
     with pytest.raises(UserError, match="Permission denied; .*cache is not writable"):

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from fastlg import report
 from fastlg.errors import printable
+from fastlg.run import report
 
 
 @pytest.mark.parametrize(

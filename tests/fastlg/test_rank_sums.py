@@ -14,7 +14,7 @@ from rank_processes import Ranks
 from reach import ALONE, parts_of
 
 from fastlg import ranks
-from fastlg.evaluate import evaluate
+from fastlg.run.evaluate import evaluate
 
 CNN = (
     *ALONE,

@@ -7,11 +7,11 @@ import os
 import pytest
 import torch
 
-from fastlg import place as places
 from fastlg.engine.protocol import share_batch
 from fastlg.errors import UserError
-from fastlg.launch import check_count
-from fastlg.place import Place, drop_shell, expect_no_tasks, first_host, ignored, is_first_by_environment, place
+from fastlg.ranks import place as places
+from fastlg.ranks.launch import check_count
+from fastlg.ranks.place import Place, drop_shell, expect_no_tasks, first_host, ignored, is_first_by_environment, place
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29400"}
 SRUN = {
@@ -230,7 +230,7 @@ def test_a_rank_without_a_gpu_of_its_own_says_so_itself_and_only_the_first_of_th
     from fastlg.errors import Silenced
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(ranks._Meeting, "has_begun", False)
+    monkeypatch.setattr("fastlg.ranks.group._Meeting.has_begun", False)
     for local_rank, kind in ((2, UserError), (3, Silenced)):
         for name, value in {**TORCHRUN, "LOCAL_RANK": str(local_rank)}.items():
             monkeypatch.setitem(os.environ, name, value)

@@ -21,7 +21,7 @@ from rank_processes import (
 from test_resume import assert_same_run, finish, rows, wait_for_rows
 from tiny_project import write_project
 
-from fastlg.checkpoint import load_checkpoint
+from fastlg.run.checkpoint import load_checkpoint
 
 OVERRIDES = (
     "engine.device=cpu",

@@ -10,7 +10,7 @@ import torch
 
 from fastlg.errors import UserError
 from fastlg.models import CifarResNet, Student, resnet20, resnet56, resnet110
-from fastlg.models.reference_weights import load_reference
+from fastlg.models.weights import load_reference
 
 STUDENTS = {
     "DeiT-Ti": "deit_tiny_patch16_224",

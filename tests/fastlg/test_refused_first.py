@@ -10,9 +10,9 @@ import pytest
 import yaml
 from test_bad_input import refused
 
-from fastlg import run as run_module
 from fastlg.errors import UserError
-from fastlg.run_lock import run_lock
+from fastlg.run import run as run_module
+from fastlg.run.lock import run_lock
 
 CACHED = ("teacher.cache_augment=all",)
 
@@ -108,7 +108,7 @@ def test_what_fastlg_left_of_a_run_makes_no_folder_foreign(project, fastlg, left
 
 
 def test_a_full_disk_at_the_first_config_is_one_line_and_the_next_command_trains(project, fastlg, monkeypatch):
-    from fastlg import files
+    from fastlg.files import atomic as files
 
     moved = files.os.replace
 

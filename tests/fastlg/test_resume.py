@@ -14,7 +14,7 @@ import pytest
 import torch
 from patience import HANG_S, wait_until
 
-from fastlg.checkpoint import load_checkpoint
+from fastlg.run.checkpoint import load_checkpoint
 
 TIMES = {"images_per_s", "wall_s"}
 STEPS = 19  # an epoch: 78 images in batches of 4, the last partial one dropped

@@ -16,9 +16,9 @@ from rank_processes import Fate, Ranks, counting_command_line, patient_command_l
 from test_resume import assert_same_run, wait_for_rows
 from tiny_project import write_project
 
-from fastlg import run_lock as module
 from fastlg.errors import UserError
-from fastlg.run_lock import LOCK, run_lock
+from fastlg.run import lock as module
+from fastlg.run.lock import LOCK, run_lock
 
 TRAIN = (
     "train",

@@ -11,14 +11,14 @@ from made_images import write_images
 from rank_processes import train_in_turn
 from reach import ALONE, config_of, parts_of
 
-import fastlg.run as run_module
+import fastlg.run.run as run_module
 from fastlg.assemble import open_stores
-from fastlg.checkpoint import load_checkpoint
 from fastlg.errors import UserError
-from fastlg.metrics import Accuracy
-from fastlg.run import Run, step_seed
-from fastlg.signals import StopRequest
-from fastlg.teacher_recipe import teacher_config
+from fastlg.ranks.stop import StopRequest
+from fastlg.run.checkpoint import load_checkpoint
+from fastlg.run.metrics import Accuracy
+from fastlg.run.run import Run, step_seed
+from fastlg.teacher.recipe import teacher_config
 from fastlg.train import fit, train
 
 TIMES = {"images_per_s", "wall_s"}

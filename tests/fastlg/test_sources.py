@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from source_cases import FEATURES, images, picture, pixels, png, refuses, save, write_parquet
 
-from fastlg.data.decode import decode_image
-from fastlg.data.source import match_classes
-from fastlg.data.sources import open_source, open_splits
+from fastlg.data.sources.base import match_classes
+from fastlg.data.sources.choose import open_source, open_splits
+from fastlg.data.store.decode import decode_image
 from fastlg.errors import UserError
 
 

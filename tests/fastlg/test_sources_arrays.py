@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from source_cases import images, picture, pixels, refuses, write_parquet
 
-from fastlg.data.sources import open_source
+from fastlg.data.sources.choose import open_source
 
 
 def write_idx(path, array: np.ndarray) -> None:

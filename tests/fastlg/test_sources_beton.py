@@ -9,9 +9,9 @@ from loader_cases import TEST_COUNT, TRAIN_COUNT, write_pictures
 from PIL import Image
 from source_cases import pixels, refuses
 
-from fastlg.data.ffcv_store import write_beton
-from fastlg.data.prepare import find_or_prepare, open_store, prepare
-from fastlg.data.sources import open_source
+from fastlg.data.sources.choose import open_source
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.make import find_or_prepare, open_store, prepare
 
 
 @pytest.fixture(scope="module")

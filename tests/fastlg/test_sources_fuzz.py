@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from source_cases import FEATURES, images, picture, png, save, write_parquet
 
-from fastlg.data.decode import BadImage, decode_image
-from fastlg.data.ffcv_store import write_beton
-from fastlg.data.prepare import open_store, prepare
-from fastlg.data.sources import open_splits
-from fastlg.data.store import read_manifest
+from fastlg.data.sources.choose import open_splits
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.decode import BadImage, decode_image
+from fastlg.data.store.make import open_store, prepare
+from fastlg.data.store.store import read_manifest
 from fastlg.errors import UserError
 
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -18,8 +18,8 @@ import pytest
 from patience import HANG_S
 from source_cases import images, png, refuses, save, write_parquet
 
-from fastlg.data.prepare import find_or_prepare
-from fastlg.data.sources import open_source
+from fastlg.data.sources.choose import open_source
+from fastlg.data.store.make import find_or_prepare
 from fastlg.errors import RunError, UserError, printable
 
 LIMITS = {"seconds": 30, "mib": 2048}  # of a refusal, in processor time: guards against a blow-up

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from source_cases import FEATURES, images, png, refuses, save, write_parquet
 
-from fastlg.data.prepare import find_or_prepare, open_store
-from fastlg.data.sources import open_splits
-from fastlg.data.split_names import split_of
+from fastlg.data.sources.choose import open_splits
+from fastlg.data.sources.layout.split_names import split_of
+from fastlg.data.store.make import find_or_prepare, open_store
 
 CAT, DOG = "cat", "dog"
 

@@ -7,7 +7,7 @@ import pytest
 from fastlg.assemble import open_stores
 from fastlg.config import load_config
 from fastlg.errors import UserError
-from fastlg.teacher_recipe import teacher_config
+from fastlg.teacher.recipe import teacher_config
 
 
 def recipe_of(*overrides: str):

@@ -11,7 +11,7 @@ import pytest
 from test_bad_input import refused
 
 from fastlg.errors import UserError
-from fastlg.verify import BLOCK, Digested, Verification
+from fastlg.files.verify import BLOCK, Digested, Verification
 
 ONE = ("train", "student.yaml", "optim.epochs=1")
 

@@ -9,15 +9,16 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from fastlg.batch import Batch
-from fastlg.data.crops import epoch_order
-from fastlg.data.loaders import make_loader
-from fastlg.data.mixing import Mixer
-from fastlg.data.prepare import open_store, prepare
-from fastlg.data.views import ViewMaker
-from fastlg.data.views_sheet import contact_sheet
-from fastlg_kernels import RaggedImages, normalise, rand_augment, random_erasing, resize_crops, teacher_view
-from fastlg_kernels.augment import apply_op, draw_rand_augment
-from fastlg_kernels.rand_augment import OP_NAMES
+from fastlg.data.loaders.choose import make_loader
+from fastlg.data.loaders.crops import epoch_order
+from fastlg.data.store.make import open_store, prepare
+from fastlg.data.views.make import ViewMaker
+from fastlg.data.views.mixing import Mixer
+from fastlg.data.views.sheet import contact_sheet
+from fastlg_kernels import RaggedImages, normalise, random_erasing, resize_crops, teacher_view
+from fastlg_kernels.augment import rand_augment
+from fastlg_kernels.augment.api import apply_op, draw_rand_augment
+from fastlg_kernels.augment.rand_augment import OP_NAMES
 from fastlg_kernels.rng import sample_seeds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,8 +17,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastlg_kernels import augment_triton, gather_triton, resize_triton
-from fastlg_kernels.rand_augment import RandAugmentDraw
+from fastlg_kernels.augment.rand_augment import RandAugmentDraw
+from fastlg_kernels.augment.triton import launch as augment_triton
+from fastlg_kernels.augment.triton import resize as resize_triton
+from fastlg_kernels.gather import launch as gather_triton
 
 CAPABILITIES = (80, 90)
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")

@@ -19,19 +19,18 @@ from test_augment_resize import random_boxes
 from fastlg_kernels import (
     RaggedImages,
     apply_op,
-    augment,
     draw_views,
     normalise,
-    rand_augment,
     random_erasing,
     resize_crops,
-    resize_triton,
     sample_seeds,
     train_views,
-    views,
 )
-from fastlg_kernels.augment_torch import draw_erasing
-from fastlg_kernels.augment_triton_circle import sine_and_cosine, sine_and_cosine_of_share
+from fastlg_kernels.augment import api as augment
+from fastlg_kernels.augment import rand_augment, views
+from fastlg_kernels.augment.plain.augment import draw_erasing
+from fastlg_kernels.augment.triton import resize as resize_triton
+from fastlg_kernels.augment.triton.circle import sine_and_cosine, sine_and_cosine_of_share
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -89,7 +88,7 @@ def test_ragged_images_are_cut_from_their_own_places():
 
 
 def test_coefficients_are_equal_to_the_last_bit_over_many_lengths():
-    from fastlg_kernels.resize_torch import resize_coefficients
+    from fastlg_kernels.augment.plain.resize import resize_coefficients
 
     lengths = torch.tensor([1, 3, 31, 56, 100, 225, 448])
     for interpolation in ("bicubic", "bilinear"):

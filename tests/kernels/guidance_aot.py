@@ -19,7 +19,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastlg_kernels import guidance_configs, guidance_op, guidance_triton
+from fastlg_kernels.guidance import launch as guidance_triton
+from fastlg_kernels.guidance import op as guidance_op
+from fastlg_kernels.guidance import tiles as guidance_configs
 
 MULTIPROCESSORS = {"sm80": 108, "sm90": 132}
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024}

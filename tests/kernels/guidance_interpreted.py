@@ -14,8 +14,11 @@ from guidance_truth import GOLDEN_CASES, draw, golden_inputs, golden_token_grad,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlg_kernels import guidance_configs, guidance_loss, guidance_op, guidance_triton
-from fastlg_kernels.guidance_triton_parts import rounded
+from fastlg_kernels import guidance_loss
+from fastlg_kernels.guidance import launch as guidance_triton
+from fastlg_kernels.guidance import op as guidance_op
+from fastlg_kernels.guidance import tiles as guidance_configs
+from fastlg_kernels.guidance.triton_parts import rounded
 
 FLAT = [((14, 14), 24, 10, (8, 8)), ((5, 4), 70, 20, (5, 4)), ((9, 11), 3, 1, (9, 2)), ((33, 2), 130, 70, (1, 1))]
 WINDOWS = [

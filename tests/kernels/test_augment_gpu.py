@@ -8,7 +8,8 @@ from augment_images import images_of
 from test_augment_ops import GEOMETRIC, VALUES
 from test_augment_resize import random_boxes
 
-from fastlg_kernels import apply_op, draw_views, rand_augment, random_erasing, resize_crops, sample_seeds, train_views
+from fastlg_kernels import apply_op, draw_views, random_erasing, resize_crops, sample_seeds, train_views
+from fastlg_kernels.augment import rand_augment
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import auto_augment
 
 from fastlg_kernels import apply_op
-from fastlg_kernels.rand_augment import OP_NAMES
+from fastlg_kernels.augment.rand_augment import OP_NAMES
 
 FILL = (124, 116, 104)
 FACTORS = (0.0, 0.1, 0.19, 1.0, 1.63, 1.9)

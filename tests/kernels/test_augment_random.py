@@ -15,9 +15,10 @@ from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import functional as F
 
-from fastlg_kernels import apply_op, draw_rand_augment, normalise, parse_rand_augment, rand_augment, random_erasing
-from fastlg_kernels.augment_torch import draw_erasing
-from fastlg_kernels.rand_augment import OP_NAMES
+from fastlg_kernels import apply_op, draw_rand_augment, normalise, parse_rand_augment, random_erasing
+from fastlg_kernels.augment import rand_augment
+from fastlg_kernels.augment.plain.augment import draw_erasing
+from fastlg_kernels.augment.rand_augment import OP_NAMES
 from fastlg_kernels.rng import sample_seeds
 
 DRAWS = 20_000

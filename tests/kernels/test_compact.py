@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastlg_kernels.compact import CompactMap, compact_guidance, compact_map
+from fastlg_kernels.guidance.compact import CompactMap, compact_guidance, compact_map
 
 #        student grid, student channels, prefix tokens, teacher [D, h, w]
 PAIRS = [

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import fastlg_kernels
-from fastlg_kernels.gather import RULES, gather_maps, map_boxes
+from fastlg_kernels.gather.api import RULES, gather_maps, map_boxes
 
 
 @pytest.fixture(params=["torch", "triton"])
 def impl(request, monkeypatch):
     """Both implementations; the kernel through Triton's interpreter, which needs no GPU."""
-    name = "fastlg_kernels.gather_triton"
+    name = "fastlg_kernels.gather.launch"
     if request.param == "triton" and not torch.cuda.is_available():
         pytest.importorskip("triton")
         monkeypatch.setenv("TRITON_INTERPRET", "1")  # read where a kernel is defined: at the module's import
@@ -25,7 +25,7 @@ def impl(request, monkeypatch):
         importlib.import_module(name)
     yield request.param
     sys.modules.pop(name, None)
-    vars(fastlg_kernels).pop("gather_triton", None)  # an interpreted kernel cannot be compiled by tests that follow
+    vars(fastlg_kernels.gather).pop("launch", None)  # an interpreted kernel cannot be compiled by tests that follow
 
 
 def boxes_of(pixels, size, grid, rule):

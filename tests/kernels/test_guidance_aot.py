@@ -13,7 +13,8 @@ if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
 
 from guidance_aot import MULTIPROCESSORS, SHAPES, fits, record, usage  # noqa: E402
 
-from fastlg_kernels import guidance_configs, guidance_triton  # noqa: E402
+from fastlg_kernels.guidance import launch as guidance_triton
+from fastlg_kernels.guidance import tiles as guidance_configs  # noqa: E402
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # Together these take every row of the configuration tables; guidance_aot.py as a script goes through all shapes.

@@ -12,7 +12,7 @@ from guidance_truth import draw, relative, truth
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastlg_kernels import GuidanceLoss, guidance_loss
-from fastlg_kernels.guidance_op import guidance_backward, guidance_forward
+from fastlg_kernels.guidance.op import guidance_backward, guidance_forward
 
 PAIRS = [((4, 6), 5, 3, (8, 7)), ((6, 6), 4, 2, (3, 3))]
 

@@ -221,7 +221,7 @@ def test_nothing_waits_for_the_device():
 
 
 def test_opcheck():
-    from fastlg_kernels.guidance_op import guidance_backward, guidance_forward
+    from fastlg_kernels.guidance.op import guidance_backward, guidance_forward
 
     inputs = draw(2, ODD[:2], device=CUDA, prefix=1)
     flat = [size for grid in inputs.grids for size in grid]

@@ -132,7 +132,7 @@ def test_a_folder_copied_into_another_package_lives_beside_the_installed_one(tmp
     monkeypatch.syspath_prepend(tmp_path)
     inputs = draw(2, [((4, 6), 5, 3, (8, 7))], torch.float64, prefix=1)
     before = fastlg_kernels.guidance_loss(*inputs[:4], grids=inputs.grids)
-    own = fastlg_kernels.guidance_op.guidance_forward._opoverload
+    own = fastlg_kernels.guidance.op.guidance_forward._opoverload
     copy = importlib.import_module("somebodys_library.kern")
     assert torch.ops.fastlg_kernels.guidance_forward_v2.default is own
     assert copy._ops.NAMESPACE == "somebodys_library_kern" and hasattr(copy._ops.ops, "guidance_backward")
@@ -143,7 +143,7 @@ def test_a_folder_copied_into_another_package_lives_beside_the_installed_one(tmp
         check_gradients(package.guidance_loss(*inputs[:4], grids=inputs.grids), inputs, expected)
         check_gradients(compiled(*inputs[:4], grids=inputs.grids), inputs, expected)
     arguments = [*map(list, inputs[:4]), [4, 6], False, True, True, "torch", False]
-    checks = torch.library.opcheck(copy.guidance_op.guidance_forward, arguments)
+    checks = torch.library.opcheck(copy.guidance.op.guidance_forward, arguments)
     assert set(checks.values()) == {"SUCCESS"}
 
 
@@ -154,7 +154,7 @@ def check_gradients(loss: torch.Tensor, inputs, expected) -> None:
 
 
 def test_sources_import_each_other_relatively_only():
-    for path in (KERNELS / "torch-ext" / "fastlg_kernels").glob("*.py"):
+    for path in (KERNELS / "torch-ext" / "fastlg_kernels").rglob("*.py"):
         for line in path.read_text(encoding="utf-8").splitlines():
             words = line.split()
             if words[:1] in (["from"], ["import"]) and len(words) > 1:

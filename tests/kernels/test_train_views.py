@@ -7,7 +7,8 @@ import torch
 from augment_images import images_of
 from torch.nn import functional as F
 
-from fastlg_kernels import draw_views, normalise, rand_augment, random_erasing, sample_seeds, train_views, views
+from fastlg_kernels import draw_views, normalise, random_erasing, sample_seeds, train_views
+from fastlg_kernels.augment import rand_augment, views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IDS = torch.arange(9)

@@ -1,7 +1,7 @@
 """Fused kernels for locality guidance and on-device augmentation: torch and triton, nothing else."""
 
 from . import layers  # by name: Hugging Face's kernels looks for layers here, in whichever copy it loaded last
-from .augment import (
+from .augment.api import (
     RaggedImages,
     apply_op,
     draw_rand_augment,
@@ -11,10 +11,10 @@ from .augment import (
     random_erasing,
     resize_crops,
 )
-from .guidance import guidance_loss
+from .augment.views import ViewDraw, draw_views, teacher_view, train_views
+from .guidance.api import guidance_loss
 from .layers import GuidanceLoss, distillation_loss
 from .rng import sample_seeds
-from .views import ViewDraw, draw_views, teacher_view, train_views
 
 __all__ = [
     "GuidanceLoss",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .guidance import check_maps, check_options, guidance_loss, listed, student_grids
+from .guidance.api import check_maps, check_options, guidance_loss, listed, student_grids
 
 TRANSFORMS = ("linear", "attention", "similarity")
 

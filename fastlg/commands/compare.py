@@ -1,0 +1,93 @@
+"""``fastlg compare``: does guidance help on my data? The same budget without and with it, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+
+from rich.table import Table
+
+from fastlg import ranks
+from fastlg.assemble import open_stores
+from fastlg.config import Config
+from fastlg.engine.precision import uses_cuda
+from fastlg.errors import UserError
+from fastlg.run.curves import plot_curves
+from fastlg.run.folder import expect_compare_folder, finished
+from fastlg.run.lock import run_lock
+from fastlg.run.report import console, dispensable, read_metrics, say
+from fastlg.run.run import write_summary
+from fastlg.teacher.recipe import teacher_config, teacher_summary
+from fastlg.train import expect_trainable, train
+
+COLUMNS = {"top1_last": "top-1 %", "top1_best": "best %", "images_per_s": "images/s", "wall_s": "wall s"}
+
+
+def compare(config: Config, *, dry_run: bool = False) -> dict:
+    """Trains teacher, unguided and guided student of one config; returns {teacher, unguided, guided: summary}.
+
+    Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json and curves.png in
+    the run folder, and the two runs below it. Every rank of a run calls it alike.
+    """
+    with ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s):
+        return _compare(config, dry_run)
+
+
+def _compare(config: Config, dry_run: bool) -> dict:
+    if config.teacher is None:
+        raise UserError(f"{config.run.name} has no teacher section; compare needs one to guide with")
+    folder = config.run_dir
+    if ranks.is_first():
+        expect_compare_folder(folder)
+    with contextlib.nullcontext() if dry_run else run_lock(folder):
+        return _train_all(config, dry_run)
+
+
+def _train_all(config: Config, dry_run: bool) -> dict:
+    folder = config.run_dir
+    stores = open_stores(config)
+    teacher = teacher_config(config, stores) if config.teacher.weights is None else None
+    guided = config.replace({"run.root": str(folder), "run.name": "guided"})
+    unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
+    if teacher is not None:  # both students and later comparisons share the teacher of the outer root
+        guided = guided.replace({"teacher.weights": str(teacher.run_dir)})
+    done = {}
+    if ranks.is_first():
+        done = {part.run_dir.name: finished(part.run_dir, part) is not None for part in (unguided, guided)}
+    for part in (unguided, config.replace({"run.root": str(folder), "run.name": "guided"})):
+        if not ranks.first_says(done).get(part.run_dir.name):
+            expect_trainable(part, stores, is_later=True)
+    summaries = {}
+    if teacher is not None:
+        say("")
+        say("1/3 teacher")
+        summaries["teacher"] = train(teacher, dry_run=dry_run, waits=True)
+    elif known := teacher_summary(config.teacher.weights):
+        summaries["teacher"] = known
+    say("")
+    say("2/3 unguided")
+    summaries["unguided"] = train(unguided, dry_run=dry_run)
+    say("")
+    say("3/3 guided")
+    summaries["guided"] = train(config if dry_run else guided, dry_run=dry_run)
+    if dry_run or not ranks.is_first():
+        return summaries
+    write_summary(folder, summaries)
+    plot_curves({name: read_metrics(folder / name) for name in ("unguided", "guided")}, folder / "curves.png")
+    with dispensable("the table", f"{folder}/summary.json holds what it would show"):
+        show(summaries)
+    say(f"curves and summary in {folder}")
+    return summaries
+
+
+def show(summaries: dict[str, dict]) -> None:
+    """The closing table, and the difference that the whole exercise is about."""
+    table = Table(title=None, show_edge=False)
+    table.add_column("run")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for name, summary in summaries.items():
+        table.add_row(name, *(f"{summary[key]:,.1f}" for key in COLUMNS))
+    console.print()
+    console.print(table)
+    gain = summaries["guided"]["top1_last"] - summaries["unguided"]["top1_last"]
+    say(f"guidance: {gain:+.1f} points of top-1 on the same budget of {summaries['guided']['epochs']} epochs")

@@ -1,0 +1,68 @@
+"""``fastlg prepare``: a source decoded once into a store, and a picture of what a run would see of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from fastlg.assemble import make_views, new_loader, open_stores
+from fastlg.config import Config, load_config
+from fastlg.data.store.make import prepare as write_store
+from fastlg.data.views.sheet import contact_sheet
+from fastlg.engine.precision import pick_device
+from fastlg.errors import UserError, writing
+from fastlg.run.evaluate import load_trained
+from fastlg.run.report import dispensable, say
+
+SHEET_IMAGES = 16
+
+
+def prepare(source: str, out: Path, **options) -> Path:
+    """Writes the store ``out``; ``options`` are those of ``data.prepare.prepare``. Raises UserError or RunError."""
+    path = write_store(source, out, **options)
+    say(f"prepared {source} in {path}; train with data.source={path}")
+    return path
+
+
+def check_preview(path: Path) -> None:
+    """Raises UserError where no picture can be written to ``path``, before anything is prepared for it."""
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION or Image.EXTENSION[path.suffix.lower()] not in Image.SAVE:
+        raise UserError(f"the picture {path} has no suffix of a picture that Pillow writes; call it {path.stem}.png")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write the picture {path}: choose a file in a folder that exists and is writable")
+
+
+def preview_store(store: Path, path: Path) -> None:
+    """What the paper's recipe (224 px student, 32 px teacher) makes of a store's images; a warning where it fails."""
+    with dispensable(f"the picture {path}", f"the store {store} is whole"):
+        _preview_store(store, path)
+
+
+def _preview_store(store: Path, path: Path) -> Path:
+    config = Config.model_validate({"data": {"source": str(store)}, "model": {"name": "deit_tiny_patch16_224"}})
+    return _sheet(config, 32, path)
+
+
+def preview_run(folder: Path) -> Path:
+    """What a run's student and teacher saw in its first epoch, as ``RUN/views.png``."""
+    config, _, _ = load_trained(folder)
+    teacher_size = None
+    if config.teacher is not None:
+        teacher_size = load_config(config.teacher.recipe).replace(config.teacher.overrides).model.image_size
+    return _sheet(config, teacher_size, folder / "views.png")
+
+
+def _sheet(config: Config, teacher_size: int | None, path: Path) -> Path:
+    """The contact sheet of the first training images of epoch 0."""
+    stores = open_stores(config)
+    loader = new_loader(config, stores.train, pick_device(config.engine), train=True)
+    batch = next(iter(loader.epoch(0)))
+    batch = batch._replace(**{name: value[:SHEET_IMAGES] for name, value in batch._asdict().items()})
+    views = make_views(config, teacher_size)(batch, 0)
+    with writing(path):
+        contact_sheet(path, stores.train, batch, views, mean=config.augment.mean, std=config.augment.std)
+    say(f"pictures {path}: stored images with their crops, crops, student views, teacher views")
+    return path

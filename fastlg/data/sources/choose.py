@@ -1,0 +1,234 @@
+"""Open labelled images, whatever they are kept in, behind one interface (``Source`` in data/sources/base.py).
+
+A source is written as a path, whose kind is seen from what lies there, or as ``torchvision:NAME``, ``hf://OWNER/NAME``
+or ``demo:mnist5k``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastlg.config.sections import scheme_of
+from fastlg.data.sources.arrays import demo_source, find_idx, hugging_face_source, idx_source, torchvision_source
+from fastlg.data.sources.base import Dataset, Source, check_several_classes, match_classes, some, stratified_holdout
+from fastlg.data.sources.beton import beton_source
+from fastlg.data.sources.files import chaoyang, flowers102, tiny_imagenet
+from fastlg.data.sources.folders import class_folders, classes_with_images
+from fastlg.data.sources.layout.paths import existing_path
+from fastlg.data.sources.layout.walk import files_below
+from fastlg.data.sources.parquet import parquet_source, split_name
+from fastlg.data.store.store import is_store, open_store
+from fastlg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "test")
+
+
+def open_source(spec: str, split: str, **options) -> Source:
+    """Open one split of a dataset without decoding an image; see ``open_splits`` for ``options`` and errors."""
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is unknown; choose train or test")
+    return open_splits(spec, (split,), **options)[split]
+
+
+def open_splits(
+    spec: str,
+    splits: Sequence[str] = SPLITS,
+    *,
+    label_column: str | None = None,
+    image_column: str | None = None,
+    download: bool = False,
+    holdout: float = 0.0,
+) -> dict[str, Source]:
+    """Open splits of a dataset, with one list of classes, without decoding an image; what was found is logged.
+
+    Args:
+        spec: path of a parquet or .beton file or a folder of them, class folders, IDX files, or the official layout of
+            Flowers-102, Chaoyang or Tiny-ImageNet-200; or torchvision:NAME, hf://OWNER/NAME[/CONFIG], demo:mnist5k.
+        splits: "train", "test" (a validation split stands in where there is no test split) or both.
+        label_column, image_column: for parquet and .beton, where the default choice does not fit.
+        download: torchvision: and hf:// may use the network; else what was fetched before is used.
+        holdout: above 0, both splits are cut from the training images: this share of every class is the test split,
+            always the same images. A test split of the dataset itself is then left unused, which is said.
+
+    Raises:
+        UserError: the path or the split does not exist, an extra is missing, or the data cannot be used (empty, one
+            class, a label that is none, classes that differ between the splits, ...).
+    """
+    found = _open(spec, ("train",) if holdout else SPLITS, label_column, image_column, download)
+    whole = found.splits.pop("all", None)
+    if whole is not None:
+        found.splits = {"train": whole}
+    if "train" in found.splits and "test" in found.splits and len(splits) == 2:
+        found.splits["test"], notes = match_classes(found.splits["train"], found.splits["test"])
+        found.notes += notes
+    if holdout and "test" in found.called:
+        left = f"the test split ({found.called['test']}), as data.holdout={holdout:g} cuts one from the training images"
+        found.notes.append(f"left out: {left}")
+    if holdout and "train" in found.splits:
+        train = found.splits["train"]
+        for split, rows in zip(SPLITS, stratified_holdout(train, holdout), strict=True):
+            found.splits[split] = train.subset(rows, f"{split}, holdout {holdout}")
+            found.called[split] = found.called.get("train", "all") if split == "train" else f"holdout {holdout:g}"
+    for split in ("train",) if holdout else splits:
+        if split not in found.splits:
+            raise _missing_split(spec, split, found)
+    if "train" in splits:
+        check_several_classes(found.splits["train"])
+    log.info("%s", found.line(spec), extra={"once": True})
+    return {split: found.splits[split] for split in splits}
+
+
+def open_to_measure(
+    spec: str,
+    class_names: list[str],
+    *,
+    label_column: str | None = None,
+    image_column: str | None = None,
+    download: bool = False,
+) -> Source:
+    """The images of ``spec`` on which a model of these classes is measured: the test split, or all images where there
+    are no splits. Classes are matched by name; some of them may be missing.
+
+    Raises:
+        UserError: there are only training images, or images of a class that the model does not know; else as
+            ``open_splits``.
+    """
+    found = _open(spec, ("test",), label_column, image_column, download)
+    split = next((name for name in ("test", "all") if name in found.splits), None)
+    if split is None:
+        raise _missing_split(spec, "test", found)
+    source = found.splits[split] = found.splits[split].with_classes(class_names)
+    present = set(source.labels.tolist())
+    if missing := [name for label, name in enumerate(class_names) if label not in present]:
+        found.notes.append(f"{len(missing)} of the run's {len(class_names)} classes have no image: {some(missing)}")
+    log.info("%s", found.line(spec), extra={"once": True})
+    return source
+
+
+def _open(
+    spec: str, wanted: Sequence[str], label_column: str | None, image_column: str | None, download: bool
+) -> Dataset:
+    rest = spec.partition(":")[2]
+    columns = label_column, image_column
+    match scheme_of(spec):
+        case "torchvision":
+            return _without_columns(torchvision_source(rest, wanted, download), *columns)
+        case "hf":
+            return hugging_face_source(spec, wanted, *columns, download)
+        case "demo":
+            return _without_columns(demo_source(rest, wanted), *columns)
+    try:
+        path = existing_path(spec)
+        kind = source_kind(path)
+        log.debug("%s: read as %s", path, kind)
+        if kind in ("parquet", "beton"):
+            return (parquet_source if kind == "parquet" else beton_source)(path, wanted, *columns)
+        return _without_columns(_BY_PATH[kind](path, wanted), *columns)
+    except OSError as error:  # a folder without permission, one that vanished
+        where = f" {error.filename}" if error.filename else ""
+        raise UserError(f"data.source={spec}: cannot read{where} ({error.strerror or error}); mend it") from None
+
+
+def _without_columns(found: Dataset, *columns: str | None) -> Dataset:
+    for name, column in zip(("label_column", "image_column"), columns, strict=True):
+        if column is not None:
+            found.notes.append(f"data.{name}={column} is not used: {found.kind} have no columns")
+    return found
+
+
+def store_source(path: Path, wanted: Sequence[str]) -> Dataset:
+    """The images of a store, for measuring a model whose classes are in another order."""
+    splits = {}
+    for split in wanted:
+        store = open_store(path, split)
+        splits[split] = Source(
+            where=str(path),
+            labels=store.labels,
+            class_names=store.class_names,
+            read=store.images,
+            name=lambda i, split=split: f"{split} image {i}",
+            stamp=[store.fingerprint],
+        )
+    return Dataset("a store", splits, {split: f"{split}/" for split in SPLITS})
+
+
+_BY_PATH = {
+    "store": store_source,
+    "flowers102": flowers102,
+    "chaoyang": chaoyang,
+    "tiny_imagenet": tiny_imagenet,
+    "idx": idx_source,
+    "class_folders": class_folders,
+}
+
+
+def source_kind(path: Path) -> str:
+    """What lies at ``path``: store, flowers102, chaoyang, tiny_imagenet, idx, parquet, beton or class_folders.
+
+    Raises:
+        UserError: a file of another kind, an empty folder, or a folder that fits none of these, or two.
+    """
+    if path.is_file():
+        if path.suffix.lower() in (".parquet", ".beton"):
+            return path.suffix.lower()[1:]
+        raise UserError(
+            f"data.source={path}: a single file must be .parquet or .beton; give a folder of images, one per class"
+        )
+    if is_store(path):
+        return "store"
+    if (path / "setid.mat").is_file() or (path / "imagelabels.mat").is_file():
+        return "flowers102"
+    if (path / "train.json").is_file() and (path / "test.json").is_file() and len(classes_with_images(path)) < 2:
+        return "chaoyang"
+    if (path / "val" / "val_annotations.txt").is_file():
+        return "tiny_imagenet"
+    if find_idx(path, "train") or find_idx(path, "t10k"):
+        return "idx"
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    if not entries:
+        raise UserError(f"data.source={path}: the folder is empty; point it at a dataset")
+    if tables := files_below(path, ".parquet") + [entry for entry in entries if entry.suffix.lower() == ".beton"]:
+        return _tables_or_class_folders(path, tables)
+    if any(entry.is_dir() for entry in entries):
+        return "class_folders"
+    raise UserError(
+        f"data.source={path}: no class folders, parquet, .beton or IDX files here, only {min(e.name for e in entries)} "
+        "and the like; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
+    )
+
+
+def _tables_or_class_folders(root: Path, tables: list[Path]) -> str:
+    """Of a folder with parquet and .beton files ``tables``: somebody may keep notes or features in parquet beside their
+    images.
+
+    Raises:
+        UserError: it holds two of class folders of images, a parquet dataset (at its top, in data/, or named by split)
+            and .beton files.
+    """
+    classes = classes_with_images(root)
+    is_images = len({folder.name for folder in classes}) > 1
+    there = {"class folders of images": classes[0]} if is_images else {}
+    for table in tables:
+        is_beside_images = is_images and any(folder in table.parents for folder in classes)
+        at_top = table.parent in (root, root / "data")
+        if not is_images or (not is_beside_images and (at_top or split_name(table, root))):
+            kind = "a parquet dataset" if table.suffix.lower() == ".parquet" else ".beton files"
+            there.setdefault(kind, table)
+    if len(there) > 1:
+        found = " and ".join(f"{kind} ({path.relative_to(root)})" for kind, path in there.items())
+        raise UserError(f"data.source={root}: both {found}; move one of them away, or point data.source at the file")
+    return "class_folders" if is_images else "parquet" if "a parquet dataset" in there else "beton"
+
+
+def _missing_split(spec: str, split: str, found: Dataset) -> UserError:
+    left = f" ({'; '.join(found.notes)})" if found.notes else ""
+    if split == "train":
+        return UserError(f"data.source={spec}: no training split{left}; name its files or folder train")
+    return UserError(
+        f"data.source={spec}: no test split{left}; add one (a folder test/, or test-*.parquet) or set data.holdout=0.2 "
+        "to keep a fifth of every class for testing"
+    )

@@ -1,0 +1,1 @@
+"""How people lay images out: names of splits, walks below folders, listings, labels."""

@@ -1,0 +1,1 @@
+"""Images decoded once, memory-mapped ever after."""

@@ -1,0 +1,53 @@
+"""SIGTERM, SIGINT and SIGUSR1 become a request that the loop honours between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from fastlg.errors import Stopped
+from fastlg.ranks.group import Agreement
+
+
+class StopRequest:
+    """``with StopRequest() as stop``: ``stop.poll()`` tells between two steps whether a signal came to any rank.
+
+    A second signal acts at once. SIGUSR1 is what SLURM sends before it preempts a job; it leaves with SIGTERM's
+    status, 143. A rank whose launcher died asks to stop as if SIGTERM had come.
+    """
+
+    HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self):
+        self.signum: int | None = None
+        self.agreement = Agreement()
+        launcher = os.environ.get("FASTLG_LAUNCHER", "")
+        self.launcher = int(launcher) if launcher.isdecimal() else 0
+
+    def __enter__(self) -> StopRequest:
+        self.previous = {number: signal.signal(number, self._on_signal) for number in self.HANDLED}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def poll(self) -> bool:
+        """Whether to stop now. All ranks ask after every step and get the same answer, at most a step late."""
+        if self.launcher and os.getppid() != self.launcher:
+            self.signum = signal.SIGTERM
+        return self._takes(self.agreement.ask(self.signum or 0))
+
+    def raise_if_set(self) -> None:
+        """Raises Stopped when a signal came to any rank; all ranks call it."""
+        if self._takes(self.agreement.settle(self.signum or 0)):
+            raise Stopped(self.signum)
+
+    def _takes(self, agreed: int) -> bool:
+        self.signum = agreed or self.signum
+        return agreed != 0
+
+    def _on_signal(self, signum: int, frame) -> None:
+        self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

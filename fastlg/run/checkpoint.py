@@ -1,0 +1,72 @@
+"""Checkpoints that are whole or absent: written beside, flushed, renamed. Loaded with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+
+from fastlg.errors import RunError, UserError, first_line
+from fastlg.files.atomic import whole, write_whole
+
+FORMAT = 2  # raised when the meaning of a saved field changes
+LAST, BEST = "last.pt", "best.pt"
+
+
+def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
+    """Writes ``state`` to ``folder/last.pt`` atomically; ``best`` makes best.pt the same file.
+
+    Raises RunError when the disk is full or the folder cannot be written; the previous checkpoint survives.
+    """
+    buffer = io.BytesIO()  # serialised in memory, so that a full disk is a plain OSError of one write
+    torch.save({"format": FORMAT, **state}, buffer)
+    target = folder / LAST
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(target, buffer.getbuffer())
+        if best:
+            _link_atomically(target, folder / BEST)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
+        kept = "the last good one is kept" if target.exists() else "there is no earlier one"
+        raise RunError(f"cannot save the checkpoint {target}: {reason}; {kept}. Mend that and run again") from None
+    return target
+
+
+def load_checkpoint(path: Path) -> dict:
+    """The state in ``path``, tensors on the CPU.
+
+    Raises UserError when it is missing, truncated or of another format.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums it writes
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"checksum of {damaged} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged file; each means the same here
+        raise UserError(
+            f"checkpoint {path} cannot be read (truncated or altered: {first_line(error)}); resume from another one "
+            "with --resume PATH, or start anew under another run.name"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"checkpoint {path} has format {found}; this fastlg reads format {FORMAT}")
+    return state
+
+
+def _link_atomically(source: Path, target: Path) -> None:
+    """Hard link where the file system has it, else a copy; ``source`` is later replaced, never rewritten."""
+    with whole(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)

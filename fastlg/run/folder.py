@@ -1,0 +1,121 @@
+"""What a run folder may hold, and what is refused about one before anything is trained for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fastlg.config import Config, config_from, dotted, load_config, read_saved_config
+from fastlg.errors import UserError
+from fastlg.files.atomic import PARTIAL
+from fastlg.run.checkpoint import LAST, load_checkpoint
+from fastlg.run.lock import LOCK
+
+# What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
+# computes. Images and teacher are compared by content; another device or number of ranks continues the run, though not
+# to the same bits.
+FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache")
+NEVER_FREE = ("engine.precision",)
+
+# What fastlg itself leaves in a folder. Without a config.yaml it is what a kill, a full disk or a deleted folder left
+# of a run, and never makes the folder foreign.
+OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png")
+FOLDERS_OF_RUN = ("checkpoints", "tensorboard")
+OF_COMPARE = (LOCK, "summary.json", "curves.png")
+PARTS_OF_COMPARE = ("unguided", "guided")
+
+
+def finished(folder: Path, config: Config) -> dict | None:
+    """Summary of a completed run of this very config, or None. Raises UserError when another run lies there."""
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        if is_compare(folder):
+            raise UserError(f"{folder} holds a comparison; choose another run.name")
+        if strange := _strangers(folder, OF_RUN, FOLDERS_OF_RUN):
+            raise UserError(f"{folder} holds {strange}, which is no part of a run; choose another run.name or empty it")
+        return None
+    refuse_other(read_saved_config(saved), config, str(folder))
+    try:
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or cut short by a full disk: the run goes on to write it
+        return None
+
+
+def is_compare(folder: Path) -> bool:
+    """Whether ``fastlg compare`` trained in this folder."""
+    return any((folder / part / "config.yaml").is_file() for part in PARTS_OF_COMPARE)
+
+
+def expect_compare_folder(folder: Path) -> None:
+    """Raises UserError for a folder that holds a single run, or anything else than a comparison."""
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds a single run; choose another run.name for the comparison")
+    if strange := _strangers(folder, OF_COMPARE, PARTS_OF_COMPARE):
+        raise UserError(
+            f"{folder} holds {strange}, which is no part of a comparison; choose another run.name or empty it"
+        )
+
+
+def resume_source(folder: Path, resume: str) -> Path | None:
+    """The checkpoint that ``--resume`` means: the folder's last one, a file of the user's, or None for a new run.
+
+    Raises UserError for a run where there shall be none.
+    """
+    if resume == "never" and (folder / "config.yaml").exists():
+        raise UserError(f"{folder} holds a run and --resume is never; choose another run.name or remove it")
+    if resume not in ("auto", "never"):
+        return Path(resume)
+    last = folder / "checkpoints" / LAST
+    return last if last.is_file() else None
+
+
+def read_resumable(path: Path, config: Config, fingerprints: list[str]) -> dict:
+    """The state that a run saved in ``path``. Raises UserError for one of another config or other images."""
+    state = load_checkpoint(path)
+    refuse_other(config_from(state.get("config"), str(path)), config, str(path))
+    if state.get("data") != fingerprints:
+        raise UserError(f"checkpoint {path} was trained on other images than {config.data.source} now holds")
+    return state
+
+
+def refuse_unusable(config: Config, resume: str, fingerprints: list[str]) -> None:
+    """Raises UserError for a run that cannot begin or go on in its folder, whatever its teacher will be."""
+    if (source := resume_source(config.run_dir, resume)) is not None:
+        read_resumable(source, config, fingerprints)
+
+
+def _strangers(folder: Path, files: tuple[str, ...], folders: tuple[str, ...]) -> str:
+    """The first entry of a folder that fastlg did not leave there; "" where there is none."""
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        name = entry.name.removesuffix(PARTIAL)
+        if not ((name in files and entry.is_file()) or (entry.name in folders and entry.is_dir())):
+            return entry.name
+    return ""
+
+
+def refuse_other(saved: Config, config: Config, where: str, *, fix: str = "choose another run.name") -> None:
+    """Raises UserError that names the differences between the config of a run and the one it shall go on with."""
+    old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
+    differing = [
+        key for key in sorted(old.keys() | new.keys()) if not _may_differ(key) and old.get(key) != new.get(key)
+    ]
+    if "teacher.recipe" in differing and _is_same_recipe(old.get("teacher.recipe"), new.get("teacher.recipe")):
+        differing.remove("teacher.recipe")
+    if differing:
+        changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(f"{where} belongs to another config ({changes}{more}); {fix}")
+
+
+def _may_differ(key: str) -> bool:
+    return key not in NEVER_FREE and (key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME)
+
+
+def _is_same_recipe(old: str | None, new: str | None) -> bool:
+    """Whether two paths lead to one config; where one is gone, its name has to do. The weights are compared anyway."""
+    if old is None or new is None:
+        return False
+    try:
+        return load_config(old) == load_config(new)
+    except UserError:
+        return Path(old).name == Path(new).name

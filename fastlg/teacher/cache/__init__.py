@@ -1,0 +1,1 @@
+"""Features of the frozen teacher, computed once and read at every step."""

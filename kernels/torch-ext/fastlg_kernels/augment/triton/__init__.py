@@ -1,0 +1,1 @@
+"""The kernels of augmentation; imported only where Triton runs."""

@@ -1,0 +1,100 @@
+"""Tile sizes of the guidance kernels per GPU family: data, chosen by shape and layout; nothing is timed at run time.
+
+Every entry compiles without register spills for the shapes and layouts of tests/kernels/guidance_aot.py that choose it
+(on others ptxas may spill some bytes), and the safe ones take at most 99 KiB of shared memory there, which every GPU
+from compute capability 8.0 on has.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Config(NamedTuple):
+    """How one kernel is tiled.
+
+    tokens, channels, dims  tile sizes over tokens, student channels and teacher channels
+    rows, columns           block of the larger grid (window kernel)
+    programs                programs per multiprocessor
+    warps, stages           as Triton means them
+    fused                   keep the tokens of a tile on the chip and make the weight gradient from them
+    """
+
+    tokens: int = 64
+    channels: int = 64
+    dims: int = 16
+    rows: int = 16
+    columns: int = 16
+    programs: int = 2
+    warps: int = 8
+    stages: int = 2
+    fused: bool = False
+
+    @property
+    def launch(self) -> dict:
+        """Launch options. Fusing multiply-adds is named because Triton's default for it changes with its version."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+ANY = 1 << 30
+
+
+class Row(NamedTuple):
+    """A configuration and what it is for: tokens of ``itemsize`` bytes, at most so many channels, so large a grid.
+
+    channels, dim  most channels of student and teacher
+    side           longest side of either grid
+    multiple       divides the student's channels
+    plain          only where rows of channels are aligned and dense, and offsets take 32 bits (see launch.py)
+    """
+
+    kernel: str
+    itemsize: int
+    config: Config
+    channels: int = ANY
+    dim: int = ANY
+    side: int = ANY
+    multiple: int = 1
+    plain: bool = False
+
+
+SAFE = (
+    Row("flat", 2, Config(tokens=64, channels=64, dims=32)),
+    Row("flat", 4, Config(tokens=32, channels=32, dims=16, warps=4)),
+    Row("window", 2, Config(channels=32, dims=16, rows=32)),
+    Row("window", 4, Config(channels=32, dims=16), plain=True),
+    Row("window", 4, Config(channels=16, dims=16)),
+    Row("weight_grad", 2, Config(tokens=64, channels=64, dims=64)),
+    Row("weight_grad", 4, Config(tokens=32, channels=64, dims=32, warps=4)),
+    Row("token_grad", 2, Config(tokens=128, channels=64, dims=64, stages=1), plain=True),
+    Row("token_grad", 2, Config(tokens=64, channels=64, dims=64, stages=1)),
+    Row("token_grad", 4, Config(tokens=64, channels=64, dims=32, stages=1)),
+)
+WINDOW_16 = Config(dims=16, rows=32, programs=1, warps=16, stages=1, fused=True)
+HOPPER = (
+    Row("flat", 2, Config(tokens=128, dims=64, programs=1, fused=True), channels=192, multiple=64, plain=True),
+    Row("flat", 2, Config(tokens=128, dims=32, programs=1, fused=True), channels=320, plain=True),
+    Row("flat", 2, Config(tokens=64, dims=32, programs=1, fused=True), channels=384, plain=True),
+    Row("window", 2, WINDOW_16, channels=192, dim=16, side=32, plain=True),
+    Row("window", 2, Config(dims=32, programs=1, stages=1, fused=True), channels=192, side=16, plain=True),
+    Row("window", 2, Config(dims=16), dim=16, side=32, plain=True),
+    Row("window", 2, Config(dims=32), side=16, plain=True),
+)
+FAMILIES = {"sm90": HOPPER + SAFE}
+
+
+def choose(kernel: str, family: str, channels: int, dim: int, itemsize: int, **facts) -> Config:
+    """The configuration of ``kernel`` for C ``channels`` and D ``dim``; see ``choose_row``."""
+    config = choose_row(kernel, family, channels, dim, itemsize, **facts).config
+    return config._replace(dims=min(config.dims, max(16, 1 << (dim - 1).bit_length())))
+
+
+def choose_row(
+    kernel: str, family: str, channels: int, dim: int, itemsize: int, *, plain: bool = False, side: int = ANY
+) -> Row:
+    """The first row of the family's table that fits; ``plain`` and ``side`` as in Row."""
+    for row in FAMILIES.get(family, SAFE):
+        fits = channels <= row.channels and channels % row.multiple == 0 and dim <= row.dim and side <= row.side
+        if (row.kernel, row.itemsize) == (kernel, itemsize) and fits and (plain or not row.plain):
+            return row
+    raise LookupError(f"no {kernel} configuration for elements of {itemsize} bytes")
