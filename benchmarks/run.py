@@ -27,7 +27,7 @@ from report import ROOT, compare, comparison_text, load, number, results_name, s
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fastlg.run import report
+from fastlg.ranks import say
 
 # Seconds of each benchmark: (CPU quick, CPU, GPU quick, GPU). 0 leaves it out of a run that names none. What comes
 # before switches fits into a whole run; the last two get the time that is left, or are said to be left out.
@@ -55,7 +55,7 @@ def main() -> int:
     began = time.monotonic()
     options = arguments()
     console = Console(highlight=False, soft_wrap=True)
-    report.console.quiet = True  # what a training says of itself
+    say.console.quiet = True  # what a training says of itself
     if options.readme:
         console.print(f"wrote {write_readme(options.readme).relative_to(ROOT)}")
         return 0

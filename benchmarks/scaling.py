@@ -31,7 +31,7 @@ from report import FORMAT, ROOT
 from scaling_model import Assumptions, all_rows
 from scaling_ranks import HALF, WHAT, Job, counted, on_paper, sent
 
-from fastlg.run import report
+from fastlg.ranks.say import console
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling-cpu.json"
 RANKS = 2
@@ -131,7 +131,7 @@ def exchanged(answer: dict, name: str, count: int) -> dict:
 def measured(command: str, seconds: float) -> list[dict]:
     """The rows of a run of their own, without run.py."""
     device = torch.device("cuda" if torch.cuda.device_count() >= RANKS else "cpu")
-    report.console.quiet = True
+    console.quiet = True
     with tempfile.TemporaryDirectory(prefix="fastlg-scaling-") as scratch:
         os.environ["FASTLG_CACHE"] = f"{scratch}/cache"
         stamp = Stamp.of(device, command)

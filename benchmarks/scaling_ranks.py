@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from fastlg import ranks
 from fastlg.config import load_config
 from fastlg.engine.precision import uses_cuda
+from fastlg.ranks.say import console
 from fastlg.ranks.stop import StopRequest
-from fastlg.run import report
 
 HERE = Path(__file__).resolve().parent
 RUNNING = "teacher.norm_stats=running"
@@ -211,7 +211,7 @@ def loopback_bytes() -> int:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
-    report.console.quiet = True
+    console.quiet = True
     cases = json.loads(sys.argv[1])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     trainings = {name: Training(case["overrides"]) for name, case in cases.items() if case["alone"]}

@@ -33,9 +33,10 @@ from fastlg.assemble import open_stores
 from fastlg.config import Config, load_config
 from fastlg.engine.precision import pick_device
 from fastlg.errors import RunError, UserError
+from fastlg.ranks.say import say
 from fastlg.ranks.stop import Stopped
 from fastlg.run.checkpoint import LAST, load_checkpoint
-from fastlg.run.report import read_metrics, say
+from fastlg.run.report import read_metrics
 from fastlg.teacher.recipe import teacher_config
 from fastlg.train import train
 

@@ -26,7 +26,7 @@ from fastlg.models.build import build_model, is_cnn
 from fastlg.models.student import use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent, check_guidance
-from fastlg.run.report import say
+from fastlg.ranks.say import say
 from fastlg.teacher.cache.format import weights_digest
 from fastlg.teacher.cache.read import CachedTeacher, FeatureCache
 from fastlg.teacher.online import OnlineTeacher

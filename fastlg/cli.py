@@ -55,7 +55,7 @@ def train(
     loaded = load_config(config, overrides or [])
     _start_ranks(gpus, loaded)
 
-    from fastlg.run.report import say
+    from fastlg.ranks.say import say
     from fastlg.train import train as run
 
     summary = run(loaded, resume=resume, dry_run=dry_run)
@@ -91,8 +91,8 @@ def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last")
     data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders.
     """
     from fastlg.config import parse_overrides
+    from fastlg.ranks.say import say
     from fastlg.run.evaluate import evaluate_run
-    from fastlg.run.report import say
 
     result = evaluate_run(run, _checked(which), parse_overrides(overrides or []))
     say(
@@ -109,8 +109,8 @@ def export(
 ) -> None:
     """Write the bare student as safetensors that plain timm loads."""
     from fastlg.commands.export import expect_empty, export_student
+    from fastlg.ranks.say import say
     from fastlg.run.evaluate import load_trained
-    from fastlg.run.report import say
 
     expect_empty(out)
     config, model, class_names = load_trained(run, _checked(which))
@@ -202,7 +202,7 @@ def _start_ranks(gpus: int | None, config) -> None:
     if os.environ.get("FASTLG_LAUNCHER"):
         return
     if note := ignored():
-        from fastlg.run.report import say
+        from fastlg.ranks.say import say
 
         say(f"ignored  {note}")
     if gpus is None:
@@ -262,7 +262,7 @@ class _Say(logging.Handler):
         self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        from fastlg.run.report import say
+        from fastlg.ranks.say import say
 
         line = record.getMessage()
         if getattr(record, "once", False):

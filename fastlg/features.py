@@ -28,7 +28,7 @@ from fastlg.errors import RunError, UserError
 from fastlg.files.lock import file_lock
 from fastlg.files.progress import progress_bar
 from fastlg.files.provenance import commit, device_name, versions
-from fastlg.run.report import say
+from fastlg.ranks.say import say
 from fastlg.teacher.cache import format as cache_format
 from fastlg.teacher.cache.read import FeatureCache, open_cache, stored_arrays
 from fastlg.teacher.cache.write import CacheWriter

@@ -18,11 +18,11 @@ from fastlg.engine.prefetch import prefetched
 from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError
 from fastlg.features import build_or_verify, expect_features, expect_writable, find_features, plan_cache
+from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
 from fastlg.run.folder import finished, refuse_unusable
 from fastlg.run.lock import run_lock
 from fastlg.run.metrics import Meter
-from fastlg.run.report import say
 from fastlg.run.run import Run
 from fastlg.teacher.recipe import load_teacher, teacher_config
 

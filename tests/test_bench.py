@@ -14,7 +14,7 @@ from patience import HANG_S
 from torch import nn
 
 import fastlg.commands.bench
-import fastlg.run.report
+import fastlg.ranks.say
 from fastlg.cli import main
 from fastlg.config import save_config
 from fastlg.errors import UserError
@@ -75,7 +75,7 @@ def row(**changes):
 
 def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))  # main sets both, here they are put back
-    monkeypatch.setattr(fastlg.run.report.console, "quiet", False)
+    monkeypatch.setattr(fastlg.ranks.say.console, "quiet", False)
     monkeypatch.setitem(run.SECONDS, "optimizer", (HANG_S,) * 4)  # nothing is left out, however busy the machine
     monkeypatch.setattr("sys.argv", ["run.py", "optimizer", "--quick", f"--out={tmp_path}"])
     threads = torch.get_num_threads()

@@ -11,10 +11,11 @@ from fastlg.assemble import open_stores
 from fastlg.config import Config
 from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
+from fastlg.ranks.say import console, dispensable, say
 from fastlg.run.curves import plot_curves
 from fastlg.run.folder import expect_compare_folder, finished
 from fastlg.run.lock import run_lock
-from fastlg.run.report import console, dispensable, read_metrics, say
+from fastlg.run.report import read_metrics
 from fastlg.run.run import write_summary
 from fastlg.teacher.recipe import teacher_config, teacher_summary
 from fastlg.train import expect_trainable, train

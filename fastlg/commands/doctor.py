@@ -11,7 +11,7 @@ from fastlg.config import EngineConfig
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.switches import decide
 from fastlg.files.provenance import device_name
-from fastlg.run.report import say
+from fastlg.ranks.say import say
 
 # extra -> (modules to look for, what they are for)
 EXTRAS = {

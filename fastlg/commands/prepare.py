@@ -13,8 +13,8 @@ from fastlg.data.store.make import prepare as write_store
 from fastlg.data.views.sheet import contact_sheet
 from fastlg.engine.precision import pick_device
 from fastlg.errors import UserError, writing
+from fastlg.ranks.say import dispensable, say
 from fastlg.run.evaluate import load_trained
-from fastlg.run.report import dispensable, say
 
 SHEET_IMAGES = 16
 

@@ -12,7 +12,7 @@ import time
 import torch
 
 from fastlg.errors import UserError
-from fastlg.run.report import say
+from fastlg.ranks.say import say
 
 GRACE_S = 10.0  # for the other ranks to say what they have to say and leave by themselves
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastlg.errors import printable
 from fastlg.files.atomic import whole
-from fastlg.run.report import dispensable, say
+from fastlg.ranks.say import dispensable, say
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe-Ito, told apart by colour-blind readers
 AS_WRITTEN = {"text.parse_math": False, "text.usetex": False}  # a $ in a run's name is a $

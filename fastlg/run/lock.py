@@ -17,7 +17,7 @@ from pathlib import Path
 from fastlg import ranks
 from fastlg.errors import UserError
 from fastlg.files.lock import NO_LOCKS, is_same_file
-from fastlg.run.report import say
+from fastlg.ranks.say import say
 
 LOCK = "run.lock"
 POLL_S = 0.5

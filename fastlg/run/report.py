@@ -4,69 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastlg import ranks
-from fastlg.errors import first_line, printable, writing
+from fastlg.errors import writing
 from fastlg.files.atomic import write_whole
+from fastlg.ranks.say import Spoken, console, dispensable, say
 
 SILENCE_S = 10.0  # off a terminal, the longest that a training run says nothing
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Whoever read the output left (``| head``); the run goes on and its files hold everything."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-console = _Console(highlight=False, soft_wrap=True)
-
-
-def say(line: str) -> None:
-    """One plain line for a person, in every kind of output; brackets are printed as they are. Rank 0 speaks for all.
-
-    What a terminal would obey is escaped (``printable``), and so is what its encoding cannot hold.
-    """
-    if ranks.is_first():
-        with _speaking:
-            console.print(_encodable(printable(line)), markup=False)
-            _Spoken.at = time.monotonic()
-
-
-_speaking = threading.RLock()  # held over a fork, so that no data worker is born into a half-written line
-os.register_at_fork(before=_speaking.acquire, after_in_parent=_speaking.release, after_in_child=_speaking.release)
-
-
-class _Spoken:
-    at = 0.0  # when the last line was said, on the monotonic clock
-
-
-@contextlib.contextmanager
-def dispensable(what: str, otherwise: str = "") -> Iterator[None]:
-    """Around a picture, log or report that a run can do without: whatever it raises is one warning line.
-
-    ``what`` failed; ``otherwise`` says what is there instead, or how to mend it.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-        say(f"warning  {what} failed: {reason} ({type(error).__name__}){otherwise and '; ' + otherwise}")
-
-
-def _encodable(line: str) -> str:
-    encoding = console.encoding
-    return line.encode(encoding, "backslashreplace").decode(encoding)
-
-
 INSTEAD = "metrics.jsonl holds the same numbers"
 
 
@@ -148,8 +99,8 @@ class Pulse(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        while not self.is_over.wait(max(0.0, _Spoken.at + SILENCE_S - time.monotonic())):
-            if time.monotonic() - _Spoken.at >= SILENCE_S:
+        while not self.is_over.wait(max(0.0, Spoken.at + SILENCE_S - time.monotonic())):
+            if time.monotonic() - Spoken.at >= SILENCE_S:
                 say(self.about())
 
 

@@ -20,13 +20,14 @@ from fastlg.files.atomic import write_whole
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.files.verify import Verification
 from fastlg.ranks.place import place
+from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
 from fastlg.run.checkpoint import save_checkpoint
 from fastlg.run.curves import plot_curves
 from fastlg.run.evaluate import evaluate
 from fastlg.run.folder import read_resumable, resume_source
 from fastlg.run.metrics import Accuracy, Meter
-from fastlg.run.report import Bar, Log, Pulse, read_metrics, say
+from fastlg.run.report import Bar, Log, Pulse, read_metrics
 
 
 class Run:

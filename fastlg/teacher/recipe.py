@@ -14,9 +14,9 @@ from fastlg.config import Config, dotted, load_config
 from fastlg.errors import UserError, first_line
 from fastlg.models.build import is_cnn
 from fastlg.models.weights import load_reference
+from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST
 from fastlg.run.evaluate import load_trained
-from fastlg.run.report import say
 
 STUDENTS_OWN = ("kind", "micro_batch_size", "zero_stage", "deepspeed_config")  # of engine: made for its batch and size
 

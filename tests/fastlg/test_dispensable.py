@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fastlg.ranks import say
 from fastlg.run import report
 from fastlg.run.curves import plot_curves
 
@@ -114,7 +115,7 @@ def test_a_sheet_that_fails_loses_no_store_and_one_that_was_asked_for_alone_is_o
 def test_off_a_terminal_long_silences_are_broken(monkeypatch):
     said = []
     monkeypatch.setattr(report, "SILENCE_S", 0.02)
-    monkeypatch.setattr(report.console, "print", lambda line, markup: said.append(line))
+    monkeypatch.setattr(say.console, "print", lambda line, markup: said.append(line))
     with report.Bar("epoch 1/2", 7) as bar:
         bar.advance()
         while len(said) < 3:  # a step that takes its time
@@ -126,8 +127,8 @@ def test_off_a_terminal_long_silences_are_broken(monkeypatch):
 
 def test_what_was_said_anyway_breaks_the_silence(monkeypatch):
     said = []
-    monkeypatch.setattr(report.console, "print", lambda line, markup: said.append(line))
-    report.say("just now")
+    monkeypatch.setattr(say.console, "print", lambda line, markup: said.append(line))
+    say.say("just now")
     with report.Bar("epoch 1/2", 7) as bar:
         bar.show("loss 1")
     assert said == ["just now", "epoch 1/2  loss 1"]

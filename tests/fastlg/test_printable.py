@@ -7,7 +7,7 @@ import io
 import pytest
 
 from fastlg.errors import printable
-from fastlg.run import report
+from fastlg.ranks import say as saying
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_every_control_is_escaped():
 )
 def test_every_terminal_gets_one_line_whatever_it_can_show(monkeypatch, encoding, line):
     written = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    monkeypatch.setattr(report, "console", report._Console(file=written, highlight=False, soft_wrap=True))
-    report.say(line)
+    monkeypatch.setattr(saying, "console", saying._Console(file=written, highlight=False, soft_wrap=True))
+    saying.say(line)
     written.flush()
     text = written.buffer.getvalue().decode(encoding)
     assert text.endswith("\n") and text.count("\n") == 1 and "\x1b" not in text

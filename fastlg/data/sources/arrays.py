@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -14,28 +13,18 @@ from types import ModuleType
 
 import numpy as np
 
-from fastlg.config.files import usable_path
 from fastlg.data.sources.base import Dataset, Source, import_extra, stratified_holdout
 from fastlg.data.sources.files import flowers102
 from fastlg.data.sources.layout.labels import Part, class_indices
 from fastlg.data.sources.layout.paths import file_stamps
 from fastlg.data.sources.layout.walk import files_below
 from fastlg.data.sources.parquet import parquet_source
-from fastlg.errors import UserError, brief, is_unwritable
-from fastlg.files.reading import check_regular, expanded
+from fastlg.errors import UserError, is_unwritable
+from fastlg.files.reading import check_regular
 
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "Flowers102")
 MAX_UNPACKED = 1 << 30  # bytes of a .gz file; what is larger is mapped, not held in memory
 ALLOW = "set data.download=true (fastlg prepare: --download) to fetch it"
-
-
-def cache_root() -> Path:
-    """Where fastlg keeps what it downloads and prepares: $FASTLG_CACHE or ~/.cache/fastlg. Raises UserError."""
-    folder = expanded(os.environ.get("FASTLG_CACHE") or "~/.cache/fastlg", "FASTLG_CACHE")
-    try:
-        return usable_path(folder)
-    except ValueError as error:
-        raise UserError(f"FASTLG_CACHE={brief(folder)}: {error}; set FASTLG_CACHE to another folder") from None
 
 
 def array_source(where: str, images: np.ndarray, labels: np.ndarray, class_names: list[str], stamp: object) -> Source:

@@ -1,0 +1,61 @@
+"""What is said to a person, by rank 0 alone, and never in a way that harms a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from fastlg.errors import first_line, printable
+from fastlg.ranks.group import is_first
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output left (``| head``); the run goes on and its files hold everything."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One plain line for a person, in every kind of output; brackets are printed as they are. Rank 0 speaks for all.
+
+    What a terminal would obey is escaped (``printable``), and so is what its encoding cannot hold.
+    """
+    if is_first():
+        with _speaking:
+            console.print(_encodable(printable(line)), markup=False)
+            Spoken.at = time.monotonic()
+
+
+_speaking = threading.RLock()  # held over a fork, so that no data worker is born into a half-written line
+os.register_at_fork(before=_speaking.acquire, after_in_parent=_speaking.release, after_in_child=_speaking.release)
+
+
+class Spoken:
+    at = 0.0  # when the last line was said, on the monotonic clock
+
+
+@contextlib.contextmanager
+def dispensable(what: str, otherwise: str = "") -> Iterator[None]:
+    """Around a picture, log or report that a run can do without: whatever it raises is one warning line.
+
+    ``what`` failed; ``otherwise`` says what is there instead, or how to mend it.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        say(f"warning  {what} failed: {reason} ({type(error).__name__}){otherwise and '; ' + otherwise}")
+
+
+def _encodable(line: str) -> str:
+    encoding = console.encoding
+    return line.encode(encoding, "backslashreplace").decode(encoding)
