@@ -20,12 +20,12 @@ from fastlg.assemble import Stores, new_model
 from fastlg.config import Config
 from fastlg.data.loaders.plan import Draw, SamplePlan
 from fastlg.data.loaders.torch import TorchLoader
-from fastlg.data.sources.arrays import cache_root
 from fastlg.data.store.store import Store
 from fastlg.data.views.make import ViewMaker
 from fastlg.engine.precision import pick_device
 from fastlg.errors import RunError, UserError
 from fastlg.files.lock import file_lock
+from fastlg.files.places import cache_root
 from fastlg.files.progress import progress_bar
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.ranks.say import say

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlg.config.files import is_file, read_text, what_is
 from fastlg.config.keys import assign
 from fastlg.config.overrides import parse_overrides
 from fastlg.config.whole import Config, validated
 from fastlg.config.yaml_text import LONGEST, read_yaml, write_yaml
 from fastlg.errors import UserError, brief
 from fastlg.files.atomic import write_whole
+from fastlg.files.reading import is_file, read_text, what_is
 
 PATH = 200  # characters of a path that a message shows
 

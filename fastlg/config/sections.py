@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fastlg.config.files import NAME_BYTES, usable_path
 from fastlg.config.values import BY_KEY
 from fastlg.errors import brief
+from fastlg.files.reading import NAME_BYTES, usable_path
 
 
 def _given(path: Any) -> Any:

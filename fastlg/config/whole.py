@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from fastlg.config.files import is_file
 from fastlg.config.keys import LITERAL, assign, dotted
 from fastlg.config.refusals import one_line, refuse_unknown
 from fastlg.config.sections import (
@@ -29,6 +28,7 @@ from fastlg.config.sections import (
 from fastlg.config.values import LARGEST, typed
 from fastlg.config.yaml_text import DEEPEST, MOST
 from fastlg.errors import UserError, brief
+from fastlg.files.reading import is_file
 
 LONGEST_TEXT = 4096  # characters
 

@@ -10,9 +10,9 @@ import torch
 
 from fastlg import ranks
 from fastlg.config import EngineConfig
-from fastlg.config.files import read_text
 from fastlg.engine.precision import DTYPES
 from fastlg.errors import UserError, first_line
+from fastlg.files.reading import read_text
 
 # DeepSpeed's key -> the key of fastlg that decides it
 LONGEST = 1 << 20  # bytes of the user's file

@@ -8,6 +8,7 @@ import pytest
 
 from fastlg.errors import printable
 from fastlg.ranks import say as saying
+from fastlg.run.report import Bar
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_every_terminal_gets_one_line_whatever_it_can_show(monkeypatch, encoding
     assert text.endswith("\n") and text.count("\n") == 1 and "\x1b" not in text
     if encoding == "utf-8":
         assert text == printable(line) + "\n"
-    with report.Bar("epoch 1/2", 3) as bar:
+    with Bar("epoch 1/2", 3) as bar:
         bar.advance()
         bar.show("loss 1 — ½")
 

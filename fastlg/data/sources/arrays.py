@@ -20,6 +20,7 @@ from fastlg.data.sources.layout.paths import file_stamps
 from fastlg.data.sources.layout.walk import files_below
 from fastlg.data.sources.parquet import parquet_source
 from fastlg.errors import UserError, is_unwritable
+from fastlg.files.places import cache_root
 from fastlg.files.reading import check_regular
 
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "Flowers102")

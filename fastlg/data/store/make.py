@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastlg.config.sections import scheme_of
-from fastlg.data.sources.arrays import cache_root as default_cache_root
 from fastlg.data.sources.base import Source
 from fastlg.data.sources.choose import open_splits, open_to_measure
 from fastlg.data.store.beton_write import ensure_beton
@@ -23,6 +22,7 @@ from fastlg.data.store.store import FORMAT, MANIFEST, Store, is_store, manifest_
 from fastlg.errors import RunError, UserError, is_unwritable
 from fastlg.files.atomic import write_whole
 from fastlg.files.lock import file_lock
+from fastlg.files.places import cache_root as default_cache_root
 from fastlg.files.progress import progress_bar
 from fastlg.files.reading import expanded
 
