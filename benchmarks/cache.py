@@ -29,12 +29,14 @@ from pathlib import Path
 
 import torch
 
-from fastlg.assemble import Parts, Stores, assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
+from fastlg.data.stores import Stores, open_stores
 from fastlg.engine.precision import autocast
-from fastlg.features import build, plan_cache
+from fastlg.features import build_cache, plan_cache
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.models.resnet_cifar import resnet56
+from fastlg.run.parts import Parts
 from fastlg.teacher.cache.read import open_cache
 
 CROPS = ["augment.crop_scale=[0.08,1]", "augment.crop_ratio=[0.75,1.333]"]
@@ -83,7 +85,7 @@ def parts_of(options: argparse.Namespace, variant: str, stores: Stores) -> Parts
     features = None
     if config.teacher.mode != "online":
         job = plan_cache(config, stores, teacher(stores), 32)
-        build(job, config, stores)
+        build_cache(job, config, stores)
         features = open_cache(job.path, job.fingerprint)
     return assemble(config, stores, teacher(stores), 32, features)
 
@@ -132,7 +134,7 @@ def rows(bench) -> None:
     batch = 128 if bench.gpu else 4
     common = {"source": str(store_of(bench)), "device": bench.device.type, "batch": batch}
     options = argparse.Namespace(**common, repeats=21 if bench.gpu else 3, eager=bench.gpu)
-    stores = first(open_stores(config_of(options, "unguided")), max(batch, 64))
+    stores = first(open_stores(config_of(options, "unguided").data), max(batch, 64))
     times, made = race(options, stores, bench.left() * 0.6)
     base = [took / 1e3 for took in times["unguided", "step"]]
     for name, parts in made.items():
@@ -204,7 +206,7 @@ def peak(options: argparse.Namespace, variant: str) -> float:
 
 
 def print_peak(options: argparse.Namespace) -> None:
-    stores = first(open_stores(config_of(options, "unguided")), options.images)
+    stores = first(open_stores(config_of(options, "unguided").data), options.images)
     parts = parts_of(options, options.peak, stores)
     parts.unit.train()
     loader = iter(parts.train_loader.epoch(0))
@@ -226,7 +228,7 @@ def builds(options: argparse.Namespace, stores: Stores, folder: Path, stamp: dic
             config = config.replace({"teacher.cache": str(folder / f"{variant}-{count}")})
             job = plan_cache(config, part, teacher(part), 32)
             start, processor = time.perf_counter(), time.process_time()
-            build(job, config, part)
+            build_cache(job, config, part)
             processor, built, start = time.process_time() - processor, time.perf_counter() - start, time.perf_counter()
             cache = open_cache(job.path, job.fingerprint, verify=True)
             row = {
@@ -261,7 +263,7 @@ def main() -> None:
         return print_peak(options)
     with tempfile.TemporaryDirectory() as name:
         os.environ["FASTLG_CACHE"] = name
-        stores = first(open_stores(config_of(options, "unguided")), options.images)
+        stores = first(open_stores(config_of(options, "unguided").data), options.images)
         device = torch.device(options.device)
         load = [round(value, 2) for value in os.getloadavg()]
         stamp = {"commit": commit(), "device": device_name(device), "versions": versions(), "load_average": load}

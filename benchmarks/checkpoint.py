@@ -6,6 +6,7 @@ from harness import Bench, wall
 from ours import Ours, config_of
 
 from fastlg.ranks.stop import StopRequest
+from fastlg.run.position import restore
 from fastlg.run.run import Run
 
 
@@ -25,7 +26,7 @@ def rows(bench: Bench) -> None:
         times = {"save": [], "load": []}
         for _ in range(turns + 1):
             times["save"].append(wall(run.save, bench.device))
-            times["load"].append(wall(lambda: run.load(last), bench.device))
+            times["load"].append(wall(lambda: restore(last, run.parts, run.position, run.record.meter), bench.device))
     finally:
         run.close()
     for name, taken in times.items():

@@ -7,9 +7,9 @@ from counting import ADAMW_BYTES, Work
 from harness import Bench
 from torch import nn
 
-from fastlg.assemble import new_model
 from fastlg.config import Config, load_config
 from fastlg.engine.muon import Muon, flops_of, matrix_of, orthogonal_dtype
+from fastlg.models.build import new_model
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent
 
@@ -27,7 +27,7 @@ def rows(bench: Bench) -> None:
 
 
 def _unit(bench: Bench, config: Config) -> nn.Module:
-    unit = GuidedStudent(new_model(config, 100), STAGES, config.guidance).to(bench.device)
+    unit = GuidedStudent(new_model(config.model, config.teacher, 100), STAGES, config.guidance).to(bench.device)
     for parameter in unit.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     return unit

@@ -12,8 +12,9 @@ from harness import Bench
 from images import make_store
 from torch import nn
 
-from fastlg.assemble import Stores, assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
+from fastlg.data.stores import Stores, open_stores
 from fastlg.engine.precision import autocast
 from fastlg.features import find_features
 from fastlg.models.resnet_cifar import resnet56
@@ -64,7 +65,7 @@ class Ours:
     """One training: ``open``, ``step`` as often as wanted, ``close``. ``synthetic`` repeats one finished batch."""
 
     def __init__(self, config: Config, *, synthetic: bool = False):
-        self.stores: Stores = open_stores(config)
+        self.stores: Stores = open_stores(config.data)
         teacher, size, features = None, None, None
         if config.teacher is not None:
             teacher, size = made_teacher(len(self.stores.class_names)), TEACHER_SIZE

@@ -20,9 +20,9 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fastlg.assemble import new_model
 from fastlg.config import Config
 from fastlg.data.store.store import Store
+from fastlg.models.build import new_model
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent
 
@@ -84,7 +84,7 @@ class ReferenceStyle:
         workers: int,
     ):
         torch.manual_seed(config.run.seed)
-        student = new_model(config, len(store.class_names))
+        student = new_model(config.model, config.teacher, len(store.class_names))
         self.style, self.device, self.batch = style, device, config.optim.global_batch_size
         self.beta, self.workers = config.guidance.weight, workers
         self.guided = list(config.model.blocks) if teacher is not None else []

@@ -29,8 +29,8 @@ from pathlib import Path
 from harness import Stamp
 from report import ROOT
 
-from fastlg.assemble import open_stores
 from fastlg.config import Config, load_config
+from fastlg.data.stores import open_stores
 from fastlg.engine.precision import pick_device
 from fastlg.errors import RunError, UserError
 from fastlg.ranks.say import say
@@ -59,9 +59,9 @@ def main() -> int:
     record = {"prepare_s": 0.0, "seconds": 0.0, "end": "stopped"}
     try:
         start = time.monotonic()
-        stores = open_stores(config)
+        stores = open_stores(config.data)
         record["prepare_s"] = time.monotonic() - start
-        teacher = teacher_config(config, stores) if config.teacher.weights is None else None
+        teacher = teacher_config(config, stores.fingerprints) if config.teacher.weights is None else None
         if teacher is not None:
             train(teacher)
         train(config)

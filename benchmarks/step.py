@@ -21,7 +21,7 @@ from harness import Bench, wall
 from ours import Ours, config_of, made_teacher, workers_of
 from reference_style import ReferenceStyle, Style
 
-from fastlg.assemble import open_stores
+from fastlg.data.stores import open_stores
 from fastlg.engine.precision import autocast
 
 PARTS = ("input wait", "views", "teacher", "student forward", "backward", "optimizer", "other")
@@ -191,7 +191,7 @@ def of_ours(bench: Bench, batch: int) -> None:
 
 def of_reference(bench: Bench, batch: int) -> None:
     config = config_of(bench, "deit_tiny", batch)
-    stores = open_stores(config)
+    stores = open_stores(config.data)
     teacher, style = made_teacher(len(stores.class_names)), Style(autocast=bench.gpu)
     stepper = ReferenceStyle(config, stores.train, teacher, style, device=bench.device, workers=workers_of(bench))
     stepper.open()

@@ -31,7 +31,7 @@ from harness import Bench, peak_mib, synchronize, wall
 from ours import Ours, config_of, made_teacher, workers_of
 from reference_style import ReferenceStyle, Style
 
-from fastlg.assemble import open_stores
+from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 
 NAMES = {"deit_tiny": "DeiT-Ti", "pit_tiny": "PiT-Ti", "pvtv2_b0": "PVTv2-B0", "convit_tiny": "ConViT-Ti"}
@@ -61,7 +61,7 @@ def rows(bench: Bench) -> None:
 
 def reference(bench: Bench, batch: int, name: str = "deit_tiny", **style: bool) -> ReferenceStyle:
     config = config_of(bench, name, batch)
-    stores = open_stores(config)
+    stores = open_stores(config.data)
     teacher = made_teacher(len(stores.class_names))
     return ReferenceStyle(config, stores.train, teacher, Style(**style), device=bench.device, workers=workers_of(bench))
 

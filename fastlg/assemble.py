@@ -1,102 +1,32 @@
-"""From a config to the parts of a run: stores, loaders, views, trainable unit, engine."""
+"""From a config to the parts of a run: loaders, views, trainable unit, teacher, engine. Wiring, nothing else."""
 
 from __future__ import annotations
-
-import os
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from fastlg import ranks
-from fastlg.config import Config, OptimConfig
+from fastlg.config import Config
 from fastlg.data.loaders.choose import make_loader
 from fastlg.data.loaders.plan import SamplePlan
-from fastlg.data.store.make import Store, find_or_prepare, open_store
+from fastlg.data.store.store import Store
+from fastlg.data.stores import Stores
 from fastlg.data.views.make import ViewMaker
 from fastlg.data.views.mixing import Mixer
 from fastlg.engine.build import check_engine, engine_kind, new_engine
 from fastlg.engine.precision import pick_device, pick_dtype
-from fastlg.engine.protocol import Engine, share_batch
+from fastlg.engine.protocol import share_batch
 from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
-from fastlg.files.verify import Digested
-from fastlg.models.build import build_model, is_cnn
+from fastlg.models.build import new_model
+from fastlg.models.param_groups import param_groups
 from fastlg.models.student import use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent, check_guidance
-from fastlg.ranks.say import say
+from fastlg.run.parts import Parts
 from fastlg.teacher.cache.format import weights_digest
 from fastlg.teacher.cache.read import CachedTeacher, FeatureCache
 from fastlg.teacher.online import OnlineTeacher
-
-
-@dataclass(frozen=True)
-class Stores:
-    """The decoded images of a run, memory-mapped; train and test hold the same classes."""
-
-    train: Store
-    test: Store
-    path: Path
-
-    @property
-    def fingerprints(self) -> list[str]:
-        """What the images of both splits hash to, wherever they lie."""
-        return [self.train.fingerprint, self.test.fingerprint]
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.train.class_names
-
-
-def open_stores(config: Config) -> Stores:
-    """Finds or makes the store of ``data.source``. Raises UserError on bad images, classes or paths."""
-    data = config.data
-    most = max(32, 16 * (os.cpu_count() or 1))
-    if data.workers > most:  # each is a process of some 100 MB
-        raise UserError(f"data.workers is {data.workers}; on the {os.cpu_count()} cores of this machine at most {most}")
-    path = find_or_prepare(
-        data.source,
-        data.store,
-        on_bad=data.on_bad,
-        holdout=data.holdout,
-        label_column=data.label_column,
-        image_column=data.image_column,
-        download=data.download,
-        workers=max(1, data.workers),
-    )
-    return Stores(open_store(path, "train"), open_store(path, "test"), path)
-
-
-@dataclass
-class Parts:
-    """Everything the training loop touches, on one device."""
-
-    config: Config
-    stores: Stores
-    engine: Engine
-    switches: Switches
-    unit: GuidedStudent
-    teacher: OnlineTeacher | CachedTeacher | None
-    plan: SamplePlan  # of the training batches on this rank
-    train_loader: object
-    test_loader: object
-    views: ViewMaker
-    teacher_id: str  # what the teacher's weights and statistics hash to; "" without a teacher
-
-    @property
-    def device(self) -> torch.device:
-        return self.engine.device
-
-    def digested(self) -> list[Digested]:
-        """The files that the run reads and that were not hashed at its start."""
-        cached = self.teacher.cache.digested() if isinstance(self.teacher, CachedTeacher) else []
-        return [self.stores.train.digested(), self.stores.test.digested(), *cached]
-
-    def step_total(self, step: int) -> int:
-        """Samples that all ranks together train on at a 0-based step of an epoch."""
-        return self.plan.step_total(len(self.stores.train), step)
 
 
 def assemble(
@@ -114,7 +44,7 @@ def assemble(
     dtype = pick_dtype(config.engine, device)
     share = share_batch(config.optim.global_batch_size, ranks.world_size(), config.engine.micro_batch_size)
     torch.manual_seed(config.run.seed)
-    model = new_model(config, len(stores.class_names))
+    model = new_model(config.model, config.teacher, len(stores.class_names))
     if config.teacher is not None and len(model.blocks) != len(config.teacher.stages):
         raise UserError(
             f"model.blocks {model.blocks} and teacher.stages {config.teacher.stages} differ in length; "
@@ -128,12 +58,12 @@ def assemble(
         config.engine,
         device,
         dtype,
-        kind=engine_kind(config),
+        kind=engine_kind(config.engine),
         world_size=ranks.world_size(),
         accumulation=share.accumulation,
         norm_stats=norm_stats,
         is_on_device=cached is None or cached.is_on_device,
-        is_cnn=is_cnn(config.model.name),
+        is_cnn=config.model.is_cnn,
     )
     teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
     teacher = cached
@@ -142,13 +72,23 @@ def assemble(
     unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance)
     use_fused_attention(unit.student, switches.fused_attention)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
-    if switches.channels_last and is_cnn(config.model.name):
+    if switches.channels_last and config.model.is_cnn:
         unit = unit.to(memory_format=torch.channels_last)
     train_loader = new_loader(config, stores.train, device, train=True)
     return Parts(
         config=config,
         stores=stores,
-        engine=new_engine(config, unit, teacher, device, dtype, share, switches),
+        engine=new_engine(
+            config.engine,
+            config.optim,
+            param_groups(unit, config.optim.weight_decay, muon=config.optim.name == "muon"),
+            unit,
+            teacher,
+            device=device,
+            dtype=dtype,
+            share=share,
+            switches=switches,
+        ),
         switches=switches,
         unit=unit,
         teacher=teacher,
@@ -184,6 +124,11 @@ def new_online_teacher(
     )
 
 
+def online_statistics(config: Config) -> str | None:
+    """``teacher.norm_stats`` of a teacher that runs at every step; None where none does."""
+    return config.teacher.norm_stats if config.teacher is not None and config.teacher.mode == "online" else None
+
+
 def new_cached_teacher(
     config: Config, stores: Stores, features: FeatureCache, device: torch.device, batch_size: int
 ) -> CachedTeacher:
@@ -202,17 +147,11 @@ def check_buildable(config: Config, stores: Stores) -> None:
     """Raises UserError for a model, view, batch or engine that cannot be, before anything is trained for it."""
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
-    check_engine(config, device, dtype)
+    check_engine(config.engine, config.optim, device, dtype, norm_stats=online_statistics(config))
     if config.teacher is not None:
         check_guidance(config.guidance, device, dtype)
-    new_model(config, len(stores.class_names))
+    new_model(config.model, config.teacher, len(stores.class_names))
     make_views(config, None, len(stores.class_names))
-
-
-def new_model(config: Config, num_classes: int) -> nn.Module:
-    """The untrained network of a config, on the CPU, its guided blocks chosen; drawn from torch's generator."""
-    stages = config.teacher.stages if config.teacher else ()
-    return build_model(config.model, num_classes=num_classes, guided=config.teacher is not None, stages=stages)
 
 
 def make_views(
@@ -279,58 +218,3 @@ def new_loader(config: Config, store: Store, device: torch.device, *, train: boo
     """Loader of this rank's part of one split."""
     plan = new_plan(config, train=train)
     return make_loader(config.data.loader, store, device=device, workers=config.data.workers, **vars(plan))
-
-
-def advice(optim: OptimConfig, images: int, steps: int) -> list[str]:
-    """What in a budget is likely not meant, one line each with its fix. ``steps``: per epoch of ``images``."""
-    lines = []
-    if optim.warmup_epochs >= optim.epochs:
-        lines.append(
-            f"optim.warmup_epochs={optim.warmup_epochs} is not shorter than optim.epochs={optim.epochs}: the learning "
-            f"rate never reaches optim.lr; set optim.warmup_epochs={optim.epochs // 10}"
-        )
-    dropped = images % optim.global_batch_size if optim.drop_last and images > optim.global_batch_size else 0
-    if dropped > 0.05 * images:
-        lines.append(
-            f"{dropped} of {images} images ({100 * dropped / images:.0f} %) are dropped from every epoch, the last "
-            "partial batch; set optim.drop_last=false or a smaller optim.global_batch_size"
-        )
-    if steps < 10:
-        lines.append(f"an epoch has {steps} steps, fewer than 10; set a smaller optim.global_batch_size or more epochs")
-    return lines
-
-
-def say_plan(parts: Parts) -> None:
-    """The facts of a run before it starts, one line each."""
-    config, stores, engine = parts.config, parts.stores, parts.engine
-    size = config.model.image_size
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parts.unit.student.parameters())
-    precision = str(engine.dtype).removeprefix("torch.")
-    say(f"run      {config.run_dir}  seed {config.run.seed}")
-    say(
-        f"data     {config.data.source}: {len(stores.train):,} train, {len(stores.test):,} test, "
-        f"{len(stores.class_names)} classes; store {stores.path}"
-    )
-    say(f"model    {config.model.name}, {parameters:,} parameters, {size} px, on {engine.device} in {precision}")
-    if parts.teacher is not None:
-        pairs = ", ".join(
-            f"block {block} ~ stage {stage}"
-            for block, stage in zip(parts.unit.student.blocks, parts.teacher.stages, strict=True)
-        )
-        say(f"guidance {pairs}; weight {config.guidance.weight}, {config.teacher.norm_stats} statistics")
-    optim, share = (
-        config.optim,
-        share_batch(config.optim.global_batch_size, ranks.world_size(), config.engine.micro_batch_size),
-    )
-    shared = f" = {ranks.world_size()} ranks x {share.per_rank}" if ranks.world_size() > 1 else ""
-    passes = f" in {share.accumulation} passes" if share.accumulation > 1 else ""
-    say(
-        f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}{shared}"
-        f"{passes}, {type(parts.train_loader).__name__}"
-    )
-    for line in advice(optim, len(stores.train), len(parts.train_loader)):
-        say(f"advice   {line}")
-    zero = f", ZeRO stage {config.engine.zero_stage}" if engine_kind(config) == "deepspeed" else ""
-    say(f"engine   {engine_kind(config)}{zero}; on: {parts.switches.on()}")
-    if parts.switches.why_off:
-        say(f"         off: {parts.switches.off()}")

@@ -90,9 +90,9 @@ def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last")
 
     data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders.
     """
+    from fastlg.commands.evaluate import evaluate_run
     from fastlg.config import parse_overrides
     from fastlg.ranks.say import say
-    from fastlg.run.evaluate import evaluate_run
 
     result = evaluate_run(run, _checked(which), parse_overrides(overrides or []))
     say(
@@ -110,7 +110,7 @@ def export(
     """Write the bare student as safetensors that plain timm loads."""
     from fastlg.commands.export import expect_empty, export_student
     from fastlg.ranks.say import say
-    from fastlg.run.evaluate import load_trained
+    from fastlg.run.trained import load_trained
 
     expect_empty(out)
     config, model, class_names = load_trained(run, _checked(which))
@@ -161,8 +161,8 @@ def analyze(
 @app.command()
 def cache(config: ConfigName, overrides: Overrides = None) -> None:
     """Run a config's teacher once over its training images and keep what it says, for teacher.mode=cache."""
+    from fastlg.commands.cache import make_cache
     from fastlg.config import load_config
-    from fastlg.train import make_cache
 
     make_cache(load_config(config, overrides or []))
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from fastlg import ranks
-from fastlg.assemble import Parts, Stores, assemble, check_buildable, new_model, open_stores, say_plan
+from fastlg.assemble import assemble, check_buildable
 from fastlg.batch import Batch, Views
 from fastlg.config import Config
-from fastlg.engine.build import rehearsed_engine
-from fastlg.engine.precision import uses_cuda
+from fastlg.data.stores import Stores, open_stores
+from fastlg.engine.build import stand_in
+from fastlg.engine.precision import pick_device, uses_cuda
 from fastlg.engine.prefetch import prefetched
 from fastlg.engine.schedule import learning_rate
-from fastlg.errors import UserError
-from fastlg.features import build_or_verify, expect_features, expect_writable, find_features, plan_cache
+from fastlg.features import expect_features, find_features
+from fastlg.models.build import new_model
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
 from fastlg.run.folder import finished, refuse_unusable
 from fastlg.run.lock import run_lock
 from fastlg.run.metrics import Meter
+from fastlg.run.parts import Parts
+from fastlg.run.plan import say_plan
 from fastlg.run.run import Run
-from fastlg.teacher.recipe import load_teacher, teacher_config
+from fastlg.run.trained import load_teacher
+from fastlg.teacher.recipe import teacher_config
 
 
 def train(config: Config, *, resume: str = "auto", dry_run: bool = False, waits: bool = False) -> dict:
@@ -55,7 +58,7 @@ def _finished(config: Config, resume: str) -> dict | None:
 
 def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
     """Of the run, its teacher found or trained before."""
-    stores = open_stores(config)
+    stores = open_stores(config.data)
     expect_trainable(config, stores, resume)
     teacher, size, features = None, None, None
     if config.teacher is not None:
@@ -77,26 +80,28 @@ def expect_trainable(config: Config, stores: Stores, resume: str = "auto", *, is
         refuse_unusable(config, resume, stores.fingerprints)
     if config.teacher is None:
         return
-    is_trained = config.teacher.weights is not None or _has_teacher(config, stores)
+    is_trained = config.teacher.weights is not None or has_teacher(config, stores)
     if is_trained and not is_later:
         return
     if is_trained:
         teacher, size = find_or_train_teacher(config, stores, dry_run=True)
     else:
-        teacher, size = _untrained_teacher(config, stores)
+        teacher, size = untrained_teacher(config, stores)
     expect_features(config, stores, teacher, size, is_trained=is_trained)
-    assemble(rehearsed_engine(config), stores, teacher, size)
+    alone = config.replace(stand_in(config.engine, pick_device(config.engine)))
+    assemble(alone, stores, teacher, size)
 
 
-def _has_teacher(config: Config, stores: Stores) -> bool:
+def has_teacher(config: Config, stores: Stores) -> bool:
     """Whether the teacher that a config's recipe makes is complete. Raises UserError where it cannot be made."""
-    recipe = teacher_config(config, stores)
+    recipe = teacher_config(config, stores.fingerprints)
     return ranks.first_says(finished(recipe.run_dir, recipe) is not None if ranks.is_first() else None)
 
 
-def _untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
-    recipe = teacher_config(config, stores)
-    return new_model(recipe, len(stores.class_names)), recipe.model.image_size
+def untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
+    """(teacher, its image size in px) of a config's recipe, its weights drawn."""
+    recipe = teacher_config(config, stores.fingerprints)
+    return new_model(recipe.model, None, len(stores.class_names)), recipe.model.image_size
 
 
 def _train(config: Config, resume: str) -> dict:
@@ -117,10 +122,10 @@ def fit(parts: Parts, run: Run) -> None:
     optim = parts.config.optim
     schedule = optim.model_dump(include={"lr", "min_lr", "warmup_epochs", "warmup_factor", "epochs"})
     parts.unit.train()
-    for epoch in range(run.epoch, optim.epochs):
+    for epoch in range(run.position.epoch, optim.epochs):
         parts.engine.set_learning_rate(learning_rate(epoch, **schedule))
-        for views, batch in run.steps(batches(parts, epoch, run.batch)):
-            run.after_step(parts.engine.step(views, batch, parts.step_total(run.batch)))
+        for views, batch in run.steps(batches(parts, epoch, run.position.batch)):
+            run.after_step(parts.engine.step(views, batch, parts.step_total(run.position.batch)))
         run.after_epoch()
 
 
@@ -151,27 +156,13 @@ def rehearse(parts: Parts) -> dict:
     return {"loss": out.loss.item()}
 
 
-def make_cache(config: Config) -> Path:
-    """``fastlg cache``: the feature cache of a config, built where it is missing, every byte checked where it is not.
-
-    Raises UserError, RunError.
-    """
-    if config.teacher is None:
-        raise UserError(f"{config.run.name} has no teacher section; there is nothing to cache")
-    stores = open_stores(config)
-    check_buildable(config, stores)
-    if config.teacher.weights is None and not _has_teacher(config, stores):
-        expect_writable(config, plan_cache(config, stores, *_untrained_teacher(config, stores)))
-    return build_or_verify(config, stores, *find_or_train_teacher(config, stores, dry_run=False))
-
-
 def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> tuple[nn.Module, int]:
     """(teacher, its image size in px): from ``teacher.weights``, or trained once by its recipe on the run's data."""
-    recipe = teacher_config(config, stores)
+    recipe = teacher_config(config, stores.fingerprints)
     if config.teacher.weights is not None:
-        return load_teacher(config.teacher.weights, recipe, stores)
+        return load_teacher(config.teacher.weights, recipe, stores.class_names)
     if dry_run and not (recipe.run_dir / "summary.json").is_file():
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
-        return _untrained_teacher(config, stores)
+        return untrained_teacher(config, stores)
     train(recipe, waits=True)
-    return load_teacher(recipe.run_dir, recipe, stores)
+    return load_teacher(recipe.run_dir, recipe, stores.class_names)

@@ -189,7 +189,7 @@ def test_rivals_take_turns_until_their_time_is_over():
 
 
 def test_every_style_of_the_reference_computes_the_same_losses(config, monkeypatch):
-    stores = ours.open_stores(config)
+    stores = ours.open_stores(config.data)
     fixed = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(3)), torch.tensor([1, 0, 2])
     monkeypatch.setattr(reference_style.ReferenceStyle, "next_batch", lambda self: fixed)
     styles = {"reference": {}, "no copies": {"copies": False}, "kernel": {"copies": False, "kernel": True}}

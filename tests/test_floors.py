@@ -13,19 +13,15 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
-    {"errors", "batch", "files", "__init__"},
-    {"place", "reading", "verify"},
-    {"config", "contact"},
-    {"ranks"},
-    {"report", "signals", "provenance", "checkpoint", "metrics"},
-    {"data", "models", "teacher", "engine", "analysis", "launch"},
-    {"objective", "integrations", "build_engine", "run_lock"},
-    {"assemble", "run_folder"},
-    {"evaluate", "export"},
-    {"run", "prepare", "cache"},
-    {"teacher_recipe"},
+    {"errors", "batch", "__init__"},
+    {"files"},
+    {"config", "ranks"},
+    {"data", "models", "teacher", "engine"},
+    {"objective", "integrations"},
+    {"run"},
+    {"assemble", "features"},
     {"train"},
-    {"compare", "doctor", "bench"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,8 +7,8 @@ import contextlib
 from rich.table import Table
 
 from fastlg import ranks
-from fastlg.assemble import open_stores
 from fastlg.config import Config
+from fastlg.data.stores import open_stores
 from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
 from fastlg.ranks.say import console, dispensable, say
@@ -45,8 +45,8 @@ def _compare(config: Config, dry_run: bool) -> dict:
 
 def _train_all(config: Config, dry_run: bool) -> dict:
     folder = config.run_dir
-    stores = open_stores(config)
-    teacher = teacher_config(config, stores) if config.teacher.weights is None else None
+    stores = open_stores(config.data)
+    teacher = teacher_config(config, stores.fingerprints) if config.teacher.weights is None else None
     guided = config.replace({"run.root": str(folder), "run.name": "guided"})
     unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
     if teacher is not None:  # both students and later comparisons share the teacher of the outer root

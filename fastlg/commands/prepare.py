@@ -7,14 +7,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastlg.assemble import make_views, new_loader, open_stores
+from fastlg.assemble import make_views, new_loader
 from fastlg.config import Config, load_config
 from fastlg.data.store.make import prepare as write_store
+from fastlg.data.stores import open_stores
 from fastlg.data.views.sheet import contact_sheet
 from fastlg.engine.precision import pick_device
 from fastlg.errors import UserError, writing
 from fastlg.ranks.say import dispensable, say
-from fastlg.run.evaluate import load_trained
+from fastlg.run.trained import load_trained
 
 SHEET_IMAGES = 16
 
@@ -57,7 +58,7 @@ def preview_run(folder: Path) -> Path:
 
 def _sheet(config: Config, teacher_size: int | None, path: Path) -> Path:
     """The contact sheet of the first training images of epoch 0."""
-    stores = open_stores(config)
+    stores = open_stores(config.data)
     loader = new_loader(config, stores.train, pick_device(config.engine), train=True)
     batch = next(iter(loader.epoch(0)))
     batch = batch._replace(**{name: value[:SHEET_IMAGES] for name, value in batch._asdict().items()})

@@ -112,6 +112,9 @@ class AugmentConfig(Section):
         return self
 
 
+CNNS = ("resnet20", "resnet56", "resnet110")
+
+
 class ModelConfig(Section):
     """The network that is trained: a student of models/student.py or a resnet20/56/110."""
 
@@ -122,6 +125,11 @@ class ModelConfig(Section):
     drop_path: Momentum = 0.1
     init: Literal["reference", "timm"] = "reference"
     args: dict[str, Any] = {}  # handed to timm.create_model
+
+    @property
+    def is_cnn(self) -> bool:
+        """Whether it is one of the CNNs that can teach."""
+        return self.name in CNNS
 
     @model_validator(mode="after")
     def _different(self):

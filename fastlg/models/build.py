@@ -1,20 +1,16 @@
-"""From a ``model`` section of a config to a network."""
+"""From the ``model`` section of a config to a network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastlg.config import ModelConfig
+from fastlg.config import ModelConfig, TeacherConfig
 from fastlg.errors import UserError
 from fastlg.models.resnet_cifar import CifarResNet, resnet20, resnet56, resnet110
 from fastlg.models.student import Student, guided_blocks
 
+# the names that ModelConfig.is_cnn knows
 CNNS = {"resnet20": resnet20, "resnet56": resnet56, "resnet110": resnet110}
-
-
-def is_cnn(name: str) -> bool:
-    """Whether a model name is one of the CNNs that can teach."""
-    return name in CNNS
 
 
 def build_model(
@@ -25,7 +21,7 @@ def build_model(
     ``guided`` False leaves the tokens out; it changes no weight. ``stages`` are the teacher's stages that guide: with
     ``blocks: auto`` each gets the block that Eq. 8 gives it among the teacher's three. Raises UserError.
     """
-    if is_cnn(config.name):
+    if config.is_cnn:
         if guided:
             raise UserError(f"model.name {config.name} is a CNN, which cannot be guided; remove the teacher section")
         if config.args:
@@ -44,3 +40,9 @@ def build_model(
         by_stage = guided_blocks(student.depth, 3, config.fraction)
         student.guide([by_stage[stage] for stage in stages])
     return student
+
+
+def new_model(config: ModelConfig, teacher: TeacherConfig | None, num_classes: int) -> Student | CifarResNet:
+    """The network of a run, its guided blocks chosen where there is a ``teacher``; see ``build_model``."""
+    stages = teacher.stages if teacher else ()
+    return build_model(config, num_classes=num_classes, guided=teacher is not None, stages=stages)

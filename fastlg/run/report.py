@@ -7,15 +7,18 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastlg import ranks
+from fastlg.batch import StepOutput
 from fastlg.errors import writing
 from fastlg.files.atomic import write_whole
 from fastlg.ranks.say import Spoken, console, dispensable, say
+from fastlg.run.metrics import Accuracy, Meter
 
 SILENCE_S = 10.0  # off a terminal, the longest that a training run says nothing
 INSTEAD = "metrics.jsonl holds the same numbers"
@@ -144,3 +147,63 @@ class Bar:
             self.progress.update(self.task, note=note)
         else:
             say(f"{self.title}  {note}")
+
+
+class Record:
+    """What a run measures and tells while it trains: sums on the device, the rate, metrics.jsonl, the bar.
+
+    All ranks call every method; rank 0 alone writes and speaks.
+    """
+
+    def __init__(self, device: torch.device):
+        self.meter = Meter(device)
+        self.log: Log | None = None
+        self.clock, self.seen = 0.0, 0  # of the images since the last report
+
+    def open(self, folder: Path, *, after_step: int, tensorboard: bool) -> None:
+        """Begins to write in ``folder``; see Log."""
+        if ranks.is_first():
+            self.log = Log(folder, after_step=after_step, tensorboard=tensorboard)
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int, epochs: int, steps: int, done: int) -> Iterator[None]:
+        """Around one epoch (0-based) of ``steps``, of which ``done`` are done: shows the bar, starts the clock."""
+        self.clock, self.seen = time.perf_counter(), 0
+        with Bar(f"epoch {epoch + 1}/{epochs}", steps, done) as self.bar:
+            yield
+
+    def count(self, out: StepOutput, step: int, images: int) -> None:
+        """One update on ``images`` over all ranks. Never syncs."""
+        self.meter.update(out, step)
+        self.seen += images
+        self.bar.advance()
+
+    def report(self, epoch: int, step: int, *, lr: float, is_guided: bool) -> tuple[float, int]:
+        """Tells what came since the last report; returns the seconds and images of it. One sync."""
+        since, _ = self.meter.read()
+        now = time.perf_counter()
+        seconds, images = now - self.clock, self.seen
+        self.clock, self.seen = now, 0
+        values = {
+            "loss": since.loss,
+            "loss_cls": since.loss_cls,
+            "loss_guidance": since.loss_guidance,
+            "top1": since.top1,
+            "lr": lr,
+            "images_per_s": images / seconds,
+        }
+        if self.log is not None:
+            self.log.write("train", step, epoch=epoch, **values)
+        guidance = f" (cls {since.loss_cls:.3f}, guidance {since.loss_guidance:.3f})" if is_guided else ""
+        self.bar.show(f"loss {since.loss:.3f}{guidance}  top-1 {since.top1:.1f} %  {images / seconds:,.0f} images/s")
+        return seconds, images
+
+    def tested(self, epoch: int, epochs: int, step: int, found: Accuracy, best: float) -> None:
+        """The test split after ``epoch`` epochs."""
+        if self.log is not None:
+            self.log.write("eval", step, epoch=epoch, **found._asdict())
+        say(f"epoch {epoch}/{epochs}  test top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  best {best:.2f} %")
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()

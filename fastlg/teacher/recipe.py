@@ -1,4 +1,5 @@
-"""The teacher of a run: the recipe that trains it, where it is kept, and how it is read back."""
+"""The teacher of a run: the recipe that trains it, and where it is kept. The one part that sees a whole config beside
+the wiring, for a recipe is one."""
 
 from __future__ import annotations
 
@@ -6,23 +7,16 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from fastlg.assemble import Stores, new_model
 from fastlg.config import Config, dotted, load_config
-from fastlg.errors import UserError, first_line
-from fastlg.models.build import is_cnn
-from fastlg.models.weights import load_reference
-from fastlg.ranks.say import say
-from fastlg.run.checkpoint import LAST
-from fastlg.run.evaluate import load_trained
+from fastlg.errors import UserError
 
 STUDENTS_OWN = ("kind", "micro_batch_size", "zero_stage", "deepspeed_config")  # of engine: made for its batch and size
 
 
-def teacher_config(config: Config, stores: Stores) -> Config:
+def teacher_config(config: Config, fingerprints: list[str]) -> Config:
     """The recipe that trains the teacher, on the run's own data, in a folder named by everything that shapes it.
+
+    fingerprints: of the run's images.
 
     Raises UserError for an override of what is the run's: its data, name and seed.
     """
@@ -41,35 +35,14 @@ def teacher_config(config: Config, stores: Stores) -> Config:
             **overrides,
         }
     )
-    if not is_cnn(recipe.model.name) or recipe.teacher is not None:
+    if not recipe.model.is_cnn or recipe.teacher is not None:
         raise UserError(f"teacher.recipe {config.teacher.recipe} trains {recipe.model.name}; it must train a CNN alone")
     shaping = recipe.model_dump(
         mode="json", include={"augment": True, "model": True, "optim": True, "engine": {"precision"}}
     )
-    key = json.dumps([shaping, config.run.seed, stores.fingerprints], sort_keys=True)
+    key = json.dumps([shaping, config.run.seed, fingerprints], sort_keys=True)
     name = f"{recipe.model.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     return recipe.replace({"run.name": name})
-
-
-def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Module, int]:
-    """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code."""
-    if not weights.is_dir():
-        return _load_file(weights, recipe, stores), recipe.model.image_size
-    trained, model, class_names = load_trained(weights, "last")
-    if not is_cnn(trained.model.name):
-        raise UserError(f"teacher.weights {weights} holds a {trained.model.name}; a teacher is a resnet20, 56 or 110")
-    if list(class_names) != list(stores.class_names):
-        raise UserError(f"the teacher in {weights} was trained on other classes than this run's")
-    summary = teacher_summary(weights)
-    accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
-    say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
-    chance = 100 / len(class_names)
-    if summary and summary["top1_last"] < 1.5 * chance:
-        say(
-            f"advice   the teacher's top-1 is near chance ({chance:.2f} %), so it guides to nothing; train it longer "
-            "(teacher.overrides.optim.epochs=...) or name a better one with teacher.weights"
-        )
-    return model, trained.model.image_size
 
 
 def teacher_summary(weights: Path) -> dict | None:
@@ -78,19 +51,3 @@ def teacher_summary(weights: Path) -> dict | None:
         return json.loads((weights / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _load_file(path: Path, recipe: Config, stores: Stores) -> nn.Module:
-    """A teacher from one file: a checkpoint of the reference code. Raises UserError with every mismatch."""
-    if not path.is_file():
-        raise UserError(f"teacher.weights {path} does not exist; give a teacher's run folder or a checkpoint file")
-    if path.name == LAST:
-        raise UserError(f"teacher.weights {path}: give the run folder, {path.parent.parent}, not the file inside")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file it cannot read
-        raise UserError(f"teacher.weights {path} cannot be read: {first_line(error)}") from None
-    model = new_model(recipe, len(stores.class_names))
-    load_reference(model, state)
-    say(f"teacher  {recipe.model.name} from {path}")
-    return model

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fastlg.assemble import assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import load_config
-from fastlg.features import build, plan_cache
+from fastlg.data.stores import open_stores
+from fastlg.features import build_cache, plan_cache
 from fastlg.models.resnet_cifar import resnet20
 from fastlg.teacher.cache.read import open_cache
 
@@ -26,14 +27,14 @@ def teacher(seed: int = 0):
 def job_of(*overrides: str, model=None):
     """(config, stores, job) of student.yaml in the working folder."""
     config = load_config("student.yaml", list(overrides))
-    stores = open_stores(config)
+    stores = open_stores(config.data)
     return config, stores, plan_cache(config, stores, model or teacher(), 16)
 
 
 def built(*overrides: str, model=None):
     """(config, stores, opened cache)."""
     config, stores, job = job_of(*overrides, model=model)
-    build(job, config, stores)
+    build_cache(job, config, stores)
     return config, stores, open_cache(job.path, job.fingerprint)
 
 

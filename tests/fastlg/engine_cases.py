@@ -9,8 +9,9 @@ import torch
 from patience import HANG_S
 
 from fastlg import ranks
-from fastlg.assemble import assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
+from fastlg.data.stores import open_stores
 from fastlg.models.resnet_cifar import resnet20
 from fastlg.run.metrics import Meter
 from fastlg.train import batches
@@ -53,7 +54,7 @@ def trained(*overrides: str, steps: int = STEPS) -> dict:
     """
     config = load_config("student.yaml", [*PLAIN, *overrides])
     torch.manual_seed(9)
-    parts = assemble(config, open_stores(config), resnet20(3), 16)
+    parts = assemble(config, open_stores(config.data), resnet20(3), 16)
     parts.unit.train()
     if config.engine.device == "cpu" and config.optim.name == "muon":
         (getattr(parts.engine, "optimizer", None) or parts.engine.basic).dtype = torch.float32

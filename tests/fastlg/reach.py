@@ -8,8 +8,9 @@ from typing import get_args
 import torch
 from pydantic import BaseModel
 
-from fastlg.assemble import assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
+from fastlg.data.stores import open_stores
 from fastlg.models.resnet_cifar import resnet20
 
 ROWS: list[tuple[Callable, tuple[str, ...]]] = []
@@ -65,7 +66,7 @@ def parts_of(*overrides: str, features=None):
     """Assembled parts of student.yaml, in training mode."""
     config = config_of(*overrides)
     teacher = teacher_model() if config.teacher is not None else None
-    parts = assemble(config, open_stores(config), teacher, 16 if teacher is not None else None, features)
+    parts = assemble(config, open_stores(config.data), teacher, 16 if teacher is not None else None, features)
     parts.unit.train()
     return parts
 

@@ -10,14 +10,14 @@ from PIL import Image
 from reach import ALONE, config_of, first_batch, normalised, parts_of, pixels_of, reaches
 from source_cases import images, write_parquet
 
-from fastlg.assemble import open_stores
+from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 from fastlg_kernels import sample_seeds
 from fastlg_kernels.augment import rand_augment
 
 
 def stores_of(*overrides: str):
-    return open_stores(config_of(*ALONE, *overrides))
+    return open_stores(config_of(*ALONE, *overrides).data)
 
 
 @reaches("data.source", "data.holdout")

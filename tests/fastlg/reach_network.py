@@ -12,7 +12,7 @@ from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches, teache
 from timm.layers import DropPath
 from tiny_project import TEACHER
 
-from fastlg.assemble import open_stores
+from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 from fastlg.features import find_features, plan_cache
 from fastlg.teacher.recipe import teacher_config
@@ -133,14 +133,14 @@ def recipe_and_weights(tmp_path, monkeypatch):
     other = {**TEACHER, "model": {"name": "resnet56", "image_size": 24}}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     config = config_of(f"teacher.recipe={tmp_path / 'other.yaml'}", "teacher.overrides.optim.epochs=7")
-    recipe = teacher_config(config, open_stores(config))
+    recipe = teacher_config(config, open_stores(config.data).fingerprints)
     assert (recipe.model.name, recipe.model.image_size, recipe.optim.epochs) == ("resnet56", 24, 7)
     config = config_of(*BARE, f"run.root={tmp_path}")
-    trained, size = find_or_train_teacher(config, open_stores(config), dry_run=False)
+    trained, size = find_or_train_teacher(config, open_stores(config.data), dry_run=False)
     (folder,) = (tmp_path / "teachers").iterdir()
     moved = folder.rename(tmp_path / "mine")
     config = config_of(*BARE, f"teacher.weights={moved}", f"run.root={tmp_path / 'elsewhere'}")
-    found, found_size = find_or_train_teacher(config, open_stores(config), dry_run=False)
+    found, found_size = find_or_train_teacher(config, open_stores(config.data), dry_run=False)
     assert size == found_size == 16 and not (tmp_path / "elsewhere").exists()
     saved = torch.load(moved / "checkpoints" / "last.pt", weights_only=True)["unit"]
     for name, value in found.state_dict().items():
@@ -150,7 +150,7 @@ def recipe_and_weights(tmp_path, monkeypatch):
 def cached(*overrides: str):
     """(parts that read a cache, its first batch and views)."""
     config = config_of(*CACHED, *overrides)
-    features = find_features(config, open_stores(config), teacher_model(), 16)
+    features = find_features(config, open_stores(config.data), teacher_model(), 16)
     parts = parts_of(*CACHED, *overrides, features=features)
     batch = next(iter(parts.train_loader.epoch(0)))
     return parts, batch, parts.views(batch, 0)
@@ -160,12 +160,12 @@ def cached(*overrides: str):
 def mode_and_cache(tmp_path, monkeypatch):
     config = config_of(*CACHED, f"teacher.cache={tmp_path / 'own'}", "teacher.mode=cache")
     with pytest.raises(UserError, match="there is no feature cache"):
-        find_features(config, open_stores(config), teacher_model(), 16)
-    assert find_features(config_of(*BARE), open_stores(config), teacher_model(), 16) is None, "online"
+        find_features(config, open_stores(config.data), teacher_model(), 16)
+    assert find_features(config_of(*BARE), open_stores(config.data), teacher_model(), 16) is None, "online"
     parts, _, views = cached(f"teacher.cache={tmp_path / 'own'}")
     assert parts.teacher.cache.path == tmp_path / "own" and (tmp_path / "own" / "manifest.json").is_file()
     assert views.teacher.numel() == 0, "no teacher is run, so it needs no view"
-    kept = find_features(config, open_stores(config), teacher_model(), 16)
+    kept = find_features(config, open_stores(config.data), teacher_model(), 16)
     assert kept.path == tmp_path / "own"
 
 
@@ -208,5 +208,5 @@ def view(tmp_path, monkeypatch):
     jobs = []
     for kind in ("student", "source"):
         config = config_of(*CACHED, f"teacher.view={kind}")
-        jobs.append(plan_cache(config, open_stores(config), teacher_model(), 16).path)
+        jobs.append(plan_cache(config, open_stores(config.data), teacher_model(), 16).path)
     assert jobs[0] != jobs[1]

@@ -206,12 +206,19 @@ def switches_on_a_cpu(tmp_path, monkeypatch):
         assert any(isinstance(m, nn.BatchNorm2d) for m in parts.teacher.model.modules()) is not on
 
 
+def engine_of(config: Config, parts, share, switches):
+    """Another engine for the unit of ``parts``."""
+    groups = [{"params": list(parts.unit.parameters())}]
+    own = {"device": parts.device, "dtype": torch.float32, "share": share, "switches": switches}
+    return new_engine(config.engine, config.optim, groups, parts.unit, None, **own)
+
+
 @reaches("engine.graph", "engine.prefetch")
 def graph_and_prefetch(tmp_path, monkeypatch):
     parts = parts_of(*ALONE)
     for is_captured in (True, False):
         share, switches = share_batch(16, 1, None), parts.switches._replace(graph=is_captured)
-        engine = new_engine(parts.config, parts.unit, None, parts.device, torch.float32, share, switches)
+        engine = engine_of(parts.config, parts, share, switches)
         assert (engine.graph is not None) is is_captured
         assert isinstance(engine.optimizer.param_groups[0]["lr"], torch.Tensor) is is_captured, "read anew by a graph"
     seen = []
@@ -232,17 +239,16 @@ def deepspeed(tmp_path, monkeypatch):
     for extra, stage in ((("engine.zero_stage=2", *own), 2), (("engine.zero_stage=1", *own), 1)):
         config: Config = config_of(*ALONE, *extra)
         share = share_batch(16, 1, config.engine.micro_batch_size)
-        new_engine(config, parts.unit, None, parts.device, torch.float32, share, parts.switches)
+        engine_of(config, parts, share, parts.switches)
         merged = seen.pop()
         assert merged["zero_optimization"] == {"stage": stage, "reduce_bucket_size": 77}
         assert (merged["gradient_clipping"], merged["train_micro_batch_size_per_gpu"]) == (0.5, 8)
         assert merged["gradient_accumulation_steps"] == 2 and merged["train_batch_size"] == 16
     for value, kind in (("auto", "plain"), ("plain", "plain"), ("deepspeed", "deepspeed")):
         config = config_of(*ALONE, f"engine.kind={value}")
-        assert engine_kind(config) == kind
-        assert type(new_engine(config, parts.unit, None, parts.device, torch.float32, share, parts.switches)) is (
-            build_engine.PlainEngine if kind == "plain" else type(None)
-        )
+        assert engine_kind(config.engine) == kind
+        built = engine_of(config, parts, share, parts.switches)
+        assert type(built) is (build_engine.PlainEngine if kind == "plain" else type(None))
 
 
 @reaches("engine.timeout_s")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastlg.assemble import advice
 from fastlg.config import OptimConfig
+from fastlg.run.plan import advice
 
 
 @pytest.mark.parametrize(

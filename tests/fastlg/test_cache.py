@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from cache_cases import FIXED, PLAIN, RUNNING, built, parts_of, teacher
 from test_no_sync import Watch
 
+from fastlg.data.loaders.once import OncePlan
 from fastlg.data.loaders.plan import SamplePlan
 from fastlg.data.loaders.torch import TorchLoader
 from fastlg.data.views.make import ViewMaker
 from fastlg.errors import UserError
-from fastlg.features import CachePlan
 from fastlg.run.checkpoint import load_checkpoint, save_checkpoint
 from fastlg.teacher.cache.format import Chunking
 from fastlg.teacher.cache.memory import choose_place
@@ -94,17 +94,23 @@ def test_half_precision_storage_is_one_rounding(project, dtype, tolerance):
         torch.testing.assert_close(half.arrays[name].float(), values, rtol=tolerance, atol=1e-7)
 
 
+def once(count: int, chunk: int, **options) -> OncePlan:
+    chunking = Chunking(count, chunk)
+    chunks = tuple(chunking.sample_ids(index) for index in range(chunking.chunks))
+    return OncePlan(size=32, batch_size=chunk, train=True, chunks=chunks, **options)
+
+
 def test_batch_statistics_are_those_of_a_chunk_of_mixed_classes(project):
     """As the reference precomputes; but its order is the store's, which is sorted by class."""
     config, stores, cache = built(*FIXED, "teacher.norm_stats=batch", "teacher.cache_form=maps", "augment.flip=0")
     assert cache.transforms == "none" and cache.chunking.chunks == 1
-    plan = CachePlan(size=32, batch_size=200, train=True, scale=(1, 1), ratio=(1, 1), whole=False)
+    plan = once(len(stores.train), 200, scale=(1, 1), ratio=(1, 1), whole=False)
     batch = next(iter(TorchLoader(stores.train, plan).epoch(0)))
     assert len(batch.labels) == len(stores.train)
     views = ViewMaker(teacher_size=16, rand_augment=None, erase=0.0)
     _, maps = teacher().train()(views(batch, 0).teacher)
     torch.testing.assert_close(cache.arrays["map1"], maps[1].detach(), rtol=1e-5, atol=1e-5)
-    mixed = CachePlan(size=32, batch_size=13, train=True)
+    mixed = once(len(stores.train), 13)
     order = mixed.order(len(stores.train), 0)
     for part in mixed.slices(len(stores.train)):
         assert set(stores.train.labels[order[part]].tolist()) == {0, 1, 2}

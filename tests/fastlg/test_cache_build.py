@@ -20,7 +20,7 @@ from patience import HANG_S
 
 import fastlg.features
 from fastlg.errors import RunError, UserError
-from fastlg.features import build, find_features
+from fastlg.features import build_cache, find_features
 from fastlg.teacher.cache import format as cache_format
 from fastlg.teacher.cache.read import open_cache
 from fastlg.teacher.cache.write import CacheWriter
@@ -45,7 +45,7 @@ def start(overrides, limit=None, killed_after=None):
                 calls = count_calls(
                     job, patch, lambda: len(calls) == killed_after and signal.raise_signal(signal.SIGKILL)
                 )
-                build(job, config, stores)
+                build_cache(job, config, stores)
         except RunError as error:
             sender.send(str(error))
 
@@ -72,7 +72,7 @@ def assert_gone_on(project, monkeypatch, overrides, path):
     config, stores, job = job_of(*overrides)
     assert 0 < kept < job.chunking.chunks
     calls = count_calls(job, monkeypatch)
-    build(job, config, stores)
+    build_cache(job, config, stores)
     assert len(calls) == job.chunking.chunks - kept
     _, _, whole = built(*overrides[:-1], f"teacher.cache={project / 'undisturbed'}")
     assert contents(path) == contents(whole.path)
@@ -113,11 +113,11 @@ def test_a_chunk_altered_between_two_calls_is_made_again(project, monkeypatch):
 
     monkeypatch.setattr(CacheWriter, "add", full)
     with pytest.raises(RunError, match="No space left on device; 5 of 20 chunks are kept"):
-        build(job, config, stores)
+        build_cache(job, config, stores)
     flip_byte(project / ".c.partial" / "map2.bin", 3 * 4 * 64 * 4 * 4 * 4 + 1)  # in chunk 3
     monkeypatch.setattr(CacheWriter, "add", add)
     calls = count_calls(job, monkeypatch)
-    build(job, config, stores)
+    build_cache(job, config, stores)
     assert len(calls) == 20 - 3
     open_cache(job.path, job.fingerprint, verify=True)
 
@@ -130,7 +130,7 @@ def test_of_two_at_once_one_builds_and_the_other_waits(project, monkeypatch, cap
 
     def run():
         try:
-            build(job, config, stores)
+            build_cache(job, config, stores)
         except BaseException as error:
             failures.append(error)
 
@@ -150,7 +150,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(project, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30 - 2**20, 2**20))
     calls = count_calls(job, monkeypatch)
     with pytest.raises(UserError, match=r"needs 0\.\d\d GiB more at .*0\.00 GiB free; set teacher.cache"):
-        build(job, config, stores)
+        build_cache(job, config, stores)
     assert not calls and not list(job.path.parent.iterdir())
 
 
@@ -164,7 +164,7 @@ def test_places_that_cannot_be_written_or_hold_something_else(project):
     ):
         config, stores, job = job_of(*PLAIN, f"teacher.cache={place}")
         with pytest.raises(UserError, match=words) as caught:
-            build(job, config, stores)
+            build_cache(job, config, stores)
         assert str(place) in str(caught.value) and "teacher.cache" in str(caught.value)
     assert (project / "full" / "thesis.tex").read_text() == "x"
 
@@ -174,7 +174,7 @@ def test_a_read_only_folder(project):
     (project / "locked").mkdir(mode=0o555)
     config, stores, job = job_of(*PLAIN, f"teacher.cache={project / 'locked' / 'c'}")
     with pytest.raises(UserError, match="cannot write a feature cache"):
-        build(job, config, stores)
+        build_cache(job, config, stores)
 
 
 def flip_byte(path, position):
@@ -268,7 +268,7 @@ def test_a_missing_cache_is_named_with_the_nearest_one(project):
     config, stores, job = job_of(*PLAIN, "teacher.mode=cache")
     with pytest.raises(UserError, match=r"no feature cache .*; run fastlg cache CONFIG, or set teacher.mode=auto"):
         find_features(config, stores, teacher(), 16)
-    build(job, config, stores)
+    build_cache(job, config, stores)
     other, _, _ = job_of(*PLAIN, "teacher.mode=cache", "teacher.cache_dtype=bf16")
     with pytest.raises(UserError, match=rf"{job.path} differs: dtype: fp32 in the cache, bf16 wanted"):
         find_features(other, stores, teacher(), 16)

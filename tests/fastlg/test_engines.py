@@ -15,8 +15,9 @@ from engine_cases import TWO_RANKS, trained
 from patience import HANG_S
 from tiny_project import write_project
 
-from fastlg.assemble import assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import load_config
+from fastlg.data.stores import open_stores
 from fastlg.engine.deepspeed_config import merged_config
 from fastlg.errors import UserError
 
@@ -243,7 +244,7 @@ def test_a_switch_that_cannot_be_is_refused_with_the_reason(here):
 def test_a_cnn_in_training_is_channels_last_unless_switched_off(project, switch):
     source = load_config("student.yaml").data.source
     config = load_config("teacher.yaml", [f"data.source={source}", f"engine.channels_last={switch}"])
-    parts = assemble(config.replace({"engine.device": "cpu", "data.workers": 0}), open_stores(config), None, None)
+    parts = assemble(config.replace({"engine.device": "cpu", "data.workers": 0}), open_stores(config.data), None, None)
     convolutions = [weight for weight in parts.unit.parameters() if weight.ndim == 4 and weight.shape[2] > 1]
     is_last = {weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions}
     assert is_last == {switch == "auto"}

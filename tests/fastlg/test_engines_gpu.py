@@ -7,8 +7,9 @@ import torch
 from cache_cases import PLAIN, built, parts_of
 from engine_cases import trained
 
-from fastlg.assemble import assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import load_config
+from fastlg.data.stores import open_stores
 from fastlg.models.resnet_cifar import resnet20
 from fastlg.run.metrics import Meter
 from fastlg.train import batches
@@ -92,7 +93,7 @@ def test_a_captured_run_is_deterministic(project, optimizer):
 )
 def test_the_host_never_waits_for_the_device_between_reports(project, switch):
     config = load_config("student.yaml", ["engine.device=cuda", "engine.precision=bf16", *EAGER, *switch])
-    parts = assemble(config, open_stores(config), resnet20(3), 16)
+    parts = assemble(config, open_stores(config.data), resnet20(3), 16)
     parts.unit.train()
     meter = Meter(parts.device)
     for epoch in range(2):  # kernels are compiled and the graph is captured

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlg.assemble import assemble, open_stores
+from fastlg.assemble import assemble
 from fastlg.config import load_config
+from fastlg.data.stores import open_stores
 from fastlg.models.resnet_cifar import resnet20
 from fastlg.run.metrics import Meter
 from fastlg.train import batches
@@ -30,7 +31,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_training_step_and_its_bookkeeping_never_sync(project, optimizer):
     config = load_config("student.yaml", ["augment.rand_augment=null", "augment.erase=0", f"optim.name={optimizer}"])
-    parts = assemble(config, open_stores(config), resnet20(3), 16)
+    parts = assemble(config, open_stores(config.data), resnet20(3), 16)
     parts.unit.train()
     meter = Meter(parts.device)
     views, batch = next(iter(batches(parts, 0)))

@@ -12,7 +12,7 @@ from rank_processes import train_in_turn
 from reach import ALONE, config_of, parts_of
 
 import fastlg.run.run as run_module
-from fastlg.assemble import open_stores
+from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 from fastlg.ranks.stop import StopRequest
 from fastlg.run.checkpoint import load_checkpoint
@@ -116,10 +116,11 @@ def test_a_teacher_is_never_found_again_for_other_images_another_seed_or_recipe(
     folders = {}
     for name, overrides in cases.items():
         config = config_of(*overrides)
-        folders[name] = teacher_config(config, open_stores(config)).run_dir
+        folders[name] = teacher_config(config, open_stores(config.data).fingerprints).run_dir
     assert len(set(folders.values())) == len(cases), folders
     again = config_of("data.workers=1", "guidance.weight=1", "optim.lr=1", "log.every_steps=9", "run.name=x")
-    assert teacher_config(again, open_stores(again)).run_dir == folders["as it is"], "what does not shape it finds it"
+    found = teacher_config(again, open_stores(again.data).fingerprints).run_dir
+    assert found == folders["as it is"], "what does not shape it finds it"
 
 
 def test_the_seed_of_a_step_depends_on_run_step_and_rank_and_drop_path_follows_it(project, monkeypatch):
@@ -133,7 +134,7 @@ def test_the_seed_of_a_step_depends_on_run_step_and_rank_and_drop_path_follows_i
             pairs = [(None, None)] * 3
             for _ in run.steps(pairs):
                 drawn.append(torch.rand(4).tolist())
-                run.batch += 1
+                run.position.batch += 1
             run.close()
             monkeypatch.undo()
             monkeypatch.chdir(project)

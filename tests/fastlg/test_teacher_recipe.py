@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from fastlg.assemble import open_stores
 from fastlg.config import load_config
+from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 from fastlg.teacher.recipe import teacher_config
 
 
 def recipe_of(*overrides: str):
     config = load_config("student.yaml", [f"teacher.overrides.{override}" for override in overrides])
-    return config, teacher_config(config, open_stores(config))
+    return config, teacher_config(config, open_stores(config.data).fingerprints)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_trained_again(project, fastlg):
 def test_eval_and_export_give_what_training_measured(project, fastlg):
     import timm
 
-    from fastlg.run.evaluate import load_trained
+    from fastlg.run.trained import load_trained
 
     assert fastlg("train", "student.yaml", "optim.epochs=1")[0] == 0
     run = project / "runs" / "student"

@@ -1,0 +1,78 @@
+"""``fastlg eval``: a trained run measured on its own test images, or on others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastlg.assemble import make_views, new_loader
+from fastlg.config import Config
+from fastlg.config.sections import scheme_of
+from fastlg.data.sources.base import some
+from fastlg.data.store.make import find_or_prepare_test
+from fastlg.data.store.store import open_store
+from fastlg.data.stores import open_stores
+from fastlg.engine.precision import autocast, pick_device, pick_dtype
+from fastlg.errors import UserError
+from fastlg.run.evaluate import measure
+from fastlg.run.metrics import Accuracy
+from fastlg.run.trained import load_trained
+
+
+def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
+    """Evaluates a trained run on its test split (``fastlg eval``); ``overrides`` are dotted keys.
+
+    With another data.source its test split is measured, or all of its images where it has no splits; classes are
+    matched by name, and some may be missing. Raises UserError.
+    """
+    foreign = [key for key in overrides if not key.startswith(("data.", "engine.", "log.eval_batch_size"))]
+    if foreign:
+        raise UserError(
+            f"eval cannot change {foreign[0]}: it is part of the trained run; data.* and engine.* may differ"
+        )
+    trained, model, class_names = load_trained(folder, which)
+    store = open_store(_test_store(trained, overrides, class_names), "test")
+    config = trained.replace(overrides)
+    device = pick_device(config.engine)
+    dtype = pick_dtype(config.engine, device)
+    loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
+    model = model.to(device)
+    with autocast(device, dtype):
+        return measure(lambda images: model(images)[0], loader, views, device)
+
+
+def _test_store(trained: Config, overrides: dict, class_names: list[str]) -> Path:
+    """The store of the run's own test images, or of the images that ``overrides`` name: theirs of the test split, or
+    all of a set without splits. The run's holdout was cut from its own images and says nothing about others."""
+    data = trained.replace(overrides).data
+    if _same_source(data.source, trained.data.source):
+        if data.holdout != trained.data.holdout:
+            raise UserError(
+                f"eval cannot change data.holdout={trained.data.holdout:g} of the run's own images: some that are "
+                "tested would be training images"
+            )
+        stores = open_stores(trained.replace(overrides).data)
+        if list(stores.class_names) != list(class_names):
+            raise UserError(
+                f"{data.source} holds classes {some(stores.class_names, 3)}; the run was trained on "
+                f"{some(class_names, 3)}: its images have changed since"
+            )
+        return stores.path
+    if overrides.get("data.holdout"):
+        raise UserError("eval measures all test images of another source; drop data.holdout")
+    return find_or_prepare_test(
+        data.source,
+        list(class_names),
+        data.store,
+        on_bad=data.on_bad,
+        workers=max(1, data.workers),
+        label_column=data.label_column,
+        image_column=data.image_column,
+        download=data.download,
+    )
+
+
+def _same_source(one: str, other: str) -> bool:
+    if scheme_of(one) or scheme_of(other):
+        return one == other
+    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))

@@ -1,0 +1,48 @@
+"""What the training loop touches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastlg.config import Config
+from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.stores import Stores
+from fastlg.data.views.make import ViewMaker
+from fastlg.engine.protocol import Engine
+from fastlg.engine.switches import Switches
+from fastlg.files.verify import Digested
+from fastlg.objective import GuidedStudent
+from fastlg.teacher.cache.read import CachedTeacher
+from fastlg.teacher.online import OnlineTeacher
+
+
+@dataclass
+class Parts:
+    """Everything the training loop touches, on one device."""
+
+    config: Config
+    stores: Stores
+    engine: Engine
+    switches: Switches
+    unit: GuidedStudent
+    teacher: OnlineTeacher | CachedTeacher | None
+    plan: SamplePlan  # of the training batches on this rank
+    train_loader: object
+    test_loader: object
+    views: ViewMaker
+    teacher_id: str  # what the teacher's weights and statistics hash to; "" without a teacher
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    def digested(self) -> list[Digested]:
+        """The files that the run reads and that were not hashed at its start."""
+        cached = self.teacher.cache.digested() if isinstance(self.teacher, CachedTeacher) else []
+        return [self.stores.train.digested(), self.stores.test.digested(), *cached]
+
+    def step_total(self, step: int) -> int:
+        """Samples that all ranks together train on at a 0-based step of an epoch."""
+        return self.plan.step_total(len(self.stores.train), step)

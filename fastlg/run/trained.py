@@ -1,0 +1,94 @@
+"""Trained networks read back: a run's from its folder, a teacher's from that or from a file of the reference code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastlg.config import Config, config_from, read_saved_config
+from fastlg.errors import UserError, first_line
+from fastlg.models.build import new_model
+from fastlg.models.weights import load_reference
+from fastlg.ranks.say import say
+from fastlg.run.checkpoint import LAST, load_checkpoint
+from fastlg.run.folder import PARTS_OF_COMPARE, is_compare, refuse_other
+from fastlg.teacher.recipe import teacher_summary
+
+
+def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, list[str]]:
+    """(config, model with its trained weights on the CPU, class names) of a run folder.
+
+    ``which`` is last or best. Raises UserError when the folder holds no run or no checkpoint.
+    """
+    saved, path = folder / "config.yaml", folder / "checkpoints" / f"{which}.pt"
+    if not saved.is_file():
+        if is_compare(folder):
+            parts = " or ".join(str(folder / part) for part in PARTS_OF_COMPARE)
+            raise UserError(f"{folder} holds a comparison; name one of its runs: {parts}")
+        raise UserError(f"{folder} is no run folder: it holds no config.yaml")
+    config, state = read_saved_config(saved), load_checkpoint(path)
+    unit, class_names = state.get("unit"), state.get("class_names")
+    if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:
+        raise UserError(f"checkpoint {path} holds no weights and class names of a run; it was altered")
+    if isinstance(state.get("config"), dict):
+        refuse_other(config_from(state["config"], str(path)), config, str(path), fix="put the run's own file back")
+    model = new_model(config.model, config.teacher, len(class_names))
+    prefix = "student."
+    _fill(model, {k.removeprefix(prefix): v for k, v in unit.items() if str(k).startswith(prefix)}, path)
+    return config, model.eval(), class_names
+
+
+def _fill(model: nn.Module, weights: dict, path: Path) -> None:
+    """Raises UserError for weights that are not those of ``model``, or not finite."""
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | weights.keys(), key=str):
+        value = weights.get(name)
+        if name not in wanted or not isinstance(value, Tensor) or value.shape != wanted[name].shape:
+            found = list(value.shape) if isinstance(value, Tensor) else "nothing" if value is None else "no tensor"
+            raise UserError(
+                f"checkpoint {path} does not fit its run's config.yaml: {name} is {found} there and "
+                f"{list(wanted[name].shape) if name in wanted else 'nothing'} in the model; one of the two files was "
+                "altered or replaced"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"checkpoint {path} holds weights that are not finite ({name}); take another checkpoint")
+    model.load_state_dict(weights)
+
+
+def load_teacher(weights: Path, recipe: Config, classes: list[str]) -> tuple[nn.Module, int]:
+    """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code."""
+    if not weights.is_dir():
+        return _load_file(weights, recipe, classes), recipe.model.image_size
+    trained, model, class_names = load_trained(weights, "last")
+    if not trained.model.is_cnn:
+        raise UserError(f"teacher.weights {weights} holds a {trained.model.name}; a teacher is a resnet20, 56 or 110")
+    if list(class_names) != list(classes):
+        raise UserError(f"the teacher in {weights} was trained on other classes than this run's")
+    summary = teacher_summary(weights)
+    accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
+    say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
+    chance = 100 / len(class_names)
+    if summary and summary["top1_last"] < 1.5 * chance:
+        say(
+            f"advice   the teacher's top-1 is near chance ({chance:.2f} %), so it guides to nothing; train it longer "
+            "(teacher.overrides.optim.epochs=...) or name a better one with teacher.weights"
+        )
+    return model, trained.model.image_size
+
+
+def _load_file(path: Path, recipe: Config, classes: list[str]) -> nn.Module:
+    """A teacher from one file: a checkpoint of the reference code. Raises UserError with every mismatch."""
+    if not path.is_file():
+        raise UserError(f"teacher.weights {path} does not exist; give a teacher's run folder or a checkpoint file")
+    if path.name == LAST:
+        raise UserError(f"teacher.weights {path}: give the run folder, {path.parent.parent}, not the file inside")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file it cannot read
+        raise UserError(f"teacher.weights {path} cannot be read: {first_line(error)}") from None
+    model = new_model(recipe.model, None, len(classes))
+    load_reference(model, state)
+    say(f"teacher  {recipe.model.name} from {path}")
+    return model
