@@ -32,7 +32,7 @@ import torch
 from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
 from fastlg.data.stores import Stores, open_stores
-from fastlg.engine.precision import autocast
+from fastlg.engine.protocol import autocast
 from fastlg.features import build_cache, plan_cache
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.models.resnet_cifar import resnet56

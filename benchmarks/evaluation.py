@@ -7,7 +7,7 @@ from counting import Work, count_per_batch
 from harness import Bench, wall
 from ours import Ours, config_of
 
-from fastlg.engine.precision import autocast
+from fastlg.engine.protocol import autocast
 from fastlg.run.evaluate import evaluate
 
 

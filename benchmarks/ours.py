@@ -15,7 +15,7 @@ from torch import nn
 from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
 from fastlg.data.stores import Stores, open_stores
-from fastlg.engine.precision import autocast
+from fastlg.engine.protocol import autocast
 from fastlg.features import find_features
 from fastlg.models.resnet_cifar import resnet56
 from fastlg.run.metrics import Meter

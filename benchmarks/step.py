@@ -22,7 +22,7 @@ from ours import Ours, config_of, made_teacher, workers_of
 from reference_style import ReferenceStyle, Style
 
 from fastlg.data.stores import open_stores
-from fastlg.engine.precision import autocast
+from fastlg.engine.protocol import autocast
 
 PARTS = ("input wait", "views", "teacher", "student forward", "backward", "optimizer", "other")
 WARM_UP = 3

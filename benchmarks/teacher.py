@@ -7,7 +7,7 @@ from counting import count_per_batch
 from harness import Bench, peak_mib
 from ours import TEACHER_SIZE, made_teacher
 
-from fastlg.engine.precision import autocast
+from fastlg.engine.protocol import autocast
 from fastlg.teacher.online import OnlineTeacher
 
 

@@ -36,6 +36,7 @@ REACHES = "fastlg/test_config_reaches.py"
 RECORD, EVALUATION = "fastlg/test_run_record.py", "fastlg/test_evaluation.py"
 SUMS, DURABLE = "fastlg/test_rank_sums.py", "fastlg/test_durable.py"
 PLAIN_ENGINE, ASSEMBLE, RUN = "fastlg/engine/plain.py", "fastlg/assemble.py", "fastlg/run/run.py"
+POSITION = "fastlg/run/position.py"
 FAULTS = [
     Fault(
         "adamw betas",
@@ -60,7 +61,7 @@ FAULTS = [
     ),
     Fault(
         "decay lost",
-        "fastlg/engine/build.py",
+        ASSEMBLE,
         "param_groups(unit, config.optim.weight_decay,",
         "param_groups(unit, 0.05,",
         f"{REACHES} -k 'adamw or sgd'",
@@ -184,25 +185,31 @@ FAULTS = [
     Fault(
         "best on equal",
         RUN,
-        "best = self.last.top1 > self.top1_best",
-        "best = self.last.top1 >= self.top1_best",
+        "best = found.top1 > position.top1_best",
+        "best = found.top1 >= position.top1_best",
         RECORD,
     ),
-    Fault("best forgotten", RUN, '        self.top1_best = position["top1_best"]\n', "", RECORD),
+    Fault(
+        "best forgotten",
+        POSITION,
+        'self.last = Accuracy(*state["last"])',
+        'self.top1_best, self.last = -1.0, Accuracy(*state["last"])',
+        RECORD,
+    ),
     Fault(
         "last forgotten",
         RUN,
-        "self.top1_best = max(self.top1_best, self.last.top1)",
-        "self.top1_best = self.last.top1",
+        "found, max(position.top1_best, found.top1)",
+        "found, found.top1",
         RECORD,
     ),
-    Fault("other images resumed", RUN, 'if state["data"] != parts.stores.fingerprints:', "if False:", RECORD),
+    Fault("other images resumed", "fastlg/run/folder.py", 'if state.get("data") != fingerprints:', "if False:", RECORD),
     Fault("seed without step", RUN, 'f"{seed} {step} {rank}"', 'f"{seed} {rank}"', RECORD),
     Fault("seed without rank", RUN, "self.step, ranks.rank()))", "self.step, 0))", RECORD),
-    Fault("meter not resumed", RUN, '        self.meter.load_state_dict(state["meter"])\n', "", RECORD),
+    Fault("meter not resumed", POSITION, '    meter.load_state_dict(state["meter"])\n', "", RECORD),
     Fault(
         "teacher by train split alone",
-        ASSEMBLE,
+        "fastlg/data/stores.py",
         "return [self.train.fingerprint, self.test.fingerprint]",
         "return [self.train.fingerprint]",
         RECORD,
@@ -210,8 +217,8 @@ FAULTS = [
     Fault(
         "teacher without seed",
         "fastlg/teacher/recipe.py",
-        "[shaping, config.run.seed, stores.fingerprints]",
-        "[shaping, stores.fingerprints]",
+        "[shaping, config.run.seed, fingerprints]",
+        "[shaping, fingerprints]",
         RECORD,
     ),
     Fault(

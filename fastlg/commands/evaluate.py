@@ -12,7 +12,8 @@ from fastlg.data.sources.base import some
 from fastlg.data.store.make import find_or_prepare_test
 from fastlg.data.store.store import open_store
 from fastlg.data.stores import open_stores
-from fastlg.engine.precision import autocast, pick_device, pick_dtype
+from fastlg.engine.precision import pick_device, pick_dtype
+from fastlg.engine.protocol import autocast
 from fastlg.errors import UserError
 from fastlg.run.evaluate import measure
 from fastlg.run.metrics import Accuracy

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
-from fastlg.engine.precision import autocast
 from fastlg.engine.protocol import (
     BesideTeacher,
+    autocast,
     joined_outputs,
     load_named_optimizer_state,
     micro_batches,

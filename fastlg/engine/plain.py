@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.engine.graph import StepGraph
-from fastlg.engine.precision import autocast
 from fastlg.engine.protocol import (
     BesideTeacher,
+    autocast,
     joined_outputs,
     load_named_optimizer_state,
     micro_batches,

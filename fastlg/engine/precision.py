@@ -34,11 +34,6 @@ def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     return DTYPES[config.precision]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The autocast region of a forward pass; none for float32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
 def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool = False) -> torch.optim.Optimizer:
     """Fused AdamW, Nesterov SGD, or Muon beside AdamW, over parameter groups that carry their own weight decay.
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
-from fastlg.engine.precision import autocast
 from fastlg.errors import UserError
 
 
@@ -54,6 +53,11 @@ class BesideTeacher:
             return None
         with autocast(self.device, self.dtype):
             return self.teacher(views.teacher, batch)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The autocast region of a forward pass; none for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 class Share(NamedTuple):

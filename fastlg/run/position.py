@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -32,8 +32,9 @@ class Position:
         return {**asdict(self), "last": list(self.last) if self.last else None}
 
     def load_state_dict(self, state: dict) -> None:
-        last = Accuracy(*state["last"]) if state["last"] else None
-        vars(self).update({**state, "last": last})
+        for field in fields(self):
+            setattr(self, field.name, state[field.name])
+        self.last = Accuracy(*state["last"]) if state["last"] else None
 
 
 def saved_state(parts: Parts, position: Position, meter: Meter) -> dict:

@@ -80,12 +80,12 @@ class Run:
 
     def after_step(self, out: StepOutput) -> None:
         """Counts one update; reports, saves and stops where that is due. Syncs only then."""
-        self.verification.poll()
         position, log = self.position, self.config.log
         self.record.count(out, self.step, self.parts.step_total(position.batch))
         position.batch += 1
         last = position.batch == len(self.parts.train_loader)
         if position.batch % log.every_steps == 0 or last:
+            self.verification.poll()
             seconds, images = self.record.report(
                 position.epoch, self.step, lr=self.parts.engine.learning_rate, is_guided=self.parts.teacher is not None
             )
@@ -136,6 +136,7 @@ class Run:
     def save(self, *, best: bool = False) -> None:
         """Writes last.pt (and best.pt). A non-finite loss raises first, so it never reaches a checkpoint."""
         self._expect_folder()
+        self.verification.poll()
         self.record.meter.check()
         self._tick()
         state = saved_state(self.parts, self.position, self.record.meter)

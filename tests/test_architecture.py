@@ -1,0 +1,50 @@
+"""The house is as docs/architecture.md draws it: every folder, no lobby, the floors in their order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from test_floors import FLOORS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PACKAGES = {"fastlg": ROOT / "fastlg", "fastlg_kernels": ROOT / "kernels" / "torch-ext" / "fastlg_kernels"}
+MOST_ENTRIES = 12
+
+
+def folders() -> dict[str, Path]:
+    """Name on the page -> path of every folder of both packages that holds code, the packages themselves left out."""
+    found = {}
+    for name, root in PACKAGES.items():
+        for path in root.rglob("__init__.py"):
+            if path.parent != root:
+                found[f"{name}/{path.parent.relative_to(root)}/"] = path.parent
+    return found
+
+
+def test_the_page_draws_every_folder_and_no_other():
+    drawn = set(re.findall(r"\bfastlg(?:_kernels)?/(?:[a-z_]+/)+", PAGE))
+    assert drawn == set(folders())
+
+
+def test_the_page_names_no_file_that_is_not_there():
+    for name in re.findall(r"\b(fastlg(?:_kernels)?/[a-z_/]+\.py|tests/[a-z_/]+\.py)", PAGE):
+        package, _, rest = name.partition("/")
+        assert (PACKAGES.get(package, ROOT / package) / rest).is_file(), name
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES.values(), *folders().values()], ids=str)
+def test_no_folder_is_a_lobby(folder):
+    """Files and rooms apart, for the package itself holds both: the spine, and the folders that the page draws."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith("__")]
+    for kind in (Path.is_file, Path.is_dir):
+        of_kind = sorted(path.name for path in entries if kind(path))
+        assert len(of_kind) <= MOST_ENTRIES, of_kind
+
+
+def test_the_page_draws_the_floors_that_are_enforced():
+    block = re.search(r"```\n( cli\n.*?)```", PAGE, re.DOTALL).group(1)
+    drawn = [set(line.replace("/", "").split()) for line in block.splitlines()]
+    assert drawn[::-1] == [floor - {"__init__"} for floor in FLOORS if floor != {"__main__"}]
