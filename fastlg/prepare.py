@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastlg.assemble import make_views, new_loader, open_stores
-from fastlg.config import Config, load_config
+from fastlg.config import Config, dotted, load_config
 from fastlg.data.prepare import prepare as write_store
 from fastlg.data.views_sheet import contact_sheet
 from fastlg.engine.precision import pick_device
@@ -51,7 +51,11 @@ def preview_run(folder: Path) -> Path:
     config, _, _ = load_trained(folder)
     teacher_size = None
     if config.teacher is not None:
-        teacher_size = load_config(config.teacher.recipe).replace(config.teacher.overrides).model.image_size
+        teacher_size = (
+            load_config(config.teacher.recipe)
+            .replace(dotted(config.teacher.overrides), "teacher.overrides")
+            .model.image_size
+        )
     return _sheet(config, teacher_size, folder / "views.png")
 
 
