@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from fastlg import ranks
+from fastlg.advice import budget_advice
 from fastlg.build_engine import check_engine, engine_kind, new_engine
-from fastlg.config import Config, OptimConfig
+from fastlg.config import Config
 from fastlg.data.loaders import make_loader
 from fastlg.data.mixing import Mixer
 from fastlg.data.plan import SamplePlan
@@ -281,25 +282,6 @@ def new_loader(config: Config, store: Store, device: torch.device, *, train: boo
     return make_loader(config.data.loader, store, device=device, workers=config.data.workers, **vars(plan))
 
 
-def advice(optim: OptimConfig, images: int, steps: int) -> list[str]:
-    """What in a budget is likely not meant, one line each with its fix. ``steps``: per epoch of ``images``."""
-    lines = []
-    if optim.warmup_epochs >= optim.epochs:
-        lines.append(
-            f"optim.warmup_epochs={optim.warmup_epochs} is not shorter than optim.epochs={optim.epochs}: the learning "
-            f"rate never reaches optim.lr; set optim.warmup_epochs={optim.epochs // 10}"
-        )
-    dropped = images % optim.global_batch_size if optim.drop_last and images > optim.global_batch_size else 0
-    if dropped > 0.05 * images:
-        lines.append(
-            f"{dropped} of {images} images ({100 * dropped / images:.0f} %) are dropped from every epoch, the last "
-            "partial batch; set optim.drop_last=false or a smaller optim.global_batch_size"
-        )
-    if steps < 10:
-        lines.append(f"an epoch has {steps} steps, fewer than 10; set a smaller optim.global_batch_size or more epochs")
-    return lines
-
-
 def say_plan(parts: Parts) -> None:
     """The facts of a run before it starts, one line each."""
     config, stores, engine = parts.config, parts.stores, parts.engine
@@ -328,7 +310,8 @@ def say_plan(parts: Parts) -> None:
         f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}{shared}"
         f"{passes}, {type(parts.train_loader).__name__}"
     )
-    for line in advice(optim, len(stores.train), len(parts.train_loader)):
+    unit = ranks.world_size() * (config.engine.micro_batch_size or 1 if share.accumulation > 1 else 1)
+    for line in budget_advice(optim, len(stores.train), len(parts.train_loader), unit):
         say(f"advice   {line}")
     zero = f", ZeRO stage {config.engine.zero_stage}" if engine_kind(config) == "deepspeed" else ""
     say(f"engine   {engine_kind(config)}{zero}; on: {parts.switches.on()}")

@@ -6,9 +6,11 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from fastlg.advice import teacher_advice
 from fastlg.assemble import Stores, new_model
 from fastlg.checkpoint import LAST
 from fastlg.config import Config, dotted, load_config
@@ -63,12 +65,10 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
     summary = teacher_summary(weights)
     accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
     say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
-    chance = 100 / len(class_names)
-    if summary and summary["top1_last"] < 1.5 * chance:
-        say(
-            f"advice   the teacher's top-1 is near chance ({chance:.2f} %), so it guides to nothing; train it longer "
-            "(teacher.overrides.optim.epochs=...) or name a better one with teacher.weights"
-        )
+    chance = 100 * float(np.bincount(stores.test.labels).max()) / len(stores.test)
+    own_epochs = trained.optim.epochs if weights == recipe.run_dir else None
+    if summary and (line := teacher_advice(summary["top1_last"], chance, own_epochs)):
+        say(f"advice   {line}")
     return model, trained.model.image_size
 
 

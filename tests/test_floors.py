@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "batch", "files", "__init__"},
     {"place", "reading", "verify"},
     {"config", "contact"},
-    {"ranks"},
+    {"ranks", "advice"},
     {"report", "signals", "provenance", "checkpoint", "metrics"},
     {"data", "models", "teacher", "engine", "analysis", "launch"},
     {"objective", "integrations", "build_engine", "run_lock"},
