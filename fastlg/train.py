@@ -160,9 +160,9 @@ def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> t
     """(teacher, its image size in px): from ``teacher.weights``, or trained once by its recipe on the run's data."""
     recipe = teacher_config(config, stores.fingerprints)
     if config.teacher.weights is not None:
-        return load_teacher(config.teacher.weights, recipe, stores.class_names)
+        return load_teacher(config.teacher.weights, recipe, stores)
     if dry_run and not (recipe.run_dir / "summary.json").is_file():
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
         return untrained_teacher(config, stores)
     train(recipe, waits=True)
-    return load_teacher(recipe.run_dir, recipe, stores.class_names)
+    return load_teacher(recipe.run_dir, recipe, stores)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastlg.assemble import make_views, new_loader
-from fastlg.config import Config, load_config
+from fastlg.config import Config, dotted, load_config
 from fastlg.data.store.make import prepare as write_store
 from fastlg.data.stores import open_stores
 from fastlg.data.views.sheet import contact_sheet
@@ -52,7 +52,11 @@ def preview_run(folder: Path) -> Path:
     config, _, _ = load_trained(folder)
     teacher_size = None
     if config.teacher is not None:
-        teacher_size = load_config(config.teacher.recipe).replace(config.teacher.overrides).model.image_size
+        teacher_size = (
+            load_config(config.teacher.recipe)
+            .replace(dotted(config.teacher.overrides), "teacher.overrides")
+            .model.image_size
+        )
     return _sheet(config, teacher_size, folder / "views.png")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastlg.config.values import NULLS, Plain
 from fastlg.errors import UserError, brief
 
 LITERAL = ("teacher.overrides.", "model.args.")  # behind these the rest is one key, whatever dots it has
@@ -21,7 +22,7 @@ def assign(tree: dict, key: str, value: Any) -> None:
     """Sets a dotted key. Raises UserError where something on its way is no section."""
     *parents, last = split(key)
     for depth, part in enumerate(parents):
-        if tree.get(part) is None:
+        if tree.get(part) is None or (isinstance(tree[part], Plain) and tree[part] in NULLS):  # lines commented out
             tree[part] = {}
         if not isinstance(tree[part], dict):
             above = ".".join(parents[: depth + 1])

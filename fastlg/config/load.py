@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlg.config.keys import assign
 from fastlg.config.overrides import parse_overrides
-from fastlg.config.whole import Config, validated
+from fastlg.config.whole import Config, laid_over, validated
 from fastlg.config.yaml_text import LONGEST, read_yaml, write_yaml
 from fastlg.errors import UserError, brief
 from fastlg.files.atomic import write_whole
@@ -52,9 +51,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     path = find_config(name)
     tree = _read(path) or {}  # a file of comments alone
     _refuse_other_than_mapping(tree, brief(path, PATH))
-    for key, value in parse_overrides(overrides).items():
-        assign(tree, key, value)
-    config = validated(tree, brief(path, PATH))
+    texts = {key: override for override in overrides for key in parse_overrides([override])}
+    config = laid_over(tree, parse_overrides(overrides), brief(path, PATH), texts=texts)
     if not config.run.name:
         config = config.replace({"run.name": path.stem})
     return config

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlg.config.keys import split
+from fastlg.config.keys import LITERAL, split
 from fastlg.config.values import Plain, Unreadable, hint_of, kinds_of, typed
 from fastlg.config.whole import Config
 from fastlg.config.yaml_text import read_yaml
@@ -24,13 +24,25 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"override '{brief(override)}' is not of the form section.key=value")
+            raise UserError(f"override {brief(override)} is not of the form section.key=value")
         if len(override) > LONGEST:
-            raise UserError(f"override '{brief(override)}' is too long; give at most {LONGEST:,} characters")
+            raise UserError(f"override {brief(override)} is too long; give at most {LONGEST:,} characters")
         if key != key.rstrip():  # spaces around the equals sign
             text = text.strip()
         key = key.strip()
-        parsed[key] = _value(key, text)
+        try:
+            parsed[key] = _value(key, text)
+        except Unreadable as error:
+            if _hint(key) is Any and not key.startswith(LITERAL):
+                parsed[key] = text  # of no field, which is what has to be said
+                continue
+            raise UserError(f"override {brief(override)}: {Unreadable(error.reason, key, *error.keys)}") from None
+        except ValueError as error:
+            quoted = shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
+            raise UserError(
+                f"override {brief(override)}: the value is not valid YAML ({error}); to give it as a text, quote it: "
+                f"{brief(quoted, 120)}"
+            ) from None
     return parsed
 
 
@@ -38,21 +50,12 @@ def _value(key: str, text: str) -> Any:
     hint, bare = _hint(key), text.strip()
     is_text = bool({str, Path} & set(kinds_of(hint)))
     is_quoted = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "'\""
-    try:
-        if is_text and is_quoted:
-            with contextlib.suppress(ValueError):  # 'a' and 'b': not one quoted text, so it stays as it is
-                return read_yaml(bare)
-        if is_text:
-            return typed(Plain(text), hint, Config)
-        return typed(read_yaml(bare) if is_quoted or bare[:1] in ("[", "{") else Plain(bare), hint, Config)
-    except Unreadable as error:
-        raise UserError(f"override '{brief(f'{key}={text}')}': the value is {error}") from None
-    except ValueError as error:
-        quoted = shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
-        raise UserError(
-            f"override '{brief(f'{key}={text}')}': the value is not valid YAML ({error}); to give it as a text, "
-            f"quote it: {brief(quoted, 120)}"
-        ) from None
+    if is_text and is_quoted:
+        with contextlib.suppress(ValueError):  # 'a' and 'b': not one quoted text, so it stays as it is
+            return read_yaml(bare)
+    if is_text:
+        return typed(Plain(text), hint, Config)
+    return typed(read_yaml(bare) if is_quoted or bare[:1] in ("[", "{") else Plain(bare), hint, Config)
 
 
 def _hint(key: str) -> Any:

@@ -11,14 +11,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastlg.config.values import hints, section_of
-from fastlg.errors import UserError, brief
+from fastlg.errors import brief
 
+MISSING = " is missing; "
 _BOUNDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 _NAMES = {int: "an integer", float: "a number", str: "a text", Path: "a path", bool: "true or false", dict: "a mapping"}
 
 
-def refuse_unknown(tree: Any, root: type[BaseModel], where: str, section: Any = None, prefix: str = "") -> None:
-    """Unknown keys are named with the nearest real one, before pydantic sees them. Raises UserError."""
+def refuse_unknown(tree: Any, root: type[BaseModel], section: Any = None, prefix: str = "") -> None:
+    """Unknown keys are named with the nearest real one, before pydantic sees them. Raises ValueError."""
     section = section or root
     if not isinstance(tree, dict):
         return
@@ -30,30 +31,33 @@ def refuse_unknown(tree: Any, root: type[BaseModel], where: str, section: Any = 
                 name for name in names if name.rsplit(".", 1)[-1] == key
             ]
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
-            raise UserError(f"{where}: unknown key {brief(full)}; {hint}")
+            raise ValueError(f"unknown key {brief(full)}; {hint}")
         child = section_of(hints(section)[key])
         if child is not None:
-            refuse_unknown(value, root, where, child, f"{prefix}{key}.")
+            refuse_unknown(value, root, child, f"{prefix}{key}.")
 
 
-def one_line(error: ValidationError, root: type[BaseModel], tree: dict) -> str:
-    """The first problem: key, offending value, what is allowed."""
-    first = error.errors()[0]
+def problems(error: ValidationError, root: type[BaseModel], tree: dict) -> list[str]:
+    """One line for each: key, offending value, what is allowed."""
+    return [_problem(single, root, tree) for single in error.errors()]
+
+
+def _problem(error: Any, root: type[BaseModel], tree: Any) -> str:
     section, annotation, names = root, root, []
-    for part in first["loc"]:
+    for part in error["loc"]:
         if section is None or part not in section.model_fields:
             break  # inside a field: an element, or which form of it pydantic tried
         names.append(part)
         annotation = hints(section)[part]
         section = section_of(annotation)
         tree = tree.get(part) if isinstance(tree, dict) else None
-    key, reason = ".".join(names), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing" and len(names) == len(first["loc"]):
-        return f"{key} is missing; give it in the file or as {key}=VALUE"
-    if first["type"] == "value_error" and section is not None:  # of the fields of a section together
+    key, reason = ".".join(names), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing" and len(names) == len(error["loc"]):
+        return f"{key}{MISSING}give it in the file or as {key}=VALUE"
+    if error["type"] == "value_error" and section is not None:  # of the fields of a section together
         return f"{key}.{reason}" if names else reason
     what = f"{key} is {shown(tree)}"
-    if first["type"] == "value_error":
+    if error["type"] == "value_error":
         return f"{what}: {reason}"
     return f"{what}; it must be {allowed(annotation)}"
 

@@ -3,6 +3,9 @@
 YAML alone guesses: ``no`` is false, ``2024`` a number, ``1e-1`` a word, ``dir #2`` is cut off. Here a plain scalar
 stays as it was typed (``Plain``) until its field is known. A text field takes it as written, a number field reads it
 as a number, a switch as on or off. Only where a field takes anything (model.args) is it guessed.
+
+Numbers are decimal. What YAML's versions, Python and people read differently (010, 0x10, 0o17, 0b11, 1_000) is refused
+with the decimal to write.
 """
 
 from __future__ import annotations
@@ -15,15 +18,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 
+from fastlg.errors import brief
+
 NULLS = ("null", "Null", "NULL", "~", "")
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 LONGEST_NUMBER = 64  # characters
 LARGEST = 2**63 - 1
 BY_KEY = "values by the config's own keys"  # marks a mapping of dotted keys, each typed as the config's field
 
-_NOT_FINITE = re.compile(r"[+-]?\.?(inf|infinity|nan)", re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?\.?[0-9][0-9a-zA-Z_.+-]*")  # begins as one
-_LEADING_ZERO = re.compile(r"[+-]?0[0-9_]+")
+_NOT_FINITE = re.compile(r"[+-]?\.?(inf|infinity|nan)", re.IGNORECASE | re.ASCII)
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_GROUPED = re.compile(r"[+-]?[0-9][0-9_]*(\.[0-9_]*)?([eE][+-]?[0-9_]+)?")  # and decimals, which are asked for first
+_WITH_BASE = re.compile(r"[+-]?0([xX][0-9a-fA-F_]+|[oO][0-7_]+|[bB][01_]+)")
+_LEADING_ZERO = re.compile(r"[+-]?0[0-9]+")
 
 
 class Plain(str):
@@ -31,7 +39,7 @@ class Plain(str):
 
 
 class Unreadable(ValueError):
-    """Why a scalar has no one meaning, and below which key."""
+    """Why a scalar is no value, and below which key."""
 
     def __init__(self, reason: str, *keys: str):
         self.reason, self.keys = reason, keys
@@ -41,11 +49,11 @@ class Unreadable(ValueError):
 def typed(value: Any, annotation: Any, root: type[BaseModel]) -> Any:
     """``value`` with every Plain in it read by the field's ``annotation``; what cannot be stays text, to be refused.
 
-    ``root``: the whole config, for mappings of its dotted keys. Raises Unreadable where two readings are possible.
+    ``root``: the whole config, for mappings of its dotted keys. Raises Unreadable for numbers as ``number`` does.
     """
     kinds = kinds_of(annotation)
-    if isinstance(value, Plain):
-        return _scalar(value, kinds)
+    if isinstance(value, str):
+        return _scalar(value, kinds) if isinstance(value, Plain) else _quoted(value, kinds)
     if isinstance(value, dict):
         section, is_by_key = _section(kinds), BY_KEY in _marks(annotation)
         of_key = hints(section) if section is not None else {}
@@ -64,31 +72,43 @@ def _within(key: Any, value: Any, annotation: Any, root: type[BaseModel]) -> Any
 
 
 def number(text: str) -> int | float | None:
-    """The number that a text is, or None. Integers also in hex, octal (0o17), binary and with 1_000; any float."""
+    """The number that a text is, or None. Raises Unreadable for one that is not decimal, or too long."""
     text = text.strip()
-    if len(text) > LONGEST_NUMBER or not text.isascii():
-        return None
     if _NOT_FINITE.fullmatch(text):
         return float(text.replace(".", ""))
-    if not _NUMBER.fullmatch(text):
-        return None
-    for read in (lambda: int(text, 0), lambda: float(text)):
-        try:
-            return read()
-        except ValueError:
-            continue
+    if _LEADING_ZERO.fullmatch(text):
+        raise Unreadable(f"{brief(text)}, octal or not; write {_decimal(text)}")
+    if _DECIMAL.fullmatch(text):
+        if len(text) > LONGEST_NUMBER:
+            raise Unreadable(f"a number of {len(text):,} characters; give at most {LONGEST_NUMBER}")
+        return int(text) if _INTEGER.fullmatch(text) else float(text)
+    if _GROUPED.fullmatch(text) or _WITH_BASE.fullmatch(text):
+        raise Unreadable(f"{brief(text)}, which is not decimal; write {_decimal(text)}")
     return None
 
 
+def _decimal(text: str) -> str:
+    """What to write for a number in another notation."""
+    bare = text.replace("_", "")
+    if len(bare) > LONGEST_NUMBER:
+        return "a shorter one"
+    sign = "-" if bare[0] == "-" else ""
+    if _WITH_BASE.fullmatch(bare):
+        return str(int(bare, 0))
+    return sign + (bare.lstrip("+-0") or "0") if _INTEGER.fullmatch(bare) else bare
+
+
 def guessed(text: str) -> Any:
-    """What a plain scalar means where anything is allowed: null, a switch, a number, else the text itself."""
+    """What a plain scalar means where anything is allowed: null, a switch, a number, else the text itself. Raises
+    Unreadable for numbers as ``number`` does."""
     if text in NULLS:
         return None
     if text.lower() in SWITCHES:
         return SWITCHES[text.lower()]
-    if _LEADING_ZERO.fullmatch(text):
-        raise Unreadable(f"{text}, octal or not; write it without the 0, with 0o, or in quotes")
-    found = number(text)
+    try:
+        found = number(text)
+    except Unreadable as error:
+        raise Unreadable(f"{error.reason}, or put it in quotes if it is a text") from None
     return str(text) if found is None else found
 
 
@@ -129,13 +149,19 @@ def _scalar(text: Plain, kinds: list) -> Any:
     if Any in kinds:
         return guessed(text)
     if int in kinds or float in kinds or any(isinstance(choice, int) for choice in choices):
-        if float not in kinds and _LEADING_ZERO.fullmatch(text):
-            raise Unreadable(f"{text}, octal or not; write it without the 0, or with 0o")
         found = number(text)
         return str(text) if found is None else found
     if text == "" and _section(kinds) is not None:  # all of its lines are commented out
         return {}
     return None if text in NULLS else str(text)
+
+
+def _quoted(text: str, kinds: list) -> Any:
+    """A number field takes '3' as 3, by the same rules."""
+    if {int, float} & set(kinds) and not {str, Path, Any} & set(kinds):
+        found = number(text)
+        return text if found is None else found
+    return text
 
 
 def kinds_of(annotation: Any) -> list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, model_validator
 
 from fastlg.config.keys import LITERAL, assign, dotted
-from fastlg.config.refusals import one_line, refuse_unknown
+from fastlg.config.refusals import MISSING, problems, refuse_unknown, shown
 from fastlg.config.sections import (
     AugmentConfig,
     DataConfig,
@@ -25,7 +26,7 @@ from fastlg.config.sections import (
     TeacherConfig,
     scheme_of,
 )
-from fastlg.config.values import LARGEST, typed
+from fastlg.config.values import LARGEST, Plain, typed
 from fastlg.config.yaml_text import DEEPEST, MOST
 from fastlg.errors import UserError, brief
 from fastlg.files.reading import is_file
@@ -93,12 +94,9 @@ class Config(Section):
     def run_dir(self) -> Path:
         return self.run.root / self.run.name
 
-    def replace(self, overrides: dict[str, Any]) -> Config:
-        """A copy with dotted keys replaced, validated again. Raises UserError."""
-        tree = self.model_dump(mode="json")
-        for key, value in overrides.items():
-            assign(tree, key, value)
-        return validated(tree, "overrides")
+    def replace(self, changes: dict[str, Any], origin: str = "override") -> Config:
+        """A copy with dotted keys replaced, validated again. Raises UserError that begins with ``origin``."""
+        return laid_over(self.model_dump(mode="json"), changes, "config", origin=origin)
 
     def absolute(self) -> Config:
         """A copy that means the same from any working directory: every path absolute, names left as they are."""
@@ -112,11 +110,72 @@ class Config(Section):
 
 def validated(tree: dict, where: str) -> Config:
     """Raises UserError, one line that begins with ``where``."""
+    found = _config_or_problems(tree)
+    if isinstance(found, Config):
+        return found
+    raise UserError(f"{where}: {found[0]}")
+
+
+def laid_over(
+    tree: dict, changes: dict[str, Any], where: str, *, texts: dict[str, str] | None = None, origin: str = "override"
+) -> Config:
+    """``tree`` with dotted keys replaced, validated.
+
+    Raises UserError, one line that begins with those of the ``changes`` that are to blame, as they were typed
+    (``texts``), or with ``where`` when none is: when it would be said without them, too.
+    """
+    laid = copy.deepcopy(tree)
+    for key, value in changes.items():
+        try:
+            assign(laid, key, value)
+        except UserError as error:
+            raise UserError(f"{origin} {_spelled(key, value, texts)}: {error}") from None
+    found = _config_or_problems(laid)
+    if isinstance(found, Config):
+        return found
+    blamed = [_spelled(key, changes[key], texts) for key in _to_blame(found, tree, changes)]
+    who = f"{origin}{'s' if len(blamed) > 1 else ''} {' and '.join(blamed)}" if blamed else where
+    raise UserError(f"{who}: {found[0]}")
+
+
+def _to_blame(found: list[str], tree: dict, changes: dict[str, Any]) -> list[str]:
+    """The changes without which the first problem is gone, not just hidden behind another one that comes before it."""
+    surely, maybe = [], []
+    for key in changes:
+        left = _without(key, tree, changes)
+        if isinstance(left, Config) or (found[0] not in left and key in found[0]):
+            surely.append(key)
+        elif found[0] not in left and not any(MISSING in line for line in left):
+            maybe.append(key)
+    return surely or maybe
+
+
+def _without(key: str, tree: dict, changes: dict[str, Any]) -> Config | list[str]:
+    laid = copy.deepcopy(tree)
     try:
-        refuse_unknown(tree, Config, where)
+        for other, value in changes.items():
+            if other != key:
+                assign(laid, other, value)
+    except UserError as error:
+        return [str(error)]
+    return _config_or_problems(laid)
+
+
+def _config_or_problems(tree: dict) -> Config | list[str]:
+    try:
+        refuse_unknown(tree, Config)
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {one_line(error, Config, tree)}") from None
+        return problems(error, Config, tree)
+    except ValueError as error:
+        return [str(error)]
+
+
+def _spelled(key: str, value: Any, texts: dict[str, str] | None) -> str:
+    if texts is not None:
+        return brief(texts[key])
+    text = value if isinstance(value, (str, Path)) else str(value).lower() if isinstance(value, bool) else shown(value)
+    return brief(f"{key}={text}")
 
 
 def refuse_monsters(tree: Any) -> None:
@@ -150,7 +209,7 @@ def _refuse_monster(key: str, value: Any) -> None:
             raise ValueError(f"{key} is {brief(value)}; an integer has at most 63 bits")
     elif isinstance(value, (str, Path)):
         text = str(value)
-        if len(text) > LONGEST_TEXT:
+        if len(text) > LONGEST_TEXT and not isinstance(value, Plain):  # which may be a number, and is seen again
             raise ValueError(f"{key} is {brief(text)}; a text has at most {LONGEST_TEXT:,} characters")
         if "\0" in text:
             raise ValueError(f"{key} is {brief(text)}; a text has no NUL character")

@@ -7,6 +7,7 @@ before any later norm, prefix tokens (class, distillation, registers) still in f
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from timm.models.convit import ConVit
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_")
@@ -29,23 +31,25 @@ class BlockShape(NamedTuple):
 
 
 class Family(NamedTuple):
-    """walk: see the module's docstring. shapes: one BlockShape per block, for square images of the given size in px."""
+    """walk: see the module's docstring. shapes: one BlockShape per block, for square images of the given size in px.
+    fits: whether images of that size are seen whole, to the last row and column, by every patch and key."""
 
     walk: Callable[[nn.Module, Tensor, frozenset[int]], tuple[Tensor, dict[int, Tensor]]]
     shapes: Callable[[nn.Module, int], list[BlockShape]]
+    fits: Callable[[nn.Module, int], bool]
 
 
 def family_of(model: nn.Module) -> Family | None:
     """The family of a timm model, or None where fastlg cannot walk it."""
     match model:
         case VisionTransformer():
-            return Family(walk_vit, shapes_columnar)
+            return Family(walk_vit, shapes_columnar, fits_columnar)
         case ConVit():
-            return Family(walk_convit, shapes_columnar)
+            return Family(walk_convit, shapes_columnar, fits_columnar)
         case PoolingVisionTransformer():
-            return Family(walk_pit, shapes_pit)
+            return Family(walk_pit, shapes_pit, fits_pit)
         case PyramidVisionTransformerV2():
-            return Family(walk_pvt_v2, shapes_pvt_v2)
+            return Family(walk_pvt_v2, shapes_pvt_v2, fits_pvt_v2)
         case _:
             return None
 
@@ -150,6 +154,45 @@ def shapes_pvt_v2(model: PyramidVisionTransformerV2, image_size: int) -> list[Bl
         fits = reduction is None or stage.blocks[0].attn.pool is not None or side >= reduction.kernel_size[0]
         shapes += [BlockShape((side, side) if fits else (0, 0), dim) for _ in stage.blocks]
     return shapes
+
+
+def fits_columnar(model: VisionTransformer | ConVit, image_size: int) -> bool:
+    embed = model.patch_embed
+    if not isinstance(getattr(embed, "backbone", None), (ConvStem, types.NoneType)):
+        return True  # a CNN that pads its images, with patches of its maps, which timm checks itself
+    return _are_seen([conv for conv in embed.modules() if isinstance(conv, nn.Conv2d)], image_size)
+
+
+def fits_pit(model: PoolingVisionTransformer, image_size: int) -> bool:
+    convs = [model.patch_embed.conv, *(stage.pool.conv for stage in model.transformers if stage.pool is not None)]
+    return _are_seen(convs, image_size)
+
+
+def fits_pvt_v2(model: PyramidVisionTransformerV2, image_size: int) -> bool:
+    """Also by the keys, which are tokens of a stage joined in squares that do not overlap."""
+    side = image_size
+    for index, stage in enumerate(model.stages):
+        conv = model.patch_embed.proj if index == 0 else stage.downsample.proj
+        if not _is_seen(conv, side):
+            return False
+        side, attention = _conv_side(conv, side), stage.blocks[0].attn
+        if attention.sr is not None and attention.pool is None and not _is_seen(attention.sr, side):
+            return False
+    return True
+
+
+def _are_seen(convs: list[nn.Conv2d], side: int) -> bool:
+    for conv in convs:
+        if not _is_seen(conv, side):
+            return False
+        side = _conv_side(conv, side)
+    return True
+
+
+def _is_seen(conv: nn.Conv2d, side: int) -> bool:
+    """Whether the windows reach the last of ``side`` pixels; padding, which lies beyond it, they may leave."""
+    beyond = side + 2 * conv.padding[0] - conv.kernel_size[0]
+    return beyond >= 0 and beyond % conv.stride[0] <= conv.padding[0]
 
 
 def _conv_side(conv: nn.Conv2d, side: int) -> int:

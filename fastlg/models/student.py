@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastlg.errors import UserError, brief, first_line
 from fastlg.models.convolutions import use_patch_products
-from fastlg.models.families import PREFIXES, SUPPORTED, family_of, fill_relative_positions
+from fastlg.models.families import PREFIXES, SUPPORTED, Family, family_of, fill_relative_positions
 from fastlg.models.init import as_reference
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
@@ -23,6 +23,7 @@ RESERVED = {
     "num_classes": "it follows from the data",
     "drop_path_rate": "use model.drop_path",
     "in_chans": "images are RGB",
+    "dynamic_img_pad": "images have one size, which the patches must divide",
     "patch_drop_rate": "guidance needs every token of the grid",
     "features_only": "a student classifies",
     **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "students start from scratch"),
@@ -32,6 +33,7 @@ RESERVED = {
 
 
 LARGEST_ARGUMENT, MOST_BLOCKS, MOST_WEIGHTS = 65_536, 1000, 2_000_000_000
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096  # px, as ModelConfig has them
 
 
 class Student(nn.Module):
@@ -76,6 +78,8 @@ class Student(nn.Module):
         self._walk, self._shapes = family.walk, family.shapes(self.bare, image_size)
         if any(min(shape.grid) < 1 for shape in self._shapes):
             raise UserError(f"model.image_size {image_size} px is too small for {name}; its last grids would be empty")
+        if not family.fits(self.bare, image_size):
+            raise UserError(_cut_off(family, self.bare, name, image_size, self.model_args))
         self.guide(blocks)
 
     def guide(self, blocks: Sequence[int]) -> None:
@@ -148,8 +152,11 @@ def _create(name: str, num_classes: int, drop_path: float, model_args: dict[str,
         what = f"model.args.{unknown[0]} is no argument of" if unknown else "model.args do not fit"
         raise UserError(f"{what} {name}: {first_line(error)}; see timm's documentation of the model") from None
     except Exception as error:  # whatever timm's or torch's constructors make of an argument of the wrong kind
-        given = brief(model_args, 200)
-        raise UserError(f"timm cannot build {name} with model.args {given}: {first_line(error)}") from None
+        given, reason = brief(model_args, 200), first_line(error)
+        if isinstance(error, AssertionError) and not str(error):  # of a map and patches that do not divide it
+            size = model_args.get("img_size", 0) // 32 * 32
+            reason = f"its patches do not divide its feature map; try model.image_size={max(32, size)} or {size + 32}"
+        raise UserError(f"timm cannot build {name} with model.args {given}: {reason}") from None
 
 
 def _refuse_giants(name: str, num_classes: int, model_args: dict[str, Any]) -> None:
@@ -168,6 +175,18 @@ def _refuse_giants(name: str, num_classes: int, model_args: dict[str, Any]) -> N
     if count > MOST_WEIGHTS:
         given = brief(model_args, 200)
         raise UserError(f"{name} with model.args {given} has {count:,} weights; give at most {MOST_WEIGHTS:,}")
+
+
+def _cut_off(family: Family, model: nn.Module, name: str, image_size: int, model_args: dict[str, Any]) -> str:
+    """Why a size leaves a border of the images unseen, with the nearest sizes that do not."""
+    smaller = next((size for size in range(image_size - 1, SMALLEST_IMAGE - 1, -1) if family.fits(model, size)), None)
+    larger = next((size for size in range(image_size + 1, LARGEST_IMAGE + 1) if family.fits(model, size)), None)
+    near = " or ".join(str(size) for size in (smaller, larger) if size)
+    patches = ", or another model.args.patch_size" if "patch_size" in model_args else ""
+    return (
+        f"model.image_size {image_size} px does not fit {name}, which would leave out the right and lower border of "
+        f"every image; set model.image_size={near}{patches}"
+    )
 
 
 def _integers(value: Any) -> list[int]:

@@ -1,4 +1,5 @@
-"""The facts of a run before it starts, and what in them is likely not meant."""
+"""The facts of a run before it starts, and what in them is likely not meant: one line each, with a fix after which the
+line is not said again."""
 
 from __future__ import annotations
 
@@ -9,24 +10,68 @@ from fastlg.engine.protocol import share_batch
 from fastlg.ranks.say import say
 from fastlg.run.parts import Parts
 
+FEWEST_STEPS = 10  # an epoch
+MOST_DROPPED = 0.05  # of an epoch's images
 
-def advice(optim: OptimConfig, images: int, steps: int) -> list[str]:
-    """What in a budget is likely not meant, one line each with its fix. ``steps``: per epoch of ``images``."""
-    lines = []
+
+def budget_advice(optim: OptimConfig, images: int, steps: int, unit: int = 1) -> list[str]:
+    """Of a training budget.
+
+    images  of the training split
+    steps   per epoch
+    unit    what the global batch must be a multiple of (ranks, micro-batches)
+    """
+    lines, batch = [], optim.global_batch_size
     if optim.warmup_epochs >= optim.epochs:
         lines.append(
-            f"optim.warmup_epochs={optim.warmup_epochs} is not shorter than optim.epochs={optim.epochs}: the learning "
-            f"rate never reaches optim.lr; set optim.warmup_epochs={optim.epochs // 10}"
+            f"optim.warmup_epochs={optim.warmup_epochs} is not shorter than optim.epochs={optim.epochs}: the run ends "
+            f"within its warm-up; set optim.warmup_epochs={optim.epochs // 10}"
         )
-    dropped = images % optim.global_batch_size if optim.drop_last and images > optim.global_batch_size else 0
-    if dropped > 0.05 * images:
+    dropped = _dropped(images, batch) if optim.drop_last else 0
+    if dropped > MOST_DROPPED * images:
+        smaller = next(iter(_batches(images, batch - 1, unit)), 0)
+        is_better = smaller and _dropped(images, smaller) <= MOST_DROPPED * images
+        other = f" or optim.global_batch_size={smaller}" if is_better else ""
         lines.append(
             f"{dropped} of {images} images ({100 * dropped / images:.0f} %) are dropped from every epoch, the last "
-            "partial batch; set optim.drop_last=false or a smaller optim.global_batch_size"
+            f"partial batch; set optim.drop_last=false{other}"
         )
-    if steps < 10:
-        lines.append(f"an epoch has {steps} steps, fewer than 10; set a smaller optim.global_batch_size or more epochs")
+    if steps < FEWEST_STEPS:
+        smaller = _batches(images, images // FEWEST_STEPS, unit)
+        fix = f"set optim.global_batch_size={smaller[0]}" if smaller else "more training images are needed"
+        lines.append(
+            f"an epoch has {steps} step{'s' * (steps != 1)} of up to {batch} images, fewer than {FEWEST_STEPS}, and "
+            f"the learning rate moves once an epoch; {fix}"
+        )
     return lines
+
+
+def teacher_advice(top1: float, chance: float, own_epochs: int | None) -> str:
+    """Of a teacher that guides to nothing; "" of a good one.
+
+    top1        on the test split, in %
+    chance      what naming its commonest class alone would reach, in %
+    own_epochs  of the recipe that trained it for this run; None for one that was named
+    """
+    if top1 - chance >= min(0.5 * chance, 0.1 * (100 - chance)):
+        return ""
+    fix = "name a better one with teacher.weights, or leave that out to have one trained"
+    if own_epochs is not None:
+        fix = (
+            f"train it for more than {own_epochs} epoch{'s' * (own_epochs != 1)} (teacher.overrides.optim.epochs=N) or "
+            "name a better one with teacher.weights"
+        )
+    return f"the teacher's top-1 of {top1:.2f} % is near chance ({chance:.2f} %), so it guides to nothing; {fix}"
+
+
+def _dropped(images: int, batch: int) -> int:
+    return images % batch if images > batch else 0  # a set smaller than a batch is always used
+
+
+def _batches(images: int, most: int, unit: int) -> list[int]:
+    """From the largest down, first those that drop few images."""
+    sizes = range(most // unit * unit, 0, -unit)
+    return sorted(sizes, key=lambda size: _dropped(images, size) > MOST_DROPPED * images)
 
 
 def say_plan(parts: Parts) -> None:
@@ -57,7 +102,8 @@ def say_plan(parts: Parts) -> None:
         f"budget   {optim.epochs} epochs of {len(parts.train_loader)} steps, batch {optim.global_batch_size}{shared}"
         f"{passes}, {type(parts.train_loader).__name__}"
     )
-    for line in advice(optim, len(stores.train), len(parts.train_loader)):
+    unit = ranks.world_size() * (config.engine.micro_batch_size or 1 if share.accumulation > 1 else 1)
+    for line in budget_advice(optim, len(stores.train), len(parts.train_loader), unit):
         say(f"advice   {line}")
     zero = f", ZeRO stage {config.engine.zero_stage}" if engine_kind(config.engine) == "deepspeed" else ""
     say(f"engine   {engine_kind(config.engine)}{zero}; on: {parts.switches.on()}")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastlg.config import Config, config_from, read_saved_config
+from fastlg.data.stores import Stores
 from fastlg.errors import UserError, first_line
 from fastlg.models.build import new_model
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, load_checkpoint
 from fastlg.run.folder import PARTS_OF_COMPARE, is_compare, refuse_other
+from fastlg.run.plan import teacher_advice
 from fastlg.teacher.recipe import teacher_summary
 
 
@@ -57,24 +60,22 @@ def _fill(model: nn.Module, weights: dict, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def load_teacher(weights: Path, recipe: Config, classes: list[str]) -> tuple[nn.Module, int]:
+def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Module, int]:
     """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code."""
     if not weights.is_dir():
-        return _load_file(weights, recipe, classes), recipe.model.image_size
+        return _load_file(weights, recipe, stores.class_names), recipe.model.image_size
     trained, model, class_names = load_trained(weights, "last")
     if not trained.model.is_cnn:
         raise UserError(f"teacher.weights {weights} holds a {trained.model.name}; a teacher is a resnet20, 56 or 110")
-    if list(class_names) != list(classes):
+    if list(class_names) != list(stores.class_names):
         raise UserError(f"the teacher in {weights} was trained on other classes than this run's")
     summary = teacher_summary(weights)
     accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
     say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
-    chance = 100 / len(class_names)
-    if summary and summary["top1_last"] < 1.5 * chance:
-        say(
-            f"advice   the teacher's top-1 is near chance ({chance:.2f} %), so it guides to nothing; train it longer "
-            "(teacher.overrides.optim.epochs=...) or name a better one with teacher.weights"
-        )
+    chance = 100 * float(np.bincount(stores.test.labels).max()) / len(stores.test)
+    own_epochs = trained.optim.epochs if weights == recipe.run_dir else None
+    if summary and (line := teacher_advice(summary["top1_last"], chance, own_epochs)):
+        say(f"advice   {line}")
     return model, trained.model.image_size
 
 

@@ -32,9 +32,9 @@ def teacher_config(config: Config, fingerprints: list[str]) -> Config:
             **{f"engine.{key}": value for key, value in engine.items()},
             "run.seed": config.run.seed,
             "run.root": str(config.run.root / "teachers"),
-            **overrides,
         }
     )
+    recipe = recipe.replace(overrides, "teacher.overrides")
     if not recipe.model.is_cnn or recipe.teacher is not None:
         raise UserError(f"teacher.recipe {config.teacher.recipe} trains {recipe.model.name}; it must train a CNN alone")
     shaping = recipe.model_dump(

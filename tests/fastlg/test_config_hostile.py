@@ -41,8 +41,9 @@ def _peak() -> int:
 FILES = {
     "empty": (b"", ["data is missing"]),
     "over-long": (b"# " + b"x" * (1 << 17) + b"\n" + GOOD.encode(), ["65,536 bytes"]),
-    "a number of 5,000 digits": (GOOD.encode() + b"optim: {epochs: " + b"9" * 5000 + b"}", ["optim.epochs", "5,000"]),
-    "a free number of 5,000 digits": (ARGS + b"0x" + b"9" * 5000 + b"}}", ["4,096"]),
+    "a number of 5,000 digits": (GOOD.encode() + b"optim: {epochs: " + b"9" * 5000 + b"}", ["a number of 5,000"]),
+    "a free number of 5,000 digits": (ARGS + b"0x" + b"9" * 5000 + b"}}", ["model.args.a", "not decimal"]),
+    "a text of 5,000 digits": (GOOD.encode() + b"run: {name: " + b"9" * 5000 + b"}", ["run.name", "4,096"]),
     "a number of 60 digits": (ARGS + b"9" * 60 + b"}}", ["model.args.a", "63 bits"]),
     "3,000 levels of lists": (b"data: " + b"[" * 3000 + b"]" * 3000, ["20 levels", "line 1"]),
     "3,000 levels of mappings": (b"data: " + b"{a: " * 3000 + b"1" + b"}" * 3000, ["20 levels"]),

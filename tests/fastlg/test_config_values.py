@@ -56,18 +56,13 @@ RIGHT = [
     ("optim.lr", ".5", 0.5),
     ("optim.lr", "5.", 5.0),
     ("optim.lr", "+2", 2.0),
-    ("optim.lr", "1_000.5", 1000.5),
-    ("optim.epochs", "1_000", 1000),
-    ("optim.epochs", "0x10", 16),
-    ("optim.epochs", "0o17", 15),
-    ("optim.epochs", "0b101", 5),
     ("optim.epochs", "1e3", 1000),
     ("optim.epochs", "16.0", 16),
     ("optim.epochs", "'3'", 3),
     ("optim.betas", "[.5, 9e-1]", (0.5, 0.9)),
     ("augment.rand_augment", "null", None),
     ("augment.rand_augment", "no", "no"),
-    ("model.blocks", "[0, 0x2]", [0, 2]),
+    ("model.blocks", "[0, 2]", [0, 2]),
     ("model.blocks", "auto", "auto"),
     ("model.args.attn_drop_rate", "1e-1", 0.1),
     ("model.args.depth", "3", 3),
@@ -155,7 +150,7 @@ def test_a_section_whose_lines_are_commented_out_is_the_default(small):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optim.epochs=010", ["optim.epochs=010", "octal or not", "0o"]),
+        ("optim.epochs=010", ["override optim.epochs=010: optim.epochs is 010", "octal or not", "write 10"]),
         ("model.args.depth=010", ["model.args.depth=010", "octal or not", "quotes"]),
         ("model.args.depth=[010]", ["model.args.depth=[010]", "octal or not"]),
         ("optim.epochs=ten", ["optim.epochs is 'ten'", "an integer from 1 to 100,000"]),
@@ -200,8 +195,8 @@ def test_what_cannot_be_read_says_what_to_write(small, override, words):
 
 
 def test_parsed_overrides_of_keys_that_are_not_known_are_guessed():
-    parsed = parse_overrides(["a.b=[1, 2]", "c=null", "d=x=y", "e=no", "f=1e-1"])
-    assert parsed == {"a.b": [1, 2], "c": None, "d": "x=y", "e": False, "f": 0.1}
+    parsed = parse_overrides(["a.b=[1, 2]", "c=null", "d=x=y", "e=no", "f=1e-1", "g=0x1"])
+    assert parsed == {"a.b": [1, 2], "c": None, "d": "x=y", "e": False, "f": 0.1, "g": "0x1"}
 
 
 # ---- ranges, by the model itself: no field can be forgotten
@@ -245,18 +240,18 @@ def test_there_are_numeric_fields():
 def test_no_field_takes_a_number_that_is_not_finite(small, key, number):
     if key not in numeric_fields() and number.startswith("'"):
         return  # a text, where texts may be
-    with pytest.raises(UserError, match=rf"^small.yaml: {key}"):
+    with pytest.raises(UserError, match=rf"^override {key}=.*: {key}"):
         load_config(small, ["teacher.recipe=x", _spelled(key, number)])
 
 
 @pytest.mark.parametrize("key", [key for key in numeric_fields() if int in map(_base, _numbers(hint_of(Config, key)))])
-@pytest.mark.parametrize("number", ["1e9", "1_000_000_001", "-1", str(2**63), str(-(2**63)), "9" * 400])
+@pytest.mark.parametrize("number", ["1e9", "1000000001", "-1", str(2**63), str(-(2**63)), "9" * 400])
 def test_every_integer_has_a_range_that_its_refusal_names(small, key, number):
     if key == "run.seed" and number.startswith("1"):
         return
     if key.startswith("log.") and "steps" in key and number == "1e9":
         return
-    with pytest.raises(UserError, match=rf"^small.yaml: {key}") as caught:
+    with pytest.raises(UserError, match=rf"^override {key}=.*: {key}") as caught:
         load_config(small, ["teacher.recipe=x", _spelled(key, number)])
     assert len(number) > 18 or allowed(hint_of(Config, key)) in str(caught.value)
     assert len(str(caught.value)) < 300

@@ -16,9 +16,9 @@ TINY = {
     "vit_small_patch14_reg4_dinov2": (42, {"embed_dim": 24, "depth": 3, "num_heads": 3}),
     "deit_tiny_distilled_patch16_224": (40, {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}),
     "convit_tiny": (40, {"patch_size": 8, "embed_dim": 6, "depth": 4, "num_heads": 4, "local_up_to_layer": 2}),
-    "pit_ti_224": (57, {"base_dims": [8, 8, 8], "depth": [2, 3, 1], "heads": [1, 2, 4]}),
-    "pit_ti_distilled_224": (57, {"base_dims": [8, 8, 8], "depth": [1, 2, 1], "heads": [1, 2, 4]}),
-    "pvt_v2_b0": (66, {"embed_dims": [8, 16, 40, 64]}),
+    "pit_ti_224": (56, {"base_dims": [8, 8, 8], "depth": [2, 3, 1], "heads": [1, 2, 4]}),
+    "pit_ti_distilled_224": (56, {"base_dims": [8, 8, 8], "depth": [1, 2, 1], "heads": [1, 2, 4]}),
+    "pvt_v2_b0": (64, {"embed_dims": [8, 16, 40, 64]}),
     "pvt_v2_b2_li": (45, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
 }
 PUBLISHED = [  # name, parameters, guided blocks, grids, dims, Eq. 8: from the reference and the paper
