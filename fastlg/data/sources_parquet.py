@@ -16,7 +16,7 @@ from fastlg.data.labels import Part, class_indices
 from fastlg.data.parquet_rows import Rows
 from fastlg.data.paths import file_stamps
 from fastlg.data.source import Dataset, Source, import_extra
-from fastlg.data.split_names import SplitName, split_of
+from fastlg.data.split_names import SplitName, folds_among, split_of
 from fastlg.data.walk import LeftOut, files_below
 from fastlg.errors import UserError, first_line
 from fastlg.reading import check_regular
@@ -43,7 +43,7 @@ def parquet_source(root: Path, wanted: Sequence[str], label_column: str | None, 
     by_split = {split: paths for split, paths in by_split.items() if split in (*wanted, "all")}
     files = {path: _open(parquet, path) for group in by_split.values() for path in group}
     if not files:
-        return Dataset("parquet", {}, {}, left.notes())
+        return Dataset("parquet", {}, called, left.notes())
     first = next(iter(files))
     notes: list[str] = []
     features = _features(files[first].schema_arrow, first, notes)
@@ -108,6 +108,12 @@ def split_files(root: Path, left: LeftOut) -> tuple[dict[str, list[Path]], dict[
             )
         for path in found[name]:
             left.add(f"files of other splits, as {called['test']} is used for testing", path)
+    for split, paths in chosen.items():
+        if len(folds := folds_among(path.relative_to(root) for path in paths)) > 1:  # what one trains on, another tests
+            raise UserError(
+                f"{root}: {', '.join(map(str, list(folds.values())[:4]))} are folds of a cross-validation, all of the "
+                f"{split} split; keep those of one fold here, or rename them if they are parts of one split"
+            )
     return chosen, called
 
 
@@ -270,6 +276,10 @@ def _labels(file: Any, path: Path, column: str) -> Part:
         values = file.read(columns=[column]).column(column)
         if _is_list(kind):
             values = _only_elements(values, name)
+        if types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if str(values.type) in ("string", "large_string"):  # whose writer may not have checked that it is text
+            values = values.cast(str(values.type).replace("string", "binary"))
         if not any(values.chunks) or values.null_count or not types.is_integer(values.type):
             return Part(values.to_pylist(), name, names, column)
         return Part(values.to_numpy(), name, names, column)
