@@ -19,7 +19,7 @@ from fastlg.data.source import some
 from fastlg.engine.precision import autocast, pick_device, pick_dtype
 from fastlg.errors import UserError
 from fastlg.metrics import Accuracy, AccuracyMeter
-from fastlg.run_folder import PARTS_OF_COMPARE, is_compare, refuse_other
+from fastlg.run_folder import expect_run, refuse_other
 
 
 def evaluate(parts: Parts) -> Accuracy:
@@ -47,12 +47,12 @@ def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, 
 
     ``which`` is last or best. Raises UserError when the folder holds no run or no checkpoint.
     """
+    expect_run(folder)
     saved, path = folder / "config.yaml", folder / "checkpoints" / f"{which}.pt"
-    if not saved.is_file():
-        if is_compare(folder):
-            parts = " or ".join(str(folder / part) for part in PARTS_OF_COMPARE)
-            raise UserError(f"{folder} holds a comparison; name one of its runs: {parts}")
-        raise UserError(f"{folder} is no run folder: it holds no config.yaml")
+    if not path.is_file():
+        there = ", ".join(sorted(own.stem for own in path.parent.glob("*.pt")))
+        fix = f"there is --which {there}" if there else "it was stopped before its first one; train it on"
+        raise UserError(f"{folder} holds no checkpoint {path.relative_to(folder)}; {fix}")
     config, state = read_saved_config(saved), load_checkpoint(path)
     unit, class_names = state.get("unit"), state.get("class_names")
     if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:

@@ -17,6 +17,7 @@ from fastlg.evaluate import load_trained
 from fastlg.models.build import is_cnn
 from fastlg.models.reference_weights import load_reference
 from fastlg.report import say
+from fastlg.run_folder import runs_near
 
 STUDENTS_OWN = ("kind", "micro_batch_size", "zero_stage", "deepspeed_config")  # of engine: made for its batch and size
 
@@ -83,7 +84,10 @@ def teacher_summary(weights: Path) -> dict | None:
 def _load_file(path: Path, recipe: Config, stores: Stores) -> nn.Module:
     """A teacher from one file: a checkpoint of the reference code. Raises UserError with every mismatch."""
     if not path.is_file():
-        raise UserError(f"teacher.weights {path} does not exist; give a teacher's run folder or a checkpoint file")
+        raise UserError(
+            f"teacher.weights {path} does not exist; give a teacher's run folder or a checkpoint file; "
+            f"{runs_near(path)}"
+        )
     if path.name == LAST:
         raise UserError(f"teacher.weights {path}: give the run folder, {path.parent.parent}, not the file inside")
     try:

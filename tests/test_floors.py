@@ -13,7 +13,7 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "fastlg_kernels"
 
 # Units (a file, or a folder that counts as one) from the ground up. A unit imports from lower floors only.
 FLOORS = [
-    {"errors", "batch", "files", "__init__"},
+    {"errors", "batch", "files", "file_kinds", "__init__"},
     {"place", "reading", "verify"},
     {"config", "contact"},
     {"ranks"},

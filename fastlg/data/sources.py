@@ -19,8 +19,9 @@ from fastlg.data.sources_files import chaoyang, flowers102, tiny_imagenet
 from fastlg.data.sources_folders import class_folders, classes_with_images
 from fastlg.data.sources_parquet import parquet_source, split_name
 from fastlg.data.store import is_store, open_store
-from fastlg.data.walk import files_below
+from fastlg.data.walk import files_below, only_files
 from fastlg.errors import UserError
+from fastlg.file_kinds import kind_of_file
 
 log = logging.getLogger(__name__)
 
@@ -175,9 +176,9 @@ def source_kind(path: Path) -> str:
     if path.is_file():
         if path.suffix.lower() in (".parquet", ".beton"):
             return path.suffix.lower()[1:]
-        raise UserError(
-            f"data.source={path}: a single file must be .parquet or .beton; give a folder of images, one per class"
-        )
+        found = kind_of_file(path)
+        is_it = f" is {found.what}" if found.what else ""
+        raise UserError(f"data.source={path}{is_it}: a single file must be .parquet or .beton; {found.fix}")
     if is_store(path):
         return "store"
     if (path / "setid.mat").is_file() or (path / "imagelabels.mat").is_file():
@@ -196,11 +197,12 @@ def source_kind(path: Path) -> str:
         return _tables_or_class_folders(path, tables)
     if lists and len(classes_with_images(path)) < 2:
         return "chaoyang"
-    if any(entry.is_dir() for entry in entries):
+    is_run = (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
+    if any(entry.is_dir() for entry in entries) and not is_run:
         return "class_folders"
     raise UserError(
-        f"data.source={path}: no class folders, parquet, .beton or IDX files here, only {min(e.name for e in entries)} "
-        "and the like; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
+        f"data.source={path}: no class folders, parquet, .beton or IDX files here, {only_files(path)}; expected "
+        "train/CLASS/*.jpg and test/CLASS/*.jpg"
     )
 
 

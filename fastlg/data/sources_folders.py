@@ -9,7 +9,15 @@ from fastlg.data.labels import distinct_names
 from fastlg.data.paths import file_source
 from fastlg.data.source import Dataset, Source
 from fastlg.data.split_names import SplitName, fold_of, split_of
-from fastlg.data.walk import LeftOut, holds_image, holds_loose_image, images_below, loose_images, visible_folders
+from fastlg.data.walk import (
+    LeftOut,
+    holds_image,
+    holds_loose_image,
+    images_below,
+    loose_images,
+    only_files,
+    visible_folders,
+)
 from fastlg.errors import UserError
 
 
@@ -69,7 +77,8 @@ def _split_folders(root: Path, left: LeftOut, notes: list[str]) -> dict[str, Pat
             notes.append(f"{_listed(flat, root)} holds images itself and is taken for a class")
         elif not others and any(name.is_plain for name in named.values()):
             raise UserError(
-                f"{_listed(named, root)} in {root}: no class folders; expected one folder of images per class"
+                f"{_listed(named, root)} in {root}: no class folders; {only_files(min(named))}; expected one folder of "
+                "images per class"
             )
         return {}
     chosen = _choose(root, {path: named[path] for path in splits}, left)
@@ -112,7 +121,10 @@ def _inner(folder: Path) -> Path:
 def _classes(root: Path, folder: Path, left: LeftOut, *, is_test: bool) -> Source:
     classes = visible_folders(folder, left)
     if not classes:
-        raise UserError(f"{folder}: no class folders; expected one folder of images per class, or a parquet file")
+        raise UserError(
+            f"{folder}: no class folders; {only_files(folder)}; expected one folder of images per class, or a parquet "
+            "file"
+        )
     loose_images(folder, left)
     _refuse_one_folder_twice(folder, classes)
     _refuse_folds(folder, classes)
@@ -124,7 +136,10 @@ def _classes(root: Path, folder: Path, left: LeftOut, *, is_test: bool) -> Sourc
     for name, class_folder in zip(names, classes, strict=True):
         found[name] = images_below(class_folder, left)
         if not found[name] and not is_test:
-            raise UserError(f"{class_folder}: no image in this class folder; add images or remove the folder")
+            raise UserError(
+                f"{class_folder}: no image in this class folder, {only_files(class_folder)}; add images or remove the "
+                "folder"
+            )
         if not found[name]:
             left.add("class folders without an image", class_folder)
     names = sorted(found)

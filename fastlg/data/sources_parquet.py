@@ -19,6 +19,7 @@ from fastlg.data.source import Dataset, Source, import_extra
 from fastlg.data.split_names import SplitName, folds_among, split_of
 from fastlg.data.walk import LeftOut, files_below
 from fastlg.errors import UserError, first_line
+from fastlg.file_kinds import kind_of_file
 from fastlg.reading import check_regular
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ def parquet_source(root: Path, wanted: Sequence[str], label_column: str | None, 
     first = next(iter(files))
     notes: list[str] = []
     features = _features(files[first].schema_arrow, first, notes)
-    label_column = _choose_label(root, files[first].schema_arrow, features, label_column)
     image_column = _choose_image(root, files[first].schema_arrow, features, image_column)
+    label_column = _choose_label(root, files[first].schema_arrow, features, label_column)
     for path, file in files.items():
         _check_columns(file, path, label_column, image_column)
     parts = [_labels(file, path, label_column) for path, file in files.items()]
@@ -150,7 +151,9 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: not a readable parquet file ({first_line(error)}); download it again") from None
+        what = f"it is {kind.what}" if (kind := kind_of_file(path)).what not in ("", "a parquet file") else ""
+        fix = "download it again" if kind.is_text or not what else kind.fix
+        raise UserError(f"{path}: not a readable parquet file ({what or first_line(error)}); {fix}") from None
 
 
 def _features(schema: Any, path: Path, notes: list[str]) -> dict[str, dict]:
@@ -229,7 +232,10 @@ def _choose_image(root: Path, schema: Any, features: dict[str, dict], wanted: st
             return group[0]
     if not fits:
         described = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in schema)
-        raise UserError(f"{root}: no column of image bytes; there are {described}")
+        raise UserError(
+            f"{root}: no column of image bytes; there are {described}; write the images' files into a column of bytes, "
+            "or give a folder of images, one folder per class"
+        )
     raise UserError(f"{root}: which column is the image? Set data.image_column to one of {', '.join(fits)}")
 
 
