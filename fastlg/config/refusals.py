@@ -26,15 +26,24 @@ def refuse_unknown(tree: Any, root: type[BaseModel], section: Any = None, prefix
     for key, value in tree.items():
         if key not in section.model_fields:
             full = f"{prefix}{key}"
-            names = dotted_names(root)
-            near = difflib.get_close_matches(full[:200], names, n=1, cutoff=0.5) or [
-                name for name in names if name.rsplit(".", 1)[-1] == key
-            ]
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
+            is_config = bool(prefix) or not tree.keys().isdisjoint(section.model_fields)
+            near = _near(full, key, root, is_config=is_config)
+            known = "known here:" if is_config else "is it a config? Its sections are"
+            hint = f"did you mean {near[0]}?" if near else f"{known} {', '.join(section.model_fields)}"
             raise ValueError(f"unknown key {brief(full)}; {hint}")
         child = section_of(hints(section)[key])
         if child is not None:
             refuse_unknown(value, root, child, f"{prefix}{key}.")
+
+
+def _near(full: str, key: str, root: type[BaseModel], *, is_config: bool) -> list[str]:
+    """Real keys that ``full`` may mean; in a file without any section of a config, only those that are it but for a
+    letter."""
+    names = dotted_names(root)
+    same = [name for name in names if name.rsplit(".", 1)[-1] == key]
+    if not is_config:
+        return same or difflib.get_close_matches(full[:200], root.model_fields, n=1, cutoff=0.75)
+    return difflib.get_close_matches(full[:200], names, n=1, cutoff=0.5) or same
 
 
 def problems(error: ValidationError, root: type[BaseModel], tree: dict) -> list[str]:
@@ -53,13 +62,18 @@ def _problem(error: Any, root: type[BaseModel], tree: Any) -> str:
         tree = tree.get(part) if isinstance(tree, dict) else None
     key, reason = ".".join(names), error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing" and len(names) == len(error["loc"]):
+        if section is not None:  # a section cannot be given as a value: what it needs can
+            key += next((f".{name}" for name, own in section.model_fields.items() if own.is_required()), "")
         return f"{key}{MISSING}give it in the file or as {key}=VALUE"
     if error["type"] == "value_error" and section is not None:  # of the fields of a section together
         return f"{key}.{reason}" if names else reason
     what = f"{key} is {shown(tree)}"
     if error["type"] == "value_error":
         return f"{what}: {reason}"
-    return f"{what}; it must be {allowed(annotation)}"
+    fix = ""
+    if section is not None and isinstance(tree, str):
+        fix = "".join(f" ({key}.{name}=...?)" for name, own in section.model_fields.items() if own.is_required())
+    return f"{what}; it must be {allowed(annotation)}{fix}"
 
 
 def shown(value: Any) -> str:

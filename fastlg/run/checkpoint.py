@@ -44,7 +44,12 @@ def load_checkpoint(path: Path) -> dict:
     Raises UserError when it is missing, truncated or of another format.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        inside = path / "checkpoints" / LAST
+        near = sorted(path.parent.glob("*.pt"))[:5] if path.parent.is_dir() else []
+        fix = f"there: {', '.join(map(str, near))}" if near else "give a file such as runs/NAME/checkpoints/last.pt"
+        if inside.is_file():
+            fix = f"it is a run folder: give {inside}"
+        raise UserError(f"there is no checkpoint {path}; {fix}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums it writes
             damaged = archive.testzip()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 
 from fastlg.config import Config, config_from, dotted, load_config, read_saved_config
-from fastlg.errors import UserError
+from fastlg.errors import UserError, brief
 from fastlg.files.atomic import PARTIAL
+from fastlg.files.reading import is_file, what_is
 from fastlg.run.checkpoint import LAST, load_checkpoint
 from fastlg.run.lock import LOCK
 
@@ -43,7 +45,43 @@ def finished(folder: Path, config: Config) -> dict | None:
 
 def is_compare(folder: Path) -> bool:
     """Whether ``fastlg compare`` trained in this folder."""
-    return any((folder / part / "config.yaml").is_file() for part in PARTS_OF_COMPARE)
+    return any(is_file(folder / part / "config.yaml") for part in PARTS_OF_COMPARE)
+
+
+def expect_run(folder: Path) -> None:
+    """Raises UserError for what is no run folder, with the runs that there are near it."""
+    if is_file(folder / "config.yaml"):
+        return
+    if is_compare(folder):
+        parts = " or ".join(str(folder / part) for part in PARTS_OF_COMPARE)
+        raise UserError(f"{folder} holds a comparison; name one of its runs: {parts}")
+    inside = next((parent for parent in folder.parents if is_file(parent / "config.yaml")), None)
+    if inside is not None:
+        raise UserError(f"{folder} is not a run folder but inside of one; give {inside}")
+    try:
+        kind = what_is(folder)
+    except OSError as error:
+        raise UserError(f"run {brief(folder, 200)}: {error.strerror}; {runs_near(folder)}") from None
+    if not kind:
+        raise UserError(f"there is no run {folder}; {runs_near(folder)}")
+    why = "it holds no config.yaml" if kind == "a folder" else f"it is {kind}"
+    raise UserError(f"{folder} is no run folder: {why}; {runs_near(folder)}")
+
+
+def runs_near(path: Path) -> str:
+    """Which run folder may be meant by ``path``, which is none: those in it, beside it and in runs/."""
+    runs = []
+    for place in dict.fromkeys((path, path.parent, Path("runs"), Path("runs", "teachers"))):
+        try:
+            runs += [run for run in sorted(place.iterdir()) if is_file(run / "config.yaml") and run not in runs]
+        except (OSError, ValueError):
+            continue
+    if not runs:
+        return "no runs here; fastlg train CONFIG makes one in runs/ (see run.root)"
+    near = difflib.get_close_matches(path.name[:200], [run.name for run in runs], n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {next(run for run in runs if run.name == near[0])}?"
+    return f"runs there: {', '.join(map(str, runs[:5]))}{' ...' if len(runs) > 5 else ''}"
 
 
 def expect_compare_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from fastlg.models.build import new_model
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, load_checkpoint
-from fastlg.run.folder import PARTS_OF_COMPARE, is_compare, refuse_other
+from fastlg.run.folder import expect_run, refuse_other, runs_near
 from fastlg.run.plan import teacher_advice
 from fastlg.teacher.recipe import teacher_summary
 
@@ -25,12 +25,12 @@ def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, 
 
     ``which`` is last or best. Raises UserError when the folder holds no run or no checkpoint.
     """
+    expect_run(folder)
     saved, path = folder / "config.yaml", folder / "checkpoints" / f"{which}.pt"
-    if not saved.is_file():
-        if is_compare(folder):
-            parts = " or ".join(str(folder / part) for part in PARTS_OF_COMPARE)
-            raise UserError(f"{folder} holds a comparison; name one of its runs: {parts}")
-        raise UserError(f"{folder} is no run folder: it holds no config.yaml")
+    if not path.is_file():
+        there = ", ".join(sorted(own.stem for own in path.parent.glob("*.pt")))
+        fix = f"there is --which {there}" if there else "it was stopped before its first one; train it on"
+        raise UserError(f"{folder} holds no checkpoint {path.relative_to(folder)}; {fix}")
     config, state = read_saved_config(saved), load_checkpoint(path)
     unit, class_names = state.get("unit"), state.get("class_names")
     if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:
@@ -82,7 +82,10 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
 def _load_file(path: Path, recipe: Config, classes: list[str]) -> nn.Module:
     """A teacher from one file: a checkpoint of the reference code. Raises UserError with every mismatch."""
     if not path.is_file():
-        raise UserError(f"teacher.weights {path} does not exist; give a teacher's run folder or a checkpoint file")
+        raise UserError(
+            f"teacher.weights {path} does not exist; give a teacher's run folder or a checkpoint file; "
+            f"{runs_near(path)}"
+        )
     if path.name == LAST:
         raise UserError(f"teacher.weights {path}: give the run folder, {path.parent.parent}, not the file inside")
     try:

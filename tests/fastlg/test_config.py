@@ -49,7 +49,7 @@ def test_bad_values_are_one_line_with_key_value_and_fix(small, overrides, words)
 def test_missing_required_key_says_how_to_give_it(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("model: {name: resnet20}")
-    with pytest.raises(UserError, match=r"data is missing.*data=VALUE"):
+    with pytest.raises(UserError, match=r"data.source is missing.*data.source=VALUE"):
         load_config(str(path))
 
 

@@ -39,7 +39,7 @@ def _peak() -> int:
 
 
 FILES = {
-    "empty": (b"", ["data is missing"]),
+    "empty": (b"", ["is empty: data.source is missing", "data.source=VALUE"]),
     "over-long": (b"# " + b"x" * (1 << 17) + b"\n" + GOOD.encode(), ["65,536 bytes"]),
     "a number of 5,000 digits": (GOOD.encode() + b"optim: {epochs: " + b"9" * 5000 + b"}", ["a number of 5,000"]),
     "a free number of 5,000 digits": (ARGS + b"0x" + b"9" * 5000 + b"}}", ["model.args.a", "not decimal"]),
@@ -67,6 +67,9 @@ FILES = {
     "tabs": (b"data:\n\tsource: x", ["line 2"]),
     "a list": (b"[1, 2]", ["list", "mapping of sections"]),
     "a word": (b"just words", ["text", "mapping of sections"]),
+    "no key of a config": (b"version: 3\nservices: {web: {}}", ["unknown key version", "is it a config? Its"]),
+    "keys without their section": (b"epochs: 3", ["unknown key epochs", "did you mean optim.epochs"]),
+    "a text as a section": (b"data: images\nmodel: {name: x}", ["data is 'images'", "data.source=..."]),
     "extends, which is no key": (b"extends: me.yaml\n" + GOOD.encode(), ["unknown key extends"]),
     "controls in a key": (b'"\\e[31mred\\n": 1', ["unknown key \\x1b[31mred\\n"]),
 }  # fmt: skip

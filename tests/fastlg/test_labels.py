@@ -68,6 +68,10 @@ REFUSED = {
     "null": ([0, None, 1], None, "row 1: label=None is no class label"),
     "all null": ([None, None], None, "row 0: label=None is no class label"),
     "empty text": (["cat", "  "], None, "row 1: label='  ' is no class label"),
+    "bytes that are no UTF-8": ([b"tea", b"caf\xe9"], None, r"row 1: label=b'caf.xe9' is no .*not UTF-8; write text, "),
+    "lists of such bytes": ([[b"tea"], [b"caf\xe9"]], None, r"row 1: label=b'caf.xe9' is no class label"),
+    "such bytes beside names": ([b"dog", b"caf\xe9"], CLASSES, r"row 1: label=b'caf.xe9' is no class label"),
+    "UTF-16": (["cat".encode("utf-16"), b"dog"], None, "row 0: label=b.* not UTF-8"),
     "negative": ([0, -1, 1], None, "label -1 of x.parquet row 1 is no class.*without a label"),
     "lists": ([[0, 1], [1]], None, "row 0: its label is a list of 2 values"),
     "empty lists": ([[0], []], None, "row 1: its label is a list of 0 values"),
@@ -108,6 +112,19 @@ def test_names_of_one_element_lists_are_those_of_their_elements(tmp_path, wrappe
 def test_what_is_no_label_is_refused(case, tmp_path):
     values, names, message = REFUSED[case]
     refuses(message, write(tmp_path / "x.parquet", values, names), "train")
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "string", "large_string"])
+def test_bytes_that_are_no_utf8_are_refused_in_every_column_type(kind, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    labels = pa.array([b"tea", "né".encode(), b"caf\xe9", b"tea"], getattr(pa, kind.replace("string", "binary"))())
+    made = pa.Array.from_buffers(getattr(pa, kind)(), 4, labels.buffers())  # as a writer may that checks nothing
+    for column in (made, made.dictionary_encode()):
+        pq.write_table(pa.table({"image": images(0, 1, 2, 3), "label": column}), tmp_path / "x.parquet")
+        refuses(r"row 2: label=b'caf.xe9' is no class label: .*UTF-8", str(tmp_path / "x.parquet"), "train")
+    good = pa.table({"image": images(0, 1), "label": made[:2]})
+    pq.write_table(good, tmp_path / "x.parquet")
+    assert open_splits(str(tmp_path / "x.parquet"), ("train",))["train"].class_names == ["né", "tea"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from source_cases import FEATURES, images, picture, pixels, png, refuses, save, write_parquet
 
 from fastlg.data.sources.base import match_classes
-from fastlg.data.sources.choose import open_source, open_splits
+from fastlg.data.sources.choose import open_source, open_splits, open_to_measure
 from fastlg.data.store.decode import decode_image
 from fastlg.errors import UserError
 
@@ -261,6 +262,64 @@ def test_chaoyang_reads_its_two_lists(tmp_path):
     refuses("train.json: expected a list of objects with 'name' and 'label'", str(tmp_path), "train")
     (tmp_path / "train.json").write_text("[{]")
     refuses("train.json: expected", str(tmp_path), "train")
+
+
+def write_chaoyang(root, split: str) -> str:
+    """Three images, in the folder of their split, with the list of it."""
+    rows = [{"name": f"{split}/{i}.JPG", "label": i} for i in range(3)]
+    for i, row in enumerate(rows):
+        save(root / row["name"], i)
+    (root / f"{split}.json").write_text(json.dumps(rows))
+    return str(root)
+
+
+def write_idx_pair(root, split: str) -> str:
+    grey = struct.pack(">HBBIII", 0, 8, 3, 3, 2, 2) + bytes(12)
+    (root / f"{split}-images-idx3-ubyte").write_bytes(grey)
+    (root / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 3) + b"\0\1\2")
+    return str(root)
+
+
+def write_table(root, split: str) -> str:
+    write_parquet(root / f"{split}-0.parquet", {"image": images(0, 1, 2), "label": [0, 1, 2]})
+    return str(root)
+
+
+def write_folders(root, split: str) -> str:
+    for i in range(3):
+        save(root / split / str(i) / "0.png", i)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("write", "classes", "fix"),
+    [
+        (write_chaoyang, ["normal", "serrated", "adenocarcinoma", "adenoma"], "a list {}.json"),
+        (write_idx_pair, ["0", "1", "2"], "{}-images-idx3-ubyte and its labels"),
+        (write_table, ["0", "1", "2"], "a folder {}/, or {}-.*.parquet"),
+        (write_folders, ["0", "1", "2"], "a folder {}/, or {}-.*.parquet"),
+    ],
+)
+def test_a_single_split_of_every_layout_is_measured_or_trained_on(write, classes, fix, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    alone = write(tmp_path / "test", "test")
+    measured = open_to_measure(alone, classes[::-1])
+    assert [measured.class_names[label] for label in measured.labels] == classes[:3]
+    for holdout in (0.0, 0.3):
+        message = f"no training split but test.* alone; add one .{fix.format('train', 'train')}"
+        refuses(message, alone, None, holdout=holdout)
+    other = write(tmp_path / "train", "train")
+    assert len(open_source(other, "train")) == 3
+    refuses(f"no test split but train.* alone; add one .{fix.format('test', 'test')}. or set data.holdout", other, None)
+    with pytest.raises(UserError, match="no test split but train.* alone"):
+        open_to_measure(other, classes)
+
+
+def test_a_list_beside_other_data_is_no_dataset(tmp_path):
+    root = write_table(tmp_path, "train")
+    (tmp_path / "train.json").write_text("{}")
+    assert len(open_source(root, "train")) == 3
 
 
 def test_tiny_imagenet_tests_on_its_annotated_validation_images(tmp_path):

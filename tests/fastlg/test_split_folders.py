@@ -12,7 +12,7 @@ import pytest
 from source_cases import FEATURES, images, png, refuses, save, write_parquet
 
 from fastlg.data.sources.choose import open_splits
-from fastlg.data.sources.layout.split_names import split_of
+from fastlg.data.sources.layout.split_names import fold_of, split_of
 from fastlg.data.store.make import find_or_prepare, open_store
 
 CAT, DOG = "cat", "dog"
@@ -39,6 +39,28 @@ def test_names_say_a_split_by_whole_words(names, split, rank):
         found = split_of(name)
         assert (found and found[:2]) == (split and (split, rank)), name
     assert split_of("bullet_train").is_plain is False and split_of("training_set").is_plain
+
+
+@pytest.mark.parametrize(
+    ("names", "number", "plain"),
+    [
+        (("fold1", "Fold_1", "FOLD-1", "fold 1", "1fold", "1st_fold", "fold1of5", "5fold_1", "kfold_1"), "1", True),
+        (("KFold1", "k-fold-1", "cv1", "5-fold-cv-1", "train_fold1", "fold_1_test"), "1", True),
+        (("fold01",), "01", True),
+        (("fold_a", "foldA"), "a", True),
+        (("cats_fold1", "split1", "subset_1", "partition-1"), "1", False),
+        (("fold", "folds", "kfold", "cv"), "", True),
+    ],
+)
+def test_names_say_a_fold_by_whole_words(names, number, plain):
+    for name in names:
+        found = fold_of(name)
+        assert found and (found.number, found.is_plain) == (number, plain), name
+
+
+def test_other_names_say_no_fold():
+    for name in ("cat", "folder1", "folding2", "scaffold1", "twofold", "cvt3", "part1", "1", "manifold 4", ""):
+        assert fold_of(name) is None, name
 
 
 def tree(root, *folders: str, each: int = 3) -> str:
@@ -115,7 +137,17 @@ READ = {
     "train is a class of a split": ([f"{s}/{c}" for s in ("train", "test") for c in ("bus", "train")], 6, 6, ()),
     "class that contains the word": (["bullet_train", "cat", "dog"], 9, None, ("bullet_train/ holds images itself",)),
     "subfolders": (["cat/a", "cat/b", "dog/a"], 9, None, ("9 train images, 3 to 6 a class",)),
-    "folds for classes": (
+    "one fold among other names": (["fold1", "crease", "tear"], 9, None, ("3 classes (crease, fold1, tear)",)),
+    "folds among other names": (["fold1", "fold2", "tear"], 9, None, ("3 classes",)),
+    "folds without numbers": (["fold", "unfold"], 6, None, ("2 classes",)),
+    "splits that hold other things": (["split1/a", "split2/b"], 6, None, ("2 classes",)),
+    "folds beside splits": (
+        [*both("train", "test"), "fold1/cat", "fold2/cat"],
+        6,
+        6,
+        ("left out: folders that are no",),
+    ),
+    "years for classes": (
         ["1/cat", "1/dog", "2/cat", "2/dog"],
         12,
         None,
@@ -156,7 +188,33 @@ REFUSED = {
         "point data.source at .*/train/x",
     ),
     "classes first": (["cat/train", "cat/test", "dog/train", "dog/test"], "splits inside a class"),
-    "no training split": (["test/cat", "test/dog"], "no training split"),
+    "no training split": (["test/cat", "test/dog"], r"no training split but test/ alone; add one .a folder train/"),
+    "folds": (
+        ["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"],
+        "fold1/, fold2/ are named like the folds.*test/CLASS",
+    ),
+    "folds with different classes": (["fold_0/cat", "fold_0/dog", "fold_1/cat"], "named like the folds of a cross"),
+    "folds of loose images": (["Fold-1", "Fold-2", "Fold-3"], "Fold-1/, Fold-2/, Fold-3/ are named like the folds"),
+    "folds of splits": (
+        [f"fold{i}/{s}/{c}" for i in (1, 2) for s in ("train", "test") for c in (CAT, DOG)],
+        "named like the folds.*point data.source at one of them, .*/fold1,",
+    ),
+    "folds in a folder": (["folds/fold1/cat", "folds/fold2/cat"], "folds: fold1/, fold2/ are named like the folds"),
+    "numbers in a folder of folds": (
+        ["folds/1/cat", "folds/1/dog", "folds/2/cat", "folds/2/dog"],
+        "folds: 1/, 2/ are named like the folds",
+    ),
+    "folds in a split": (["train/fold1/cat", "train/fold2/cat", "test/cat"], "train: fold1/, fold2/ are named like"),
+    "folds with a prefix": (
+        ["pets_fold1/cat", "pets_fold1/dog", "pets_fold2/cat", "pets_fold2/dog"],
+        "named like the folds",
+    ),
+    "folds beside another folder": (
+        ["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog", "samples"],
+        "fold1/, fold2/ are named like the folds",
+    ),
+    "splits that hold the same": (["split1/cat", "split1/dog", "split2/cat", "split2/dog"], "named like the folds"),
+    "folds in words of splits": (["train_fold1/cat", "test_fold1/cat", "train_fold2/cat"], "are both the train split"),
     "a class without an image": ([*both("train", "test"), "train/owl/"], "owl: no image in this class folder"),
     "empty split": (["train/"], "no class folders"),
     "class that is only tested": ([*both("train", "test"), "test/owl"], "only in test: 'owl'"),
@@ -184,6 +242,27 @@ def test_a_holdout_leaves_a_test_split_without_labels_unread(tmp_path):
     refuses("label -1 of test.parquet row 0 .*data.holdout=0.2 tests on training images", str(tmp_path), None)
     found = open_splits(str(tmp_path), holdout=0.5)
     assert len(found["train"]) == len(found["test"]) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_fold1", "test_fold1", "train_fold2", "test_fold2"),
+        ("pets-train-fold-0", "pets-test-fold-0", "pets-train-fold-1"),
+        ("train/fold1", "train/fold2", "test/0"),
+        ("cv1/train", "cv2/train"),
+    ],
+)
+def test_tables_of_several_folds_are_not_put_together(names, tmp_path):
+    for name in names:
+        write_parquet(tmp_path / "d" / f"{name}.parquet", {"image": images(0, 1, 2), "label": [0, 1, 0]})
+    refuses(
+        "are folds of a cross-validation, all of the train split|several datasets .cv1, cv2", str(tmp_path / "d"), None
+    )
+    for path in (tmp_path / "d").rglob("*1.parquet"):
+        path.rename(path.with_suffix(".old"))
+    if "cv1/train" not in names:
+        assert len(open_splits(str(tmp_path / "d"), ("train",))["train"]) == 3
 
 
 def test_an_option_of_tables_is_said_to_be_unused_by_folders(tmp_path, caplog):
@@ -242,7 +321,7 @@ def test_links_that_lead_nowhere_are_told_where_folders_are_expected(tmp_path, c
     root = tree(tmp_path, "train/cat", "train/dog")
     for name in ("train/bird", "test"):
         (tmp_path / name).symlink_to("/nowhere")
-    refuses(r"no test split .left out: broken links .2: test \.\.\.", root, None)
+    refuses(r"no test split but train/ alone .left out: broken links .2: test \.\.\.", root, None)
 
 
 def test_two_kinds_of_data_in_one_folder_are_refused(tmp_path):

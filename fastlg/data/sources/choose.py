@@ -17,10 +17,11 @@ from fastlg.data.sources.beton import beton_source
 from fastlg.data.sources.files import chaoyang, flowers102, tiny_imagenet
 from fastlg.data.sources.folders import class_folders, classes_with_images
 from fastlg.data.sources.layout.paths import existing_path
-from fastlg.data.sources.layout.walk import files_below
+from fastlg.data.sources.layout.walk import files_below, only_files
 from fastlg.data.sources.parquet import parquet_source, split_name
 from fastlg.data.store.store import is_store, open_store
 from fastlg.errors import UserError
+from fastlg.files.kinds import kind_of_file
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,10 @@ def open_splits(
     if "train" in found.splits and "test" in found.splits and len(splits) == 2:
         found.splits["test"], notes = match_classes(found.splits["train"], found.splits["test"])
         found.notes += notes
-    if holdout and "test" in found.called:
-        left = f"the test split ({found.called['test']}), as data.holdout={holdout:g} cuts one from the training images"
-        found.notes.append(f"left out: {left}")
     if holdout and "train" in found.splits:
+        if "test" in found.called:
+            left = f"({found.called['test']}), as data.holdout={holdout:g} cuts one from the training images"
+            found.notes.append(f"left out: the test split {left}")
         train = found.splits["train"]
         for split, rows in zip(SPLITS, stratified_holdout(train, holdout), strict=True):
             found.splits[split] = train.subset(rows, f"{split}, holdout {holdout}")
@@ -175,29 +176,33 @@ def source_kind(path: Path) -> str:
     if path.is_file():
         if path.suffix.lower() in (".parquet", ".beton"):
             return path.suffix.lower()[1:]
-        raise UserError(
-            f"data.source={path}: a single file must be .parquet or .beton; give a folder of images, one per class"
-        )
+        found = kind_of_file(path)
+        is_it = f" is {found.what}" if found.what else ""
+        raise UserError(f"data.source={path}{is_it}: a single file must be .parquet or .beton; {found.fix}")
     if is_store(path):
         return "store"
     if (path / "setid.mat").is_file() or (path / "imagelabels.mat").is_file():
         return "flowers102"
-    if (path / "train.json").is_file() and (path / "test.json").is_file() and len(classes_with_images(path)) < 2:
+    lists = [split for split in SPLITS if (path / f"{split}.json").is_file()]
+    if len(lists) == 2 and len(classes_with_images(path)) < 2:
         return "chaoyang"
     if (path / "val" / "val_annotations.txt").is_file():
         return "tiny_imagenet"
-    if find_idx(path, "train") or find_idx(path, "t10k"):
+    if any(find_idx(path, prefix) for prefix in ("train", "t10k", "test")):
         return "idx"
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     if not entries:
         raise UserError(f"data.source={path}: the folder is empty; point it at a dataset")
     if tables := files_below(path, ".parquet") + [entry for entry in entries if entry.suffix.lower() == ".beton"]:
         return _tables_or_class_folders(path, tables)
-    if any(entry.is_dir() for entry in entries):
+    if lists and len(classes_with_images(path)) < 2:
+        return "chaoyang"
+    is_run = (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
+    if any(entry.is_dir() for entry in entries) and not is_run:
         return "class_folders"
     raise UserError(
-        f"data.source={path}: no class folders, parquet, .beton or IDX files here, only {min(e.name for e in entries)} "
-        "and the like; expected train/CLASS/*.jpg and test/CLASS/*.jpg"
+        f"data.source={path}: no class folders, parquet, .beton or IDX files here, {only_files(path)}; expected "
+        "train/CLASS/*.jpg and test/CLASS/*.jpg"
     )
 
 
@@ -225,10 +230,15 @@ def _tables_or_class_folders(root: Path, tables: list[Path]) -> str:
 
 
 def _missing_split(spec: str, split: str, found: Dataset) -> UserError:
+    there = ", ".join(found.called[other] for other in found.called if other != split)
+    there = f" but {there} alone" if there else ""
     left = f" ({'; '.join(found.notes)})" if found.notes else ""
+    name = {"Chaoyang": f"a list {split}.json", "IDX": f"{split}-images-idx3-ubyte and its labels"}.get(
+        found.kind, f"a folder {split}/, or {split}-*.parquet"
+    )
     if split == "train":
-        return UserError(f"data.source={spec}: no training split{left}; name its files or folder train")
+        return UserError(f"data.source={spec}: no training split{there}{left}; add one ({name}), or eval a run on this")
     return UserError(
-        f"data.source={spec}: no test split{left}; add one (a folder test/, or test-*.parquet) or set data.holdout=0.2 "
-        "to keep a fifth of every class for testing"
+        f"data.source={spec}: no test split{there}{left}; add one ({name}) or set data.holdout=0.2 to keep a fifth of "
+        "every class for testing"
     )

@@ -62,14 +62,16 @@ def _flowers102_names(count: int) -> list[str]:
 
 
 def chaoyang(root: Path, wanted: Sequence[str]) -> Dataset:
-    """Chaoyang colon patches as published: train.json and test.json, lists of {"name": FILE, "label": 0..3}.
+    """Chaoyang colon patches as published: train.json and test.json, or one of them alone, lists of {"name": FILE,
+    "label": 0..3}.
 
     Raises:
         UserError: a list is damaged or names a file that is missing.
     """
     splits = {}
-    for split in wanted:
-        listing = root / f"{split}.json"
+    listings = {split: root / f"{split}.json" for split in ("train", "test") if (root / f"{split}.json").exists()}
+    for split in [split for split in wanted if split in listings]:
+        listing = listings[split]
         try:
             rows = json.loads(read_listing(listing, MAX_LISTING))
             if not isinstance(rows, list):
@@ -89,7 +91,7 @@ def chaoyang(root: Path, wanted: Sequence[str]) -> Dataset:
         found = class_indices([Part(labels, row_name, CHAOYANG_CLASSES)], str(root), "download the list again")
         files = listed_files(str(root), root, names)
         splits[split] = file_source(str(root), root, files, found.labels[0], CHAOYANG_CLASSES)
-    return Dataset("Chaoyang", splits, {split: f"{split}.json" for split in ("train", "test")})
+    return Dataset("Chaoyang", splits, {split: listing.name for split, listing in listings.items()})
 
 
 def tiny_imagenet(root: Path, wanted: Sequence[str]) -> Dataset:

@@ -8,13 +8,14 @@ from pathlib import Path
 from fastlg.data.sources.base import Dataset, Source
 from fastlg.data.sources.layout.labels import distinct_names
 from fastlg.data.sources.layout.paths import file_source
-from fastlg.data.sources.layout.split_names import SplitName, split_of
+from fastlg.data.sources.layout.split_names import SplitName, fold_of, split_of
 from fastlg.data.sources.layout.walk import (
     LeftOut,
     holds_image,
     holds_loose_image,
     images_below,
     loose_images,
+    only_files,
     visible_folders,
 )
 from fastlg.errors import UserError
@@ -76,7 +77,8 @@ def _split_folders(root: Path, left: LeftOut, notes: list[str]) -> dict[str, Pat
             notes.append(f"{_listed(flat, root)} holds images itself and is taken for a class")
         elif not others and any(name.is_plain for name in named.values()):
             raise UserError(
-                f"{_listed(named, root)} in {root}: no class folders; expected one folder of images per class"
+                f"{_listed(named, root)} in {root}: no class folders; {only_files(min(named))}; expected one folder of "
+                "images per class"
             )
         return {}
     chosen = _choose(root, {path: named[path] for path in splits}, left)
@@ -119,9 +121,13 @@ def _inner(folder: Path) -> Path:
 def _classes(root: Path, folder: Path, left: LeftOut, *, is_test: bool) -> Source:
     classes = visible_folders(folder, left)
     if not classes:
-        raise UserError(f"{folder}: no class folders; expected one folder of images per class, or a parquet file")
+        raise UserError(
+            f"{folder}: no class folders; {only_files(folder)}; expected one folder of images per class, or a parquet "
+            "file"
+        )
     loose_images(folder, left)
     _refuse_one_folder_twice(folder, classes)
+    _refuse_folds(folder, classes)
     if not is_test:
         _refuse_wrapper(folder, classes)
     _refuse_splits_inside(folder, classes)
@@ -130,7 +136,10 @@ def _classes(root: Path, folder: Path, left: LeftOut, *, is_test: bool) -> Sourc
     for name, class_folder in zip(names, classes, strict=True):
         found[name] = images_below(class_folder, left)
         if not found[name] and not is_test:
-            raise UserError(f"{class_folder}: no image in this class folder; add images or remove the folder")
+            raise UserError(
+                f"{class_folder}: no image in this class folder, {only_files(class_folder)}; add images or remove the "
+                "folder"
+            )
         if not found[name]:
             left.add("class folders without an image", class_folder)
     names = sorted(found)
@@ -141,16 +150,41 @@ def _classes(root: Path, folder: Path, left: LeftOut, *, is_test: bool) -> Sourc
 
 def _same_inside(root: Path) -> list[str]:
     """A note where the folders taken for classes hold the same folders, as folds and years of one dataset do."""
-    inner = [
-        tuple(inner.name for inner in visible_folders(path) if holds_image(inner))
-        for path in visible_folders(root)
-        if not holds_loose_image(path)
-    ]
-    if len(inner) < 2 or len(inner[0]) < 2 or len(set(inner)) > 1:
+    same = _folders_in_each([path for path in visible_folders(root) if not holds_loose_image(path)])
+    if not same:
         return []
-    return [
-        f"every one of these holds the folders {', '.join(inner[0][:4])}: if those are the classes, put them together"
-    ]
+    return [f"every one of these holds the folders {', '.join(same[:4])}: if those are the classes, put them together"]
+
+
+def _folders_in_each(folders: list[Path]) -> tuple[str, ...]:
+    """The names of the folders with images that every one of ``folders`` holds; () where they differ, or are one."""
+    inner = {tuple(inner.name for inner in visible_folders(path) if holds_image(inner)) for path in folders}
+    return min(inner) if len(folders) > 1 and len(inner) == 1 and len(min(inner)) > 1 else ()
+
+
+def _refuse_folds(folder: Path, classes: list[Path]) -> None:
+    """Folds of a cross-validation are not classes: each holds some images of all of them.
+
+    All folders named fold1, fold2 and nothing else are folds, and so are those of names that say less
+    (cats_fold1, split1, numbers in a folder folds/) where they hold the same folders. One fold* among other names is a
+    class.
+    """
+    if len(classes) == 1 and not holds_loose_image(classes[0]):
+        folder, classes = classes[0], visible_folders(classes[0])
+    names = {path: fold_of(path.name) for path in classes}
+    folds = [path for path, name in names.items() if name and name.number]
+    is_sure = len(folds) == len(classes) and all(names[path].is_plain for path in folds)
+    if not folds and fold_of(folder.name):
+        folds = [path for path in classes if path.name.isdigit()]
+    if len(folds) < 2 or not (is_sure or _folders_in_each(folds)):
+        return
+    fix = f"put the images of each class together, {folder.name}/CLASS/*, and one fold as a test split, test/CLASS/*"
+    if any(split_of(inner.name) for inner in visible_folders(folds[0])):
+        fix = f"point data.source at one of them, {folds[0]}"
+    raise UserError(
+        f"{folder}: {_listed(folds, folder)} are named like the folds of a cross-validation, not like classes; {fix}, "
+        "or rename what is a class"
+    )
 
 
 def _refuse_wrapper(folder: Path, classes: list[Path]) -> None:

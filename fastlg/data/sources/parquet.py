@@ -15,10 +15,11 @@ import numpy as np
 from fastlg.data.sources.base import Dataset, Source, import_extra
 from fastlg.data.sources.layout.labels import Part, class_indices
 from fastlg.data.sources.layout.paths import file_stamps
-from fastlg.data.sources.layout.split_names import SplitName, split_of
+from fastlg.data.sources.layout.split_names import SplitName, folds_among, split_of
 from fastlg.data.sources.layout.walk import LeftOut, files_below
 from fastlg.data.sources.parquet_rows import Rows
 from fastlg.errors import UserError, first_line
+from fastlg.files.kinds import kind_of_file
 from fastlg.files.reading import check_regular
 
 log = logging.getLogger(__name__)
@@ -43,12 +44,12 @@ def parquet_source(root: Path, wanted: Sequence[str], label_column: str | None, 
     by_split = {split: paths for split, paths in by_split.items() if split in (*wanted, "all")}
     files = {path: _open(parquet, path) for group in by_split.values() for path in group}
     if not files:
-        return Dataset("parquet", {}, {}, left.notes())
+        return Dataset("parquet", {}, called, left.notes())
     first = next(iter(files))
     notes: list[str] = []
     features = _features(files[first].schema_arrow, first, notes)
-    label_column = _choose_label(root, files[first].schema_arrow, features, label_column)
     image_column = _choose_image(root, files[first].schema_arrow, features, image_column)
+    label_column = _choose_label(root, files[first].schema_arrow, features, label_column)
     for path, file in files.items():
         _check_columns(file, path, label_column, image_column)
     parts = [_labels(file, path, label_column) for path, file in files.items()]
@@ -108,6 +109,12 @@ def split_files(root: Path, left: LeftOut) -> tuple[dict[str, list[Path]], dict[
             )
         for path in found[name]:
             left.add(f"files of other splits, as {called['test']} is used for testing", path)
+    for split, paths in chosen.items():
+        if len(folds := folds_among(path.relative_to(root) for path in paths)) > 1:  # what one trains on, another tests
+            raise UserError(
+                f"{root}: {', '.join(map(str, list(folds.values())[:4]))} are folds of a cross-validation, all of the "
+                f"{split} split; keep those of one fold here, or rename them if they are parts of one split"
+            )
     return chosen, called
 
 
@@ -144,7 +151,9 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: not a readable parquet file ({first_line(error)}); download it again") from None
+        what = f"it is {kind.what}" if (kind := kind_of_file(path)).what not in ("", "a parquet file") else ""
+        fix = "download it again" if kind.is_text or not what else kind.fix
+        raise UserError(f"{path}: not a readable parquet file ({what or first_line(error)}); {fix}") from None
 
 
 def _features(schema: Any, path: Path, notes: list[str]) -> dict[str, dict]:
@@ -223,7 +232,10 @@ def _choose_image(root: Path, schema: Any, features: dict[str, dict], wanted: st
             return group[0]
     if not fits:
         described = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in schema)
-        raise UserError(f"{root}: no column of image bytes; there are {described}")
+        raise UserError(
+            f"{root}: no column of image bytes; there are {described}; write the images' files into a column of bytes, "
+            "or give a folder of images, one folder per class"
+        )
     raise UserError(f"{root}: which column is the image? Set data.image_column to one of {', '.join(fits)}")
 
 
@@ -270,6 +282,10 @@ def _labels(file: Any, path: Path, column: str) -> Part:
         values = file.read(columns=[column]).column(column)
         if _is_list(kind):
             values = _only_elements(values, name)
+        if types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if str(values.type) in ("string", "large_string"):  # whose writer may not have checked that it is text
+            values = values.cast(str(values.type).replace("string", "binary"))
         if not any(values.chunks) or values.null_count or not types.is_integer(values.type):
             return Part(values.to_pylist(), name, names, column)
         return Part(values.to_numpy(), name, names, column)

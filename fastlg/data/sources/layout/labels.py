@@ -56,9 +56,11 @@ def class_indices(parts: Sequence[Part], where: str, fix: str = "choose another 
         where: names the source in messages; ``fix`` says what to do about labels that are none.
 
     Raises:
-        UserError: a value is no label (null, fractional, several values, negative, beyond the names), text and numbers
-            are mixed, or the labels are ids: nearly every image has its own.
+        UserError: a value is no label (null, fractional, bytes that are not UTF-8, several values, negative, beyond the
+            names), text and numbers are mixed, or the labels are ids: nearly every image has its own.
     """
+    if not parts:
+        return Classes([], [], [])
     values = [_plain(part, fix) for part in parts]
     if any(part.names is not None for part in parts):
         return _by_names(parts, values, where, fix)
@@ -161,7 +163,10 @@ def _plain_value(value: object, part: Part, row: int, fix: str) -> tuple[str, in
             raise part.wrong(row, value, f" but {len(value)} values, and an image has one class; {fix}")
         value = value[0]
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise part.wrong(row, value, f": its bytes are not UTF-8; write text, {fix}") from None
     if isinstance(value, (bool, np.bool_)):
         return "truth values", int(value)
     if isinstance(value, str) and value.strip():

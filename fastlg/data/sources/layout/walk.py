@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastlg.data.sources.base import IMAGE_SUFFIXES
+from fastlg.files.kinds import kind_of_file
 
 # made by archivers, systems and tools; never classes, though copies of images may lie in them
 _TOOL_FOLDERS = frozenset(("__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin"))
@@ -89,6 +90,23 @@ def files_below(root: Path, suffix: str) -> list[Path]:
     """All files below ``root`` with this ``suffix`` in any case, sorted, links followed, hidden ones left out."""
     found = (path for path in _files_below(root) if path.suffix.lower() == suffix)
     return sorted(path for path in found if not path.name.startswith("."))
+
+
+def only_files(folder: Path) -> str:
+    """What lies in a folder that holds no images as they should be: the first file, what it is and how it becomes data.
+
+    Raises OSError where the folder cannot be read.
+    """
+    files = [path for path in _files_below(folder) if not path.name.startswith(".") and path.is_file()]
+    if (folder / "config.yaml").is_file():
+        return "it is a run folder, which fastlg eval takes"
+    if not files:
+        return "it is empty"
+    if images := [path for path in files if is_image(path)]:
+        return f"only images without a folder for each class ({images[0].relative_to(folder)})"
+    first = min(files)
+    kind, more = kind_of_file(first), " and the like" if len(files) > 1 else ""
+    return f"only {first.relative_to(folder)}{f' ({kind.what})' if kind.what else ''}{more}; {kind.fix}"
 
 
 def _is_skipped(name: str) -> bool:
