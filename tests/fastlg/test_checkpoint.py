@@ -76,7 +76,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         f"""
         import resource, torch
         from pathlib import Path
-        from fastlg.checkpoint import save_checkpoint
+        from fastlg.run.checkpoint import save_checkpoint
         from fastlg.errors import RunError
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:

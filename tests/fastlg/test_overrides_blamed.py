@@ -65,7 +65,7 @@ CASES = [
     (FILE | {"optim": {"lr": "abc"}}, ["run.seed=3"], "small.yaml: optim.lr is 'abc'"),
     (FILE | {"optim": {"lr": 1e-9}}, ["run.seed=3", "optim.epochs=3"], "small.yaml: optim.min_lr is 5e-06"),
     (FILE | {"optims": {}}, ["optim.lr=3"], "small.yaml: unknown key optims"),
-    ({"model": FILE["model"]}, ["optim.lr=3"], "small.yaml: data is missing"),
+    ({"model": FILE["model"]}, ["optim.lr=3"], "small.yaml: data.source is missing"),
 ]  # fmt: skip
 
 

@@ -206,7 +206,7 @@ def make_hostile(root: Path) -> dict[str, str]:
 
 PROGRAM = """
 import json, os, resource, sys
-from fastlg.data.prepare import find_or_prepare
+from fastlg.data.store.make import find_or_prepare
 from fastlg.errors import UserError
 for folder in sys.argv[2:]:
     before = os.times()
