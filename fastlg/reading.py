@@ -16,6 +16,8 @@ def expanded(path: str | Path, setting: str) -> Path:
     Raises:
         UserError: there is no such user; ``setting`` is what the path was given as.
     """
+    if not str(path).startswith("~"):  # ./~ is a folder of that name, which a Path would forget
+        return Path(path)
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -25,3 +25,11 @@ def test_advice_names_what_is_odd_and_the_key_that_mends_it(optim, images, steps
     lines = advice(OptimConfig(**optim), images, steps)
     assert len(lines) == bool(words)
     assert all(word in lines[0] for word in words)
+
+
+def test_advice_is_told_before_anything_is_trained(project, fastlg):
+    status, out, err = fastlg("train", "student.yaml", "teacher=null", "optim.warmup_epochs=2", "--dry-run")
+    assert status == 0, err
+    assert "advice   optim.warmup_epochs=2 is not shorter than optim.epochs=2" in out, out
+    status, out, _ = fastlg("train", "student.yaml", "teacher=null", "optim.warmup_epochs=1", "--dry-run")
+    assert status == 0 and "warmup" not in out, out
