@@ -16,6 +16,8 @@ from fastlg.files.reading import NAME_BYTES, usable_path
 def _given(path: Any) -> Any:
     if path == "":
         raise ValueError("give a folder or file; . is the working folder")
+    if isinstance(path, str) and path.startswith("./~"):  # a Path forgets the dot, and ~ is the home folder
+        return os.path.abspath(path)
     return path
 
 

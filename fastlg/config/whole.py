@@ -102,10 +102,10 @@ class Config(Section):
         """A copy that means the same from any working directory: every path absolute, names left as they are."""
         paths = {key: value for key, value in dotted(self.model_dump()).items() if isinstance(value, Path)}
         if not scheme_of(self.data.source):
-            paths["data.source"] = Path(self.data.source)
+            paths["data.source"] = self.data.source
         if self.teacher is not None and is_file(self.teacher.recipe):  # as find_config: else a shipped config
-            paths["teacher.recipe"] = Path(self.teacher.recipe)
-        return self.replace({key: os.path.abspath(path.expanduser()) for key, path in paths.items()})
+            paths["teacher.recipe"] = self.teacher.recipe
+        return self.replace({key: os.path.abspath(os.path.expanduser(path)) for key, path in paths.items()})
 
 
 def validated(tree: dict, where: str) -> Config:

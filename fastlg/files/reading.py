@@ -12,14 +12,17 @@ from fastlg.errors import UserError, brief
 NAME_BYTES, PATH_BYTES = 255, 4000  # Linux allows 255 and 4,096; the rest is for the files of a run folder
 
 
-def usable_path(path: Path) -> Path:
-    """``path`` with ~ and ~user as the home folder they mean. Raises ValueError for what no file system can hold."""
+def usable_path(given: str | Path) -> Path:
+    """``given`` with ~ and ~user as the home folder they mean. Raises ValueError for what no file system can hold."""
+    path = Path(given)
     if "\0" in str(path):
         raise ValueError("a path has no NUL character")
     if any(len(os.fsencode(part)) > NAME_BYTES for part in path.parts):
         raise ValueError(f"each name in a path has at most {NAME_BYTES} bytes")
     if len(os.fsencode(path)) > PATH_BYTES:
         raise ValueError(f"a path has at most {PATH_BYTES:,} bytes")
+    if not str(given).startswith("~"):  # ./~ is a folder of that name, which a Path forgets
+        return path
     try:
         return path.expanduser()
     except RuntimeError:
@@ -30,7 +33,7 @@ def usable_path(path: Path) -> Path:
 def expanded(path: str | Path, setting: str) -> Path:
     """``usable_path`` of what was given as ``setting``. Raises UserError that names both."""
     try:
-        return usable_path(Path(path))
+        return usable_path(path)
     except ValueError as error:
         raise UserError(f"{setting}={brief(path, 200)}: {error}; give another path") from None
 

@@ -130,3 +130,11 @@ def test_chance_is_what_the_commonest_class_of_the_test_split_makes(project, mon
     stores = SimpleNamespace(class_names=["a", "b"], test=Test(labels=labels))
     read_back.load_teacher(project, trained, stores)
     assert "near chance (80.00 %)" in said[-1]
+
+
+def test_advice_is_told_before_anything_is_trained(project, fastlg):
+    status, out, err = fastlg("train", "student.yaml", "teacher=null", "optim.warmup_epochs=2", "--dry-run")
+    assert status == 0, err
+    assert "advice   optim.warmup_epochs=2 is not shorter than optim.epochs=2" in out, out
+    status, out, _ = fastlg("train", "student.yaml", "teacher=null", "optim.warmup_epochs=1", "--dry-run")
+    assert status == 0 and "warmup" not in out, out

@@ -100,6 +100,11 @@ def test_every_path_of_a_config_means_the_same_from_any_working_folder(small, tm
         "run.root": str(tmp_path.parent / "r"),
     }
     assert load_config(small, ["data.source=~/x"]).absolute().data.source == os.path.expanduser("~/x")
+    given = ["data.source=./~/x", "run.root=./~/x", "data.store=./~nouser"]
+    loaded, here = load_config(small, given), os.getcwd()
+    for config in (loaded, loaded.absolute()):  # folders that are called so, here
+        assert os.path.abspath(config.data.source) == os.path.join(here, "~/x")
+        assert (str(config.run.root), str(config.data.store)) == (f"{here}/~/x", f"{here}/~nouser")
 
 
 def test_teacher_overrides_keep_their_dotted_keys(small):

@@ -328,3 +328,14 @@ def test_the_home_folder_is_meant_by_a_tilde(small, monkeypatch):
     config = load_config(small, ["run.root=~/runs", "data.store=~/s", "run.name=~x"])
     assert (config.run.root, config.data.store) == (Path("/home/of/somebody/runs"), Path("/home/of/somebody/s"))
     assert config.run_dir == Path("/home/of/somebody/runs/~x")
+
+
+@pytest.mark.parametrize("name", ["my set #2", "a: b", "2024", "no", "1e3", "[x]", "~", "null", " led by a space"])
+def test_the_folder_that_is_named_is_read_and_not_another(project, fastlg, image_folder, name):
+    for place in (name, "my set", "a", "x"):  # what a part of the name would lead to
+        (project / place).symlink_to(image_folder)
+    status, out, err = fastlg("train", "student.yaml", f"data.source=./{name}", "teacher=null", "--dry-run")
+    assert status == 0 and f"data     ./{name}: 78 train, 33 test, 3 classes" in out, (out, err)
+    (project / name).unlink()
+    status, _, err = fastlg("train", "student.yaml", f"data.source=./{name}", "teacher=null", "--dry-run")
+    assert status == 2 and f"data.source=./{name}: no such file or folder" in err and len(err.splitlines()) == 1, err

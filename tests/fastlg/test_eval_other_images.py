@@ -75,6 +75,11 @@ MEASURED = {
     "a test split alone": (lambda root: write(root / "test", "blue", "green", "red").parent, 12, ["(test/)"]),
     "a test split in other words": (lambda root: write(root / "Testing", "blue", "red").parent, 8, ["(Testing/)"]),
     "validation alone": (lambda root: write(root / "val", "blue", "green").parent, 8, ["(val/)"]),
+    "training images of all classes, test images of one": (
+        lambda root: write(write(root / "train", "blue", "green", "red").parent / "test", "red").parent,
+        4,
+        ["(test/)", "2 of the run's 3 classes have no image: 'blue', 'green'"],
+    ),
     "plain class folders": (
         lambda root: write(root / "x", "blue", "green", "red"),
         12,
@@ -115,7 +120,10 @@ def test_the_runs_own_images_are_measured_as_they_were_held_out(trained, shared_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: write(root / "train", "blue", "red").parent, "no test split"),
+        (
+            lambda root: write(root / "train", "blue", "red").parent,
+            "no test split but train/ alone; add one (a folder test/, or test-*.parquet) or give images without splits",
+        ),
         (
             lambda root: (
                 write(root / "x", "blue", "red").rename(root / "y")

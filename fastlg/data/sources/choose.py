@@ -101,7 +101,7 @@ def open_to_measure(
     found = _open(spec, ("test",), label_column, image_column, download)
     split = next((name for name in ("test", "all") if name in found.splits), None)
     if split is None:
-        raise _missing_split(spec, "test", found)
+        raise _missing_split(spec, "test", found, to_train=False)
     source = found.splits[split] = found.splits[split].with_classes(class_names)
     present = set(source.labels.tolist())
     if missing := [name for label, name in enumerate(class_names) if label not in present]:
@@ -229,7 +229,7 @@ def _tables_or_class_folders(root: Path, tables: list[Path]) -> str:
     return "class_folders" if is_images else "parquet" if "a parquet dataset" in there else "beton"
 
 
-def _missing_split(spec: str, split: str, found: Dataset) -> UserError:
+def _missing_split(spec: str, split: str, found: Dataset, *, to_train: bool = True) -> UserError:
     there = ", ".join(found.called[other] for other in found.called if other != split)
     there = f" but {there} alone" if there else ""
     left = f" ({'; '.join(found.notes)})" if found.notes else ""
@@ -238,7 +238,7 @@ def _missing_split(spec: str, split: str, found: Dataset) -> UserError:
     )
     if split == "train":
         return UserError(f"data.source={spec}: no training split{there}{left}; add one ({name}), or eval a run on this")
-    return UserError(
-        f"data.source={spec}: no test split{there}{left}; add one ({name}) or set data.holdout=0.2 to keep a fifth of "
-        "every class for testing"
-    )
+    fix = "set data.holdout=0.2 to keep a fifth of every class for testing"
+    if not to_train:
+        fix = "give images without splits, of which all are measured"
+    return UserError(f"data.source={spec}: no test split{there}{left}; add one ({name}) or {fix}")
