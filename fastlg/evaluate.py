@@ -19,6 +19,7 @@ from fastlg.data.source import some
 from fastlg.engine.precision import autocast, pick_device, pick_dtype
 from fastlg.errors import UserError
 from fastlg.metrics import Accuracy, AccuracyMeter
+from fastlg.report import Pulse
 from fastlg.run_folder import PARTS_OF_COMPARE, is_compare, refuse_other
 
 
@@ -100,7 +101,7 @@ def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
     dtype = pick_dtype(config.engine, device)
     loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
     model = model.to(device)
-    with autocast(device, dtype):
+    with autocast(device, dtype), Pulse(lambda: f"testing  {folder}"):
         return measure(lambda images: model(images)[0], loader, views, device)
 
 

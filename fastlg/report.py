@@ -128,29 +128,38 @@ def _tensorboard(folder: Path, after_step: int):
     return SummaryWriter(folder, purge_step=after_step + 1)
 
 
-class Pulse(threading.Thread):
-    """Off a terminal, says what ``about()`` returns whenever nothing else was said for SILENCE_S; a context manager."""
+class Pulse:
+    """Off a terminal, says what ``about()`` returns whenever nothing else was said for SILENCE_S; a context manager.
+
+    They nest: the innermost one speaks, from the one thread that the outermost started.
+    """
+
+    _inside: list[Pulse] = []
 
     def __init__(self, about: Callable[[], str]):
-        super().__init__(name="fastlg-pulse", daemon=True)
         self.about = about
         self.is_over = threading.Event()
-        self.is_needed = ranks.is_first() and not sys.stdout.isatty()
+        self.thread: threading.Thread | None = None
 
     def __enter__(self) -> Pulse:
-        if self.is_needed:
-            self.start()
+        self._inside.append(self)
+        if len(self._inside) == 1 and ranks.is_first() and not sys.stdout.isatty():
+            self.thread = threading.Thread(target=self._run, name="fastlg-pulse", daemon=True)
+            self.thread.start()
         return self
 
     def __exit__(self, *exception) -> None:
+        self._inside.remove(self)
         self.is_over.set()
-        if self.is_needed:
-            self.join()
+        if self.thread is not None:
+            self.thread.join()
 
-    def run(self) -> None:
+    def _run(self) -> None:
+        _Spoken.at = max(_Spoken.at, time.monotonic())
         while not self.is_over.wait(max(0.0, _Spoken.at + SILENCE_S - time.monotonic())):
-            if time.monotonic() - _Spoken.at >= SILENCE_S:
-                say(self.about())
+            inside = self._inside[-1:]
+            if inside and time.monotonic() - _Spoken.at >= SILENCE_S:
+                say(inside[0].about())
 
 
 class Bar:

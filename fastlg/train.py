@@ -19,7 +19,7 @@ from fastlg.engine.prefetch import prefetched
 from fastlg.engine.schedule import learning_rate
 from fastlg.errors import UserError
 from fastlg.metrics import Meter
-from fastlg.report import say
+from fastlg.report import Pulse, say
 from fastlg.run import Run
 from fastlg.run_folder import finished, refuse_unusable
 from fastlg.run_lock import run_lock
@@ -56,13 +56,14 @@ def _finished(config: Config, resume: str) -> dict | None:
 def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
     """Of the run, its teacher found or trained before."""
     stores = open_stores(config)
-    expect_trainable(config, stores, resume)
-    teacher, size, features = None, None, None
-    if config.teacher is not None:
-        teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
-        features = find_features(config, stores, teacher, size, dry_run=dry_run)
-    parts = assemble(config, stores, teacher, size, features)
-    say_plan(parts)
+    with Pulse(lambda: f"starting {config.run_dir}"):
+        expect_trainable(config, stores, resume)
+        teacher, size, features = None, None, None
+        if config.teacher is not None:
+            teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
+            features = find_features(config, stores, teacher, size, dry_run=dry_run)
+        parts = assemble(config, stores, teacher, size, features)
+        say_plan(parts)
     return parts
 
 
@@ -101,7 +102,7 @@ def _untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
 
 def _train(config: Config, resume: str) -> dict:
     parts = _parts(config, resume, dry_run=False)
-    with StopRequest() as stop:
+    with StopRequest() as stop, Pulse(lambda: f"at work  {config.run_dir}"):
         run = Run(parts, stop, resume)
         try:
             fit(parts, run)
@@ -139,6 +140,11 @@ def rehearse(parts: Parts) -> dict:
 
     Raises RunError when the loss is not finite.
     """
+    with Pulse(lambda: "dry run  the first step"):
+        return _rehearse(parts)
+
+
+def _rehearse(parts: Parts) -> dict:
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
     views = parts.views(batch, 0)

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from fastlg import report
 from fastlg.analysis.plots import plot_curves
 
 ROWS = [
@@ -109,25 +108,3 @@ def test_a_sheet_that_fails_loses_no_store_and_one_that_was_asked_for_alone_is_o
     assert (
         status == 1 and err.startswith("fastlg: cannot write runs/student/views.png: No space") and err.count("\n") == 1
     )
-
-
-def test_off_a_terminal_long_silences_are_broken(monkeypatch):
-    said = []
-    monkeypatch.setattr(report, "SILENCE_S", 0.02)
-    monkeypatch.setattr(report.console, "print", lambda line, markup: said.append(line))
-    with report.Bar("epoch 1/2", 7) as bar:
-        bar.advance()
-        while len(said) < 3:  # a step that takes its time
-            bar.pulse.join(0.01)
-        bar.advance()
-    assert set(said[1:]) <= {"epoch 1/2  step 1 of 7", "epoch 1/2  step 2 of 7"}
-    assert not bar.pulse.is_alive()
-
-
-def test_what_was_said_anyway_breaks_the_silence(monkeypatch):
-    said = []
-    monkeypatch.setattr(report.console, "print", lambda line, markup: said.append(line))
-    report.say("just now")
-    with report.Bar("epoch 1/2", 7) as bar:
-        bar.show("loss 1")
-    assert said == ["just now", "epoch 1/2  loss 1"]
