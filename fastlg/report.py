@@ -83,8 +83,9 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, "".join(kept))
             self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
-        self.writer = None
+        self.writer, self.unhooked = None, threading.excepthook
         if tensorboard:
+            threading.excepthook = _but_tensorboards(self.unhooked)
             with dispensable("TensorBoard", INSTEAD):
                 self.writer = _tensorboard(folder / "tensorboard", after_step)
 
@@ -107,6 +108,7 @@ class Log:
         if self.writer is not None:
             with dispensable("TensorBoard", INSTEAD):
                 self.writer.close()
+        threading.excepthook = self.unhooked
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -117,6 +119,16 @@ def read_metrics(folder: Path) -> list[dict]:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
+def _but_tensorboards(hook: Callable) -> Callable:
+    """What its writing thread raises comes back with the next call; a traceback of its own is one too many."""
+
+    def own(failed) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard"):
+            hook(failed)
+
+    return own
 
 
 def _tensorboard(folder: Path, after_step: int):
