@@ -20,8 +20,9 @@ from fastlg.errors import UserError
 from fastlg.files.places import cache_root
 from fastlg.models.build import new_model
 from fastlg.ranks.say import say
+from fastlg.teacher.cache import format as cache_format
 from fastlg.teacher.cache.build import CacheJob, build, expect_writable, missing
-from fastlg.teacher.cache.format import CHUNK, Fingerprint, is_cache, orientations, weights_digest
+from fastlg.teacher.cache.format import Fingerprint, is_cache, orientations, weights_digest
 from fastlg.teacher.cache.read import FeatureCache, open_cache
 from fastlg.teacher.online import OnlineTeacher
 
@@ -103,7 +104,7 @@ def plan_cache(config: Config, stores: Stores, model: nn.Module, teacher_size: i
         version=__version__,
         teacher=weights_digest(model),
         norm_stats=settings.norm_stats,
-        chunk=CHUNK if settings.norm_stats == "batch" else 0,
+        chunk=cache_format.CHUNK if settings.norm_stats == "batch" else 0,
         store=stores.train.fingerprint,
         image_size=config.model.image_size,
         teacher_size=teacher_size,
@@ -132,7 +133,7 @@ def teacher_views(job: CacheJob, config: Config, stores: Stores, first: int) -> 
     augment, chunking = config.augment, job.chunking
     plan = OncePlan(
         size=config.model.image_size,
-        batch_size=CHUNK,
+        batch_size=cache_format.CHUNK,
         train=True,
         scale=augment.crop_scale,
         ratio=augment.crop_ratio,

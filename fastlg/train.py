@@ -25,6 +25,7 @@ from fastlg.run.lock import run_lock
 from fastlg.run.metrics import Meter
 from fastlg.run.parts import Parts
 from fastlg.run.plan import say_plan
+from fastlg.run.report import Pulse
 from fastlg.run.run import Run
 from fastlg.run.trained import load_teacher
 from fastlg.teacher.recipe import teacher_config
@@ -59,13 +60,14 @@ def _finished(config: Config, resume: str) -> dict | None:
 def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
     """Of the run, its teacher found or trained before."""
     stores = open_stores(config.data)
-    expect_trainable(config, stores, resume)
-    teacher, size, features = None, None, None
-    if config.teacher is not None:
-        teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
-        features = find_features(config, stores, teacher, size, dry_run=dry_run)
-    parts = assemble(config, stores, teacher, size, features)
-    say_plan(parts)
+    with Pulse(lambda: f"starting {config.run_dir}"):
+        expect_trainable(config, stores, resume)
+        teacher, size, features = None, None, None
+        if config.teacher is not None:
+            teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
+            features = find_features(config, stores, teacher, size, dry_run=dry_run)
+        parts = assemble(config, stores, teacher, size, features)
+        say_plan(parts)
     return parts
 
 
@@ -106,7 +108,7 @@ def untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
 
 def _train(config: Config, resume: str) -> dict:
     parts = _parts(config, resume, dry_run=False)
-    with StopRequest() as stop:
+    with StopRequest() as stop, Pulse(lambda: f"at work  {config.run_dir}"):
         run = Run(parts, stop, resume)
         try:
             fit(parts, run)
@@ -144,6 +146,11 @@ def rehearse(parts: Parts) -> dict:
 
     Raises RunError when the loss is not finite.
     """
+    with Pulse(lambda: "dry run  the first step"):
+        return _rehearse(parts)
+
+
+def _rehearse(parts: Parts) -> dict:
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
     views = parts.views(batch, 0)

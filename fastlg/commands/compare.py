@@ -73,10 +73,12 @@ def _train_all(config: Config, dry_run: bool) -> dict:
     if dry_run or not ranks.is_first():
         return summaries
     write_summary(folder, summaries)
-    plot_curves({name: read_metrics(folder / name) for name in ("unguided", "guided")}, folder / "curves.png")
+    is_drawn = plot_curves(
+        {name: read_metrics(folder / name) for name in ("unguided", "guided")}, folder / "curves.png"
+    )
     with dispensable("the table", f"{folder}/summary.json holds what it would show"):
         show(summaries)
-    say(f"curves and summary in {folder}")
+    say(f"{'curves and ' if is_drawn else ''}summary in {folder}")
     return summaries
 
 

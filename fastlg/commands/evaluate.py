@@ -17,6 +17,7 @@ from fastlg.engine.protocol import autocast
 from fastlg.errors import UserError
 from fastlg.run.evaluate import measure
 from fastlg.run.metrics import Accuracy
+from fastlg.run.report import Pulse
 from fastlg.run.trained import load_trained
 
 
@@ -38,7 +39,7 @@ def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
     dtype = pick_dtype(config.engine, device)
     loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
     model = model.to(device)
-    with autocast(device, dtype):
+    with autocast(device, dtype), Pulse(lambda: f"testing  {folder}"):
         return measure(lambda images: model(images)[0], loader, views, device)
 
 

@@ -13,7 +13,7 @@ from fastlg.data.store.make import prepare as write_store
 from fastlg.data.stores import open_stores
 from fastlg.data.views.sheet import contact_sheet
 from fastlg.engine.precision import pick_device
-from fastlg.errors import UserError, writing
+from fastlg.errors import RunError, UserError, first_line, writing
 from fastlg.ranks.say import dispensable, say
 from fastlg.run.trained import load_trained
 
@@ -52,11 +52,8 @@ def preview_run(folder: Path) -> Path:
     config, _, _ = load_trained(folder)
     teacher_size = None
     if config.teacher is not None:
-        teacher_size = (
-            load_config(config.teacher.recipe)
-            .replace(dotted(config.teacher.overrides), "teacher.overrides")
-            .model.image_size
-        )
+        recipe = load_config(config.teacher.recipe)
+        teacher_size = recipe.replace(dotted(config.teacher.overrides), "teacher.overrides").model.image_size
     return _sheet(config, teacher_size, folder / "views.png")
 
 
@@ -67,7 +64,12 @@ def _sheet(config: Config, teacher_size: int | None, path: Path) -> Path:
     batch = next(iter(loader.epoch(0)))
     batch = batch._replace(**{name: value[:SHEET_IMAGES] for name, value in batch._asdict().items()})
     views = make_views(config, teacher_size)(batch, 0)
-    with writing(path):
-        contact_sheet(path, stores.train, batch, views, mean=config.augment.mean, std=config.augment.std)
+    try:
+        with writing(path):
+            contact_sheet(path, stores.train, batch, views, mean=config.augment.mean, std=config.augment.std)
+    except RunError:
+        raise
+    except Exception as error:  # whatever Pillow makes of a format
+        raise RunError(f"cannot draw {path}: {first_line(error)} ({type(error).__name__})") from None
     say(f"pictures {path}: stored images with their crops, crops, student views, teacher views")
     return path

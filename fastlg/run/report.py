@@ -37,8 +37,9 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, "".join(kept))
             self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
-        self.writer = None
+        self.writer, self.unhooked = None, threading.excepthook
         if tensorboard:
+            threading.excepthook = _but_tensorboards(self.unhooked)
             with dispensable("TensorBoard", INSTEAD):
                 self.writer = _tensorboard(folder / "tensorboard", after_step)
 
@@ -61,6 +62,7 @@ class Log:
         if self.writer is not None:
             with dispensable("TensorBoard", INSTEAD):
                 self.writer.close()
+        threading.excepthook = self.unhooked
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -73,6 +75,16 @@ def read_metrics(folder: Path) -> list[dict]:
     return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
+def _but_tensorboards(hook: Callable) -> Callable:
+    """What its writing thread raises comes back with the next call; a traceback of its own is one too many."""
+
+    def own(failed) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard"):
+            hook(failed)
+
+    return own
+
+
 def _tensorboard(folder: Path, after_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -82,29 +94,38 @@ def _tensorboard(folder: Path, after_step: int):
     return SummaryWriter(folder, purge_step=after_step + 1)
 
 
-class Pulse(threading.Thread):
-    """Off a terminal, says what ``about()`` returns whenever nothing else was said for SILENCE_S; a context manager."""
+class Pulse:
+    """Off a terminal, says what ``about()`` returns whenever nothing else was said for SILENCE_S; a context manager.
+
+    They nest: the innermost one speaks, from the one thread that the outermost started.
+    """
+
+    _inside: list[Pulse] = []
 
     def __init__(self, about: Callable[[], str]):
-        super().__init__(name="fastlg-pulse", daemon=True)
         self.about = about
         self.is_over = threading.Event()
-        self.is_needed = ranks.is_first() and not sys.stdout.isatty()
+        self.thread: threading.Thread | None = None
 
     def __enter__(self) -> Pulse:
-        if self.is_needed:
-            self.start()
+        self._inside.append(self)
+        if len(self._inside) == 1 and ranks.is_first() and not sys.stdout.isatty():
+            self.thread = threading.Thread(target=self._run, name="fastlg-pulse", daemon=True)
+            self.thread.start()
         return self
 
     def __exit__(self, *exception) -> None:
+        self._inside.remove(self)
         self.is_over.set()
-        if self.is_needed:
-            self.join()
+        if self.thread is not None:
+            self.thread.join()
 
-    def run(self) -> None:
+    def _run(self) -> None:
+        Spoken.at = max(Spoken.at, time.monotonic())
         while not self.is_over.wait(max(0.0, Spoken.at + SILENCE_S - time.monotonic())):
-            if time.monotonic() - Spoken.at >= SILENCE_S:
-                say(self.about())
+            inside = self._inside[-1:]
+            if inside and time.monotonic() - Spoken.at >= SILENCE_S:
+                say(inside[0].about())
 
 
 class Bar:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
-from fastlg.ranks import say
-from fastlg.run import report
+from fastlg.batch import Batch
+from fastlg.commands import prepare
+from fastlg.config import Config
+from fastlg.errors import RunError
 from fastlg.run.curves import plot_curves
+from fastlg.run.report import Log, read_metrics
 
 ROWS = [
     {"kind": "train", "step": 1, "epoch": 0, "loss_cls": 1.0},
@@ -112,23 +118,117 @@ def test_a_sheet_that_fails_loses_no_store_and_one_that_was_asked_for_alone_is_o
     )
 
 
-def test_off_a_terminal_long_silences_are_broken(monkeypatch):
-    said = []
-    monkeypatch.setattr(report, "SILENCE_S", 0.02)
-    monkeypatch.setattr(say.console, "print", lambda line, markup: said.append(line))
-    with report.Bar("epoch 1/2", 7) as bar:
-        bar.advance()
-        while len(said) < 3:  # a step that takes its time
-            bar.pulse.join(0.01)
-        bar.advance()
-    assert set(said[1:]) <= {"epoch 1/2  step 1 of 7", "epoch 1/2  step 2 of 7"}
-    assert not bar.pulse.is_alive()
+# ---- every place that writes a picture or a log, and everything that it may raise
+
+RAISED = [
+    FULL,
+    OSError(errno.EROFS, "Read-only file system"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError("no number at all"),
+    ValueError("bad\nmore\x1b[31m"),
+    KeyError("key"),
+    AttributeError("a library of another version"),
+    MemoryError(),
+    RuntimeError(""),
+]
 
 
-def test_what_was_said_anyway_breaks_the_silence(monkeypatch):
-    said = []
-    monkeypatch.setattr(say.console, "print", lambda line, markup: said.append(line))
-    say.say("just now")
-    with report.Bar("epoch 1/2", 7) as bar:
-        bar.show("loss 1")
-    assert said == ["just now", "epoch 1/2  loss 1"]
+@pytest.fixture
+def one_warning(capfd):
+    """Call it at the end: what the process said is one line, a warning, and no error."""
+
+    def check(error: Exception) -> str:
+        out, err = capfd.readouterr()
+        lines = out.splitlines()
+        assert err == "" and len(lines) == 1 and lines[0].startswith("warning  ") and lines[0].isprintable(), out + err
+        assert f"({type(error).__name__})" in lines[0]
+        return lines[0]
+
+    capfd.readouterr()
+    return check
+
+
+def raising(error: Exception):
+    def fails(*arguments, **more):
+        raise error
+
+    return fails
+
+
+IDS = [f"{type(error).__name__}-{getattr(error, 'errno', '')}" for error in RAISED]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=IDS)
+@pytest.mark.parametrize("place", ["__init__", "add_scalar", "close", "thread", "flush"])
+def test_metrics_are_whole_whatever_tensorboard_raises(tmp_path, monkeypatch, one_warning, place, error):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard import SummaryWriter
+
+    def log_three():
+        log = Log(tmp_path, after_step=-1, tensorboard=True)
+        if place in ("thread", "flush"):
+            monkeypatch.setattr(RecordWriter, {"thread": "write"}.get(place, place), raising(error))
+        for step in range(3):
+            log.write("train", step, loss=step)
+        log.close()
+
+    hook = threading.excepthook
+    if place not in ("thread", "flush"):
+        monkeypatch.setattr(SummaryWriter, place, raising(error))
+    log_three()
+    assert "metrics.jsonl holds the same numbers" in one_warning(error)
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [0, 1, 2]
+    assert threading.excepthook is hook
+
+
+@pytest.mark.parametrize("error", RAISED, ids=IDS)
+def test_no_curves_are_left_half_drawn_whatever_is_raised(tmp_path, monkeypatch, one_warning, error):
+    from matplotlib.figure import Figure
+
+    def fails(self, path, **more):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(Figure, "savefig", fails)
+    assert plot_curves({"run": ROWS}, tmp_path / "c.png") is False
+    one_warning(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", RAISED, ids=IDS)
+def test_a_preview_warns_and_an_asked_for_sheet_is_one_line_whatever_is_raised(
+    tmp_path, monkeypatch, one_warning, error
+):
+    monkeypatch.setattr(prepare, "open_stores", lambda _: SimpleNamespace(train=None))
+    monkeypatch.setattr(
+        prepare, "new_loader", lambda *_, **__: SimpleNamespace(epoch=lambda _: iter([Batch(*[[]] * 5)]))
+    )
+    monkeypatch.setattr(prepare, "make_views", lambda *_: lambda *_: None)
+    monkeypatch.setattr(prepare, "contact_sheet", raising(error))
+    prepare.preview_store(tmp_path / "store", tmp_path / "sheet.png")
+    out = one_warning(RunError())
+    assert "the store" in out and "is whole" in out
+    config = Config.model_validate({"data": {"source": "x"}, "model": {"name": "resnet20"}})
+    monkeypatch.setattr(prepare, "load_trained", lambda _: (config, None, None))
+    with pytest.raises(RunError, match=r"^cannot (write|draw) .*views\.png: ") as caught:
+        prepare.preview_run(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("in_the_way", ["tensorboard", "curves.png"])
+def test_a_run_outlives_what_lies_in_the_way_of_its_pictures(project, fastlg, in_the_way):
+    assert fastlg(*TRAIN, "log.tensorboard=true")[0] == 0
+    folder = project / "runs" / "student"
+    (folder / "summary.json").unlink()
+    path = folder / in_the_way
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("a file")
+    else:
+        path.unlink()
+        path.mkdir()
+        (path / "x").write_text("not empty")
+    status, out, err = fastlg(*TRAIN, "log.tensorboard=true")
+    assert status == 0 and err == "" and (folder / "summary.json").is_file()
+    assert len([line for line in out.splitlines() if line.startswith("warning")]) == 1, out

@@ -25,7 +25,7 @@ CASES = {
     "deit": ("deit_tiny_patch16_224.fb_in1k", 48, {"embed_dim": 24, "depth": 2, "num_heads": 2}),
     "distilled": ("deit_tiny_distilled_patch16_224", 48, {"embed_dim": 24, "depth": 2, "num_heads": 2}),
     "convit": ("convit_tiny", 48, {"embed_dim": 6, "depth": 3, "local_up_to_layer": 2}),
-    "pit": ("pit_ti_224", 57, {"base_dims": [8, 8, 8], "depth": [1, 2, 1], "heads": [1, 2, 4]}),
+    "pit": ("pit_ti_224", 56, {"base_dims": [8, 8, 8], "depth": [1, 2, 1], "heads": [1, 2, 4]}),
     "pvt_v2": ("pvt_v2_b0", 64, {"embed_dims": [8, 16, 40, 64]}),
     "pvt_v2_linear": ("pvt_v2_b2_li", 64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}),
 }

@@ -20,8 +20,8 @@ from fastlg.files.lock import file_lock
 from fastlg.files.progress import progress_bar
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.ranks.say import say
+from fastlg.teacher.cache import format as cache_format
 from fastlg.teacher.cache.format import (
-    CHUNK,
     MANIFEST,
     ArrayInfo,
     Chunking,
@@ -55,7 +55,7 @@ class CacheJob:
 
     @property
     def chunking(self) -> Chunking:
-        return Chunking(self.count, CHUNK)
+        return Chunking(self.count, cache_format.CHUNK)
 
     def sizes(self) -> str:
         """Size per image and in all, for a person."""

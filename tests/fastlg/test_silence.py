@@ -1,0 +1,129 @@
+"""Off a terminal a line is said at least every 10 s, whatever a run is at; by an injected clock, never a real one."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from fastlg import ranks, train
+from fastlg.engine.plain import PlainEngine
+from fastlg.files.verify import Verification
+from fastlg.ranks import say as saying
+from fastlg.run import report, run
+
+
+class Clock:
+    """Stands still but for those who wait; ``at`` holds what somebody else says meanwhile, by its second."""
+
+    def __init__(self, seconds: float, at: dict[float, str] | None = None):
+        self.now, self.end, self.others = 1000.0, 1000.0 + seconds, {1000.0 + s: line for s, line in (at or {}).items()}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        until = self.now + seconds
+        for due in sorted(self.others):
+            if due <= min(until, self.end):
+                self.now = due
+                report.say(self.others.pop(due))
+        self.now = min(until, self.end)
+        return until > self.end
+
+
+@pytest.mark.parametrize(
+    ("seconds", "others", "said"),
+    [
+        (9.9, {}, []),
+        (35, {}, [(10, "at it"), (20, "at it"), (30, "at it")]),
+        (25, {4: "loss 1"}, [(4, "loss 1"), (14, "at it"), (24, "at it")]),
+        (29, {9: "a", 18: "b", 27: "c"}, [(9, "a"), (18, "b"), (27, "c")]),
+    ],
+)
+def test_a_silence_lasts_ten_seconds_at_most(monkeypatch, seconds, others, said):
+    clock, lines = Clock(seconds, others), []
+    monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(saying, "time", clock)
+    monkeypatch.setattr(saying.console, "print", lambda line, markup: lines.append((clock.now - 1000, line)))
+    monkeypatch.setattr(saying.Spoken, "at", 0.0)
+    pulse = report.Pulse(lambda: "at it")
+    pulse.is_over = clock
+    monkeypatch.setattr(report.Pulse, "_inside", [pulse])
+    pulse._run()
+    assert lines == said
+
+
+def test_the_innermost_speaks_and_no_thread_is_left(monkeypatch):
+    said, inner_spoke = [], threading.Event()
+
+    def note(line, markup):
+        said.append(line)
+        if line == "inner":
+            inner_spoke.set()
+
+    monkeypatch.setattr(report, "SILENCE_S", 0.01)
+    monkeypatch.setattr(saying.console, "print", note)
+    before = threading.active_count()
+    with report.Pulse(lambda: "outer"), report.Pulse(lambda: "inner"):
+        assert inner_spoke.wait(60) and threading.active_count() == before + 1
+    count = len(said)
+    assert threading.active_count() == before and set(said) <= {"outer", "inner"}
+    with report.Bar("epoch 1/2", 7) as bar:
+        bar.advance()
+    assert report.Pulse._inside == [] and len(said) - count <= 1
+
+
+def test_a_terminal_and_the_other_ranks_are_left_alone(monkeypatch):
+    for name, holder, value in (("is_first", ranks, False), ("isatty", report.sys.stdout, True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(holder, name, lambda value=value: value)
+            with report.Pulse(lambda: "never") as pulse:
+                assert pulse.thread is None
+
+
+HELD = {
+    # what takes its time: (where, its name, what is said meanwhile)
+    "building the parts": (train, "assemble", "starting runs/student"),
+    "the first step": (PlainEngine, "step", "epoch 1/1  step 0 of 2"),
+    "a batch that comes late": (train.Parts, "step_total", "epoch 1/1  step 0 of 2"),
+    "reading files again": (Verification, "wait", "at work  runs/student"),
+    "testing": (run, "evaluate", "epoch 1/1  testing"),
+    "saving": (run, "save_checkpoint", "at work  runs/student"),
+    "drawing": (run, "plot_curves", "at work  runs/student"),
+}
+
+
+def test_whatever_a_run_waits_for_it_says_what_it_is_at(project, fastlg, monkeypatch):
+    """Each part is held until a line was said about it; with no line the test fails, however fast the machine."""
+    spoken, heard = threading.Condition(), []
+    original = report.say
+
+    def say(line):
+        original(line)
+        with spoken:
+            heard.append(line)
+            spoken.notify_all()
+
+    def held(method, wanted):
+        is_first = [True]
+
+        def waits(*arguments, **more):
+            if is_first:
+                is_first.clear()
+                with spoken:
+                    start = len(heard)
+                    assert spoken.wait_for(lambda: wanted in heard[start:], timeout=60), (wanted, heard[start:])
+            return method(*arguments, **more)
+
+        return waits
+
+    monkeypatch.setattr(report, "say", say)
+    monkeypatch.setattr(report, "SILENCE_S", 0.01)
+    for holder, name, wanted in HELD.values():
+        monkeypatch.setattr(holder, name, held(getattr(holder, name), wanted))
+    status, out, err = fastlg("train", "student.yaml", "teacher=null", "optim.epochs=1", "optim.global_batch_size=39")
+    assert status == 0, err
+    for _, _, wanted in HELD.values():
+        assert wanted in out.splitlines()
+    assert report.Pulse._inside == []
