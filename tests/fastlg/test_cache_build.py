@@ -218,7 +218,7 @@ def test_damage_is_found_and_named(project):
 
 OTHER_SETTINGS = {
     "teacher.norm_stats=batch": "norm_stats",
-    "model.image_size=40": "image_size",
+    "model.image_size=48": "image_size",
     "teacher.cache_dtype=bf16": "dtype",
     "augment.flip=0": "transforms",
     "augment.crop_scale=[0.5,1]": "transforms",
