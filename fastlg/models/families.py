@@ -17,15 +17,13 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_")
+from fastlg.models.cvt import ConvolutionalTransformer
+from fastlg.models.pvt import PyramidVisionTransformer
+from fastlg.models.t2t import T2TViT
+from fastlg.models.token_model import BlockShape, TokenModel, conv_side
+
+PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_")
 SUPPORTED = ", ".join(f"{prefix}*" for prefix in PREFIXES)
-
-
-class BlockShape(NamedTuple):
-    """Grid (height, width) and channels of one block's patch tokens."""
-
-    grid: tuple[int, int]
-    dim: int
 
 
 class Family(NamedTuple):
@@ -46,6 +44,8 @@ def family_of(model: nn.Module) -> Family | None:
             return Family(walk_pit, shapes_pit)
         case PyramidVisionTransformerV2():
             return Family(walk_pvt_v2, shapes_pvt_v2)
+        case T2TViT() | PyramidVisionTransformer() | ConvolutionalTransformer():
+            return Family(walk_own, shapes_own)
         case _:
             return None
 
@@ -126,6 +126,15 @@ def walk_pvt_v2(
     return model.forward_head(x), kept
 
 
+def walk_own(model: TokenModel, images: Tensor, wanted: frozenset[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    tokens, kept = model.walk(images, wanted)
+    return model.forward_head(model.norm(tokens)), kept
+
+
+def shapes_own(model: TokenModel, image_size: int) -> list[BlockShape]:
+    return model.block_shapes((image_size, image_size))
+
+
 def shapes_columnar(model: VisionTransformer | ConVit, image_size: int) -> list[BlockShape]:
     grid = tuple(model.patch_embed.grid_size)
     return [BlockShape(grid, model.embed_dim) for _ in model.blocks]
@@ -153,4 +162,4 @@ def shapes_pvt_v2(model: PyramidVisionTransformerV2, image_size: int) -> list[Bl
 
 
 def _conv_side(conv: nn.Conv2d, side: int) -> int:
-    return (side + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
+    return conv_side(side, conv.kernel_size[0], conv.stride[0], conv.padding[0])
