@@ -109,13 +109,13 @@ def export(
 ) -> None:
     """Write the bare student as safetensors that plain timm loads."""
     from fastlg.evaluate import load_trained
-    from fastlg.export import expect_empty, export_student
+    from fastlg.export import expect_empty, export_student, how_to_load
     from fastlg.report import say
 
     expect_empty(out)
     config, model, class_names = load_trained(run, _checked(which))
     export_student(model, out, class_names=class_names, config=config)
-    say(f"exported {run} ({which}) to {out}; load it with timm.create_model('local-dir:{out}', pretrained=True)")
+    say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
 
 
 @app.command()

@@ -40,12 +40,13 @@ class PyramidVisionTransformer(TokenModel):
                 "embed_dims, depths, num_heads, mlp_ratios and sr_ratios have one entry for each of 4 stages"
             )
         super().__init__(embed_dims[-1], num_classes, global_pool, drop_rate)
-        self.img_size, self.depths = to_2tuple(img_size), tuple(depths)
+        self.depths = tuple(depths)
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], PATCHES[0])
+        self.patch_embed.img_size = to_2tuple(img_size)  # where timm's models keep it
         rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         last = len(depths) - 1
         self.stages = nn.ModuleList()
-        for number, grid in enumerate(self.grids(self.img_size)):
+        for number, grid in enumerate(self.grids(self.patch_embed.img_size)):
             before, dim = embed_dims[max(number - 1, 0)], embed_dims[number]
             stage = nn.Module()
             stage.downsample = PatchEmbed(before, dim, PATCHES[number]) if number else None
@@ -78,8 +79,7 @@ class PyramidVisionTransformer(TokenModel):
     def walk(
         self, images: Tensor, wanted: frozenset[int] = frozenset(), until: int | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        if (size := tuple(images.shape[-2:])) != self.img_size:
-            raise ValueError(f"images of {size} px; this model is built for {self.img_size} (img_size)")
+        self.expect_size(images, self.patch_embed.img_size)
         kept, index, x = {}, 0, images
         for stage in self.stages:
             x, grid = (stage.downsample or self.patch_embed)(x)
@@ -188,7 +188,7 @@ class ReducedAttention(nn.Module):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PyramidVisionTransformer) -> dict[str, Tensor]:
     """Weights trained at another image size: learned positions are resized, as timm does for its own models."""
-    grids, fitted = model.grids(model.img_size), dict(state_dict)
+    grids, fitted = model.grids(model.patch_embed.img_size), dict(state_dict)
     for number, (stage, grid) in enumerate(zip(model.stages, grids, strict=True)):
         found = fitted.get(name := f"stages.{number}.pos_embed")
         if found is not None and found.shape[1] != stage.pos_embed.shape[1]:

@@ -78,6 +78,7 @@ class T2TViT(TokenModel):
     def walk(
         self, images: Tensor, wanted: frozenset[int] = frozenset(), until: int | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
+        self.expect_size(images, self.patch_embed.img_size)
         kept = {}
         x = self.patch_embed(images)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
@@ -109,10 +110,7 @@ class TokensToToken(nn.Module):
         self.proj = nn.Linear(token_dim * areas[2], embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        size = tuple(images.shape[-2:])
-        if size != self.img_size:
-            raise ValueError(f"images of {size} px; this model is built for {self.img_size} (img_size)")
-        grids, maps = self.grids(size), images
+        grids, maps = self.grids(self.img_size), images
         for split, grid, performer in zip(SPLITS, grids, (*self.performers, None), strict=True):
             tokens = soft_split(maps, *split)
             if performer is None:

@@ -51,6 +51,17 @@ class TokenModel(nn.Module):
     def block_shapes(self, image_size: tuple[int, int]) -> list[BlockShape]:
         raise NotImplementedError
 
+    def expect_size(self, images: Tensor, size: tuple[int, int]) -> None:
+        """Raises ValueError for images that the positions do not fit."""
+        if tuple(images.shape[-2:]) != size:
+            found = tuple(images.shape[-2:])
+            raise ValueError(f"images of {found} px, but {type(self).__name__} is built for {size} px (img_size)")
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """timm's layers for learning rates that decay by depth: stem, blocks or stages, head."""
+        return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": r"^(?:blocks|stages)\.(\d+)"}
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
