@@ -229,6 +229,8 @@ def test_build_follows_the_config():
         ("pit_ti_224", {"image_size": 15}, "too small"),
         ("pvt_v2_b0", {"image_size": 24}, "too small"),
         ("pvt_tiny", {"image_size": 28}, "too small"),
+        ("t2t_vit_7", {"image_size": 2}, "too small"),
+        ("cvt_13", {"image_size": 2}, "too small"),
         ("pvt_tiny", {"model_args": {"depths": [1, 1, 1]}}, "one entry for each of 4 stages"),
         ("pvt_tiny", {"model_args": {"num_heads": [1, 2, 3, 4]}}, "width 320 is no multiple of 3 heads"),
         ("pvt_tiny", {"blocks": [0, 8]}, "no block 8; its blocks are 0 to 7"),
