@@ -7,6 +7,7 @@ from timm.layers import DropPath, Mlp, QuickGELU, calculate_drop_path_rates, use
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from fastlg.models.convolutions import ImageConv2d
 from fastlg.models.token_model import BlockShape, TokenModel, attend, conv_side, maps_of
 
 EPS = 1e-5  # of every LayerNorm, as in the reference code
@@ -99,7 +100,8 @@ class ConvEmbed(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, kernel: int, stride: int, padding: int):
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding)
+        convolution = ImageConv2d if in_chans < ImageConv2d.CHANNELS else nn.Conv2d
+        self.proj = convolution(in_chans, dim, kernel, stride, padding)
         self.norm = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, tuple[int, int]]:
