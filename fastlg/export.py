@@ -35,7 +35,7 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
     class_names  names in label order; timm hands them on as ``pretrained_cfg["label_names"]``
     config       the run's config: mean and std of the images, and name and seed for the record
 
-    Of students that timm has not (T2T-ViT, PVT, CvT), timm learns by ``import fastlg.models``.
+    Students that timm lacks (T2T-ViT, PVT, CvT) are read so after ``import fastlg.models``.
     The folder appears whole or not at all, after timm has loaded it and given the same logits. timm's own evaluation
     transform (``timm.data.resolve_model_data_config``) then reads images as fastlg's does: squashed to the square,
     bilinear. Raises UserError for a CNN, which timm does not know, and for a folder that holds files; RunError where
