@@ -139,7 +139,7 @@ def test_bare_state_dict_is_timms():
     assert {f"bare.{name}" for name in plain.state_dict()} == set(student.state_dict())
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
+@pytest.mark.parametrize("name", ONE_EACH[:4])  # those of our own: test_models_own.py, with their backward pass
 def test_student_compiles_as_one_graph(name):
     student = tiny(name, blocks=[0, 2, 3]).eval()
     x = images(student.image_size)
