@@ -8,9 +8,8 @@ Kinds of rows (``extra.kind``):
     batch size   time of a step against the batch size
     engine       plain torch against DeepSpeed, where that is installed
 
-Students are those that fastlg has: DeiT-Ti, PiT-Ti, PVTv2-B0 and ConViT-Ti. Of the paper's students T2T-ViT, PVT and
-CvT are not among them. The reference style does what reference_style.py says; it runs the same guided job, so both
-share one bound. Cached features follow crops and flips alone, so that row's images pass through no RandAugment.
+Students are all of the paper's. The reference style does what reference_style.py says; it runs the same guided job, so
+both share one bound. Cached features follow crops and flips alone, so that row's images pass through no RandAugment.
 
 Rivals take turns on a CPU, one step each. On a GPU, where CUDA graphs hold memory, they come one after another; a turn
 is then a number of steps between two synchronizations, after steps that are not timed, so that batches which workers
@@ -34,7 +33,16 @@ from reference_style import ReferenceStyle, Style
 from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 
-NAMES = {"deit_tiny": "DeiT-Ti", "pit_tiny": "PiT-Ti", "pvtv2_b0": "PVTv2-B0", "convit_tiny": "ConViT-Ti"}
+NAMES = {
+    "deit_tiny": "DeiT-Ti",
+    "pit_tiny": "PiT-Ti",
+    "pvtv2_b0": "PVTv2-B0",
+    "convit_tiny": "ConViT-Ti",
+    "t2t_vit_7": "T2T-ViT-7",
+    "t2t_vit_14": "T2T-ViT-14",
+    "pvt_tiny": "PVT-Ti",
+    "cvt_13": "CvT-13",
+}
 OFF = ("compile", "graph", "prefetch", "channels_last", "fold_norms")
 EAGER = tuple(f"engine.{name}=false" for name in OFF)
 Stepper = Ours | ReferenceStyle

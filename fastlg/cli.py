@@ -108,14 +108,14 @@ def export(
     which: Which = "last",
 ) -> None:
     """Write the bare student as safetensors that plain timm loads."""
-    from fastlg.commands.export import expect_empty, export_student
+    from fastlg.commands.export import expect_empty, export_student, how_to_load
     from fastlg.ranks.say import say
     from fastlg.run.trained import load_trained
 
     expect_empty(out)
     config, model, class_names = load_trained(run, _checked(which))
     export_student(model, out, class_names=class_names, config=config)
-    say(f"exported {run} ({which}) to {out}; load it with timm.create_model('local-dir:{out}', pretrained=True)")
+    say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
 
 
 @app.command()

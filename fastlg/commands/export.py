@@ -21,6 +21,7 @@ from fastlg import __version__
 from fastlg.config import Config
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
+from fastlg.models.vits.token_model import TokenModel
 
 TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolutions; no argument changes it
 LOGIT_TOLERANCE = 1e-4  # of the largest logit: float32 rounding stays two orders below
@@ -34,6 +35,7 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
     class_names  names in label order; timm hands them on as ``pretrained_cfg["label_names"]``
     config       the run's config: mean and std of the images, and name and seed for the record
 
+    Students that timm lacks (T2T-ViT, PVT, CvT) are read so after ``import fastlg.models``.
     The folder appears whole or not at all, after timm has loaded it and given the same logits. timm's own evaluation
     transform (``timm.data.resolve_model_data_config``) then reads images as fastlg's does: squashed to the square,
     bilinear. Raises UserError for a CNN, which timm does not know, and for a folder that holds files; RunError where
@@ -64,6 +66,12 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
         raise RunError(f"cannot write {out_dir}: {error.strerror or first_line(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def how_to_load(student: Student, out_dir: Path) -> str:
+    """The Python that reads an export back; timm knows the models of fastlg's own once fastlg.models is imported."""
+    first = "import fastlg.models; " if isinstance(student.bare, TokenModel) else ""
+    return f"{first}timm.create_model('local-dir:{out_dir}', pretrained=True)"
 
 
 def expect_empty(out_dir: Path) -> None:

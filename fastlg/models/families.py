@@ -19,15 +19,13 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
-PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_")
+from fastlg.models.vits.cvt import ConvolutionalTransformer
+from fastlg.models.vits.pvt import PyramidVisionTransformer
+from fastlg.models.vits.t2t import T2TViT
+from fastlg.models.vits.token_model import BlockShape, TokenModel, conv_side
+
+PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_")
 SUPPORTED = ", ".join(f"{prefix}*" for prefix in PREFIXES)
-
-
-class BlockShape(NamedTuple):
-    """Grid (height, width) and channels of one block's patch tokens."""
-
-    grid: tuple[int, int]
-    dim: int
 
 
 class Family(NamedTuple):
@@ -50,6 +48,8 @@ def family_of(model: nn.Module) -> Family | None:
             return Family(walk_pit, shapes_pit, fits_pit)
         case PyramidVisionTransformerV2():
             return Family(walk_pvt_v2, shapes_pvt_v2, fits_pvt_v2)
+        case T2TViT() | PyramidVisionTransformer() | ConvolutionalTransformer():
+            return Family(walk_own, shapes_own, fits_own)
         case _:
             return None
 
@@ -130,6 +130,15 @@ def walk_pvt_v2(
     return model.forward_head(x), kept
 
 
+def walk_own(model: TokenModel, images: Tensor, wanted: frozenset[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    tokens, kept = model.walk(images, wanted)
+    return model.forward_head(model.norm(tokens)), kept
+
+
+def shapes_own(model: TokenModel, image_size: int) -> list[BlockShape]:
+    return model.block_shapes((image_size, image_size))
+
+
 def shapes_columnar(model: VisionTransformer | ConVit, image_size: int) -> list[BlockShape]:
     grid = tuple(model.patch_embed.grid_size)
     return [BlockShape(grid, model.embed_dim) for _ in model.blocks]
@@ -181,6 +190,17 @@ def fits_pvt_v2(model: PyramidVisionTransformerV2, image_size: int) -> bool:
     return True
 
 
+def fits_own(model: TokenModel, image_size: int) -> bool:
+    side = image_size
+    for window, keys in model.windows():
+        if not _reach_the_end(side, *window):
+            return False
+        side = conv_side(side, *window)
+        if side >= keys and not _reach_the_end(side, keys, keys, 0):
+            return False
+    return True
+
+
 def _are_seen(convs: list[nn.Conv2d], side: int) -> bool:
     for conv in convs:
         if not _is_seen(conv, side):
@@ -191,9 +211,13 @@ def _are_seen(convs: list[nn.Conv2d], side: int) -> bool:
 
 def _is_seen(conv: nn.Conv2d, side: int) -> bool:
     """Whether the windows reach the last of ``side`` pixels; padding, which lies beyond it, they may leave."""
-    beyond = side + 2 * conv.padding[0] - conv.kernel_size[0]
-    return beyond >= 0 and beyond % conv.stride[0] <= conv.padding[0]
+    return _reach_the_end(side, conv.kernel_size[0], conv.stride[0], conv.padding[0])
+
+
+def _reach_the_end(side: int, kernel: int, stride: int, padding: int) -> bool:
+    beyond = side + 2 * padding - kernel
+    return beyond >= 0 and beyond % stride <= padding
 
 
 def _conv_side(conv: nn.Conv2d, side: int) -> int:
-    return (side + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
+    return conv_side(side, conv.kernel_size[0], conv.stride[0], conv.padding[0])

@@ -43,7 +43,8 @@ class Student(nn.Module):
     block's output before any later norm, as the model holds it (no copy). L exceeds H * W of the block's grid by the
     prefix tokens, which lead. Without blocks it is the plain model and ``tokens`` is empty.
 
-    name         a timm name of a supported family: deit_*, vit_*, convit_*, pit_*, pvt_v2_*
+    name         a timm name of a supported family: deit_*, vit_*, convit_*, pit_*, pvt_v2_*, or one of ours
+                 that timm is told of: pvt_tiny, t2t_vit_7, t2t_vit_14, cvt_13
     blocks       guided blocks, 0-based over all blocks of all stages, one per teacher stage in the teacher's order
     drop_path    stochastic depth rate, rising over the blocks as the reference code does (``init="timm"``: as timm)
     init         "reference": initial weights, LayerNorm eps and drop path rule of the reference code; "timm": timm's
@@ -209,6 +210,6 @@ def _checked_arguments(name: str, image_size: int, model_args: Mapping[str, Any]
     if size not in (image_size, [image_size] * 2, (image_size,) * 2):
         raise UserError(f"model.args.img_size {size} differs from model.image_size {image_size}; set the latter alone")
     arguments = {key: value for key, value in model_args.items() if key != "img_size"}
-    if not name.startswith("pvt_v2"):  # no position embedding: it takes any size
+    if not name.startswith(("pvt_v2", "cvt_")):  # no position embedding: they take any size
         arguments["img_size"] = image_size
     return arguments

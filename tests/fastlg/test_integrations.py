@@ -104,6 +104,23 @@ def test_timm_task_guides_pyramid_students_with_a_timm_teacher():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "dims"),
+    [
+        ("t2t_vit_7", {"img_size": 48, "embed_dim": 24, "depth": 3, "num_heads": 2}, [24, 24, 24]),
+        ("pvt_tiny", {"img_size": 48, "embed_dims": (8, 16, 20, 32), "depths": (1, 1, 1, 1)}, [8, 16, 20]),
+        ("cvt_13", {"embed_dims": (8, 12, 24), "depths": (1, 1, 1)}, [8, 12, 24]),
+    ],
+)
+def test_timm_task_guides_the_students_that_timm_lacks(name, arguments, dims):
+    student = timm.create_model(name, num_classes=5, **arguments)
+    task = timm_task(student, blocks=[0, 1, 2])
+    assert [layer.in_features for layer in task.trainable_module.guidance.projections] == dims
+    assert task.trainable_module.group_matcher()("guidance.projections.0.weight") > 0
+    losses = train(task, 4)
+    assert losses[-1] < losses[0]
+
+
 def test_timm_task_keeps_an_average_and_names_what_is_wrong():
     task = timm_task()
     task.setup_ema(decay=0.5)

@@ -20,12 +20,20 @@ TINY = {
     "pit_ti_distilled_224": (56, {"base_dims": [8, 8, 8], "depth": [1, 2, 1], "heads": [1, 2, 4]}),
     "pvt_v2_b0": (64, {"embed_dims": [8, 16, 40, 64]}),
     "pvt_v2_b2_li": (45, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
+    "t2t_vit_7": (51, {"embed_dim": 24, "depth": 4, "num_heads": 3, "token_dim": 10}),
+    "pvt_tiny": (64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
+    "cvt_13": (45, {"embed_dims": [8, 12, 24], "depths": [1, 2, 2]}),
 }
+ONE_EACH = ["deit_tiny_patch16_224", "convit_tiny", "pit_ti_224", "pvt_v2_b0", "t2t_vit_7", "pvt_tiny", "cvt_13"]
 PUBLISHED = [  # name, parameters, guided blocks, grids, dims, Eq. 8: from the reference and the paper
     ("deit_tiny_patch16_224", 5_543_716, [0, 6, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
     ("convit_tiny", 5_536_812, [0, 6, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
     ("pit_ti_224", 4_615_972, [0, 6, 11], [27, 14, 7], [64, 128, 256], [0, 5, 11]),
     ("pvt_v2_b0", 3_435_460, [0, 3, 7], [56, 28, 7], [32, 64, 256], [0, 3, 7]),
+    ("t2t_vit_7", 4_024_394, [0, 3, 6], [14, 14, 14], [256, 256, 256], [0, 3, 6]),  # and 54,528 buffers
+    ("t2t_vit_14", 21_119_306, [0, 7, 13], [14, 14, 14], [384, 384, 384], [0, 6, 13]),  # and 79,744 buffers
+    ("pvt_tiny", 12_767_588, [0, 3, 7], [56, 28, 7], [64, 128, 512], [0, 3, 7]),
+    ("cvt_13", 19_650_980, [0, 6, 11], [56, 14, 14], [64, 384, 384], [0, 6, 12]),
 ]
 
 
@@ -85,15 +93,17 @@ def test_tokens_are_what_the_blocks_put_out(name):
         student.bare(x)
         expected = dict(seen)
         _, tokens = student(x)
-    prefix = {"distilled": 2, "reg4": 5, "deit": 1, "vit": 1, "pit": 1, "convit": 1, "pvt": 0}
+    prefix = {"distilled": 2, "reg4": 5, "deit": 1, "vit": 1, "pit": 1, "convit": 1, "pvt": 0, "t2t": 1, "cvt": 0}
     leading = next(count for part, count in prefix.items() if part in name)
+    joins = {"convit_tiny": (2, 1), "pvt_tiny": (4, 1), "cvt_13": (3, 1)}  # block at which the class token joins
     for block, grid, dim, got in zip(student.blocks, student.grids, student.dims, tokens, strict=True):
         torch.testing.assert_close(got, expected[block], rtol=1e-5, atol=1e-5)
-        late = leading if name != "convit_tiny" or block >= 2 else 0  # ConViT's class token joins after local blocks
+        first, late = joins.get(name, (0, leading))
+        late = late if block >= first else 0
         assert got.shape == (3, grid[0] * grid[1] + late, dim)
 
 
-@pytest.mark.parametrize("name", ["pit_ti_224", "pvt_v2_b0"])
+@pytest.mark.parametrize("name", ["pit_ti_224", "pvt_v2_b0", "t2t_vit_7", "pvt_tiny", "cvt_13"])
 def test_tokens_are_handed_on_without_a_copy(name):
     """The guided block's output and what follows share memory: channels innermost, nothing permuted into NCHW."""
     student = tiny(name, blocks=[1, 3])
@@ -129,7 +139,7 @@ def test_bare_state_dict_is_timms():
     assert {f"bare.{name}" for name in plain.state_dict()} == set(student.state_dict())
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "convit_tiny", "pit_ti_224", "pvt_v2_b0"])
+@pytest.mark.parametrize("name", ONE_EACH[:4])  # those of our own: test_models_own.py, with their backward pass
 def test_student_compiles_as_one_graph(name):
     student = tiny(name, blocks=[0, 2, 3]).eval()
     x = images(student.image_size)
@@ -137,7 +147,7 @@ def test_student_compiles_as_one_graph(name):
     torch.testing.assert_close(compiled(x), student(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "convit_tiny", "pit_ti_224", "pvt_v2_b0"])
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_guidance_and_class_gradients_reach_every_parameter_before_them(name):
     student = tiny(name, blocks=[1, 3])
     logits, tokens = student(images(student.image_size))
@@ -218,6 +228,18 @@ def test_build_follows_the_config():
         ("vit_tiny_patch16_224", {"model_args": {"depth": 1}, "image_size": 8}, "too small"),
         ("pit_ti_224", {"image_size": 15}, "too small"),
         ("pvt_v2_b0", {"image_size": 24}, "too small"),
+        ("pvt_tiny", {"image_size": 28}, "too small"),
+        ("t2t_vit_7", {"image_size": 2}, "too small"),
+        ("cvt_13", {"image_size": 2}, "too small"),
+        ("pvt_tiny", {"model_args": {"depths": [1, 1, 1]}}, "one entry for each of 4 stages"),
+        ("pvt_tiny", {"model_args": {"num_heads": [1, 2, 3, 4]}}, "width 320 is no multiple of 3 heads"),
+        ("pvt_tiny", {"blocks": [0, 8]}, "no block 8; its blocks are 0 to 7"),
+        ("t2t_vit_7", {"blocks": [0, 7]}, "no block 7; its blocks are 0 to 6"),
+        ("t2t_vit_7", {"model_args": {"depht": 2}}, "model.args.depht is no argument"),
+        ("t2t_vit_7", {"model_args": {"global_pool": "max"}}, "global_pool 'max'"),
+        ("t2t_vit_15", {}, "did you mean t2t_vit_14"),
+        ("cvt_13", {"blocks": [13]}, "no block 13; its blocks are 0 to 12"),
+        ("cvt_13", {"model_args": {"depths": [1, 2]}}, "one entry for each of 3 stages"),
     ],
 )
 def test_what_cannot_be_built_is_one_clear_line(name, arguments, says):

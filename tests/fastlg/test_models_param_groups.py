@@ -19,6 +19,10 @@ MODELS = {
     "convit/convit-ti_c100_ours": "convit_tiny",
     "pit/pit-ti_c100_ours": "pit_ti_224",
     "pvtv2/pvtv2-b0_c100_ours": "pvt_v2_b0",
+    "t2t/t2t-7_c100_ours": "t2t_vit_7",
+    "pvt/pvt-ti_c100_ours": "pvt_tiny",
+    "pvt/pvt-ti_c100_base": "pvt_tiny",
+    "cvt/cvt-13_c100_ours": "cvt_13",
     "resnet/r-56_c100": "resnet56",
 }
 
@@ -90,6 +94,20 @@ MUON = {  # model -> (arguments, names of its matrices between hidden layers, bl
         {},
         "stages.N.blocks.N.attn.kv stages.N.blocks.N.attn.proj stages.N.blocks.N.attn.q stages.N.blocks.N.attn.sr "
         "stages.N.blocks.N.mlp.fc1 stages.N.blocks.N.mlp.fc2 stages.N.downsample.proj",
+    ),
+    "t2t_vit_7": (  # what makes the tokens counts as the patch embedding
+        {},
+        "blocks.N.attn.proj blocks.N.attn.qkv blocks.N.mlp.fc1 blocks.N.mlp.fc2",
+    ),
+    "pvt_tiny": (
+        {},
+        "stages.N.blocks.N.attn.kv stages.N.blocks.N.attn.proj stages.N.blocks.N.attn.q stages.N.blocks.N.attn.sr "
+        "stages.N.blocks.N.mlp.fc1 stages.N.blocks.N.mlp.fc2 stages.N.downsample.proj",
+    ),
+    "cvt_13": (  # convolutions of the projections are depthwise
+        {},
+        "stages.N.blocks.N.attn.proj stages.N.blocks.N.attn.proj_k stages.N.blocks.N.attn.proj_q "
+        "stages.N.blocks.N.attn.proj_v stages.N.blocks.N.mlp.fc1 stages.N.blocks.N.mlp.fc2 stages.N.downsample.proj",
     ),
     "resnet20": (None, "stages.N.N.conv1 stages.N.N.conv2 stages.N.N.shortcut.N"),
 }

@@ -1,4 +1,4 @@
-"""Two real ranks with unequal shares: a CNN in training normalises over both, and accuracy is of all images."""
+"""Two real ranks with unequal shares: CNNs and CvT in training normalise over both; accuracy is of all images."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ CNN = (
     "data.source=odd",
     "log.eval_batch_size=10",  # 33 test images: 10 + 10, then 6 + 7
 )
+CVT = (  # a student with BatchNorm
+    *CNN,
+    "model.name=cvt_13",
+    "model.args={embed_dims: [8, 12, 24], depths: [1, 1, 1]}",
+    "model.drop_path=0",
+)
 VIT = (*ALONE, "model.init=timm", "log.eval_batch_size=30")  # 33 images: 16 + 17, in one step
 
 
@@ -49,7 +55,7 @@ def measured(*overrides: str, steps: int) -> dict:
 
 def in_a_rank(path: Path) -> None:
     with ranks.joined(cuda=False, timeout_s=HANG_S):
-        found = [measured(*CNN, steps=2), measured(*VIT, steps=0)]
+        found = [measured(*CNN, steps=2), measured(*VIT, steps=0), measured(*CVT, steps=2)]
         Path(f"{path}{ranks.rank()}").write_text(json.dumps(found))
 
 
@@ -61,7 +67,7 @@ def test_two_ranks_with_unequal_shares_normalise_and_count_as_one(project, tmp_p
             status, out, err = process.finish()
             assert status == 0, err
     torch.set_num_threads(1)
-    alone = [measured(*CNN, steps=2), measured(*VIT, steps=0)]
+    alone = [measured(*CNN, steps=2), measured(*VIT, steps=0), measured(*CVT, steps=2)]
     both = [json.loads((tmp_path / f"found{rank}").read_text()) for rank in (0, 1)]
     for case, truth in enumerate(alone):
         shares = [found[case]["own"] for found in both]
@@ -71,4 +77,4 @@ def test_two_ranks_with_unequal_shares_normalise_and_count_as_one(project, tmp_p
             assert found[case]["accuracy"] == pytest.approx(truth["accuracy"], rel=1e-4)
             assert found[case]["accuracy"][3] == 33
             assert found[case]["norms"] == pytest.approx(truth["norms"], rel=1e-4, abs=1e-4)
-    assert alone[0]["norms"], "a CNN has norms"
+    assert alone[0]["norms"] and alone[2]["norms"], "a CNN and CvT have norms"

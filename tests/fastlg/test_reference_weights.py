@@ -17,6 +17,10 @@ STUDENTS = {
     "ConViT-Ti": "convit_tiny",
     "PiT-Ti": "pit_ti_224",
     "PVTv2-B0": "pvt_v2_b0",
+    "T2T-ViT-7": "t2t_vit_7",
+    "T2T-ViT-14": "t2t_vit_14",
+    "PVT-Ti": "pvt_tiny",
+    "CvT-13": "cvt_13",
 }
 TEACHERS = {"ResNet-20": resnet20, "ResNet-56": resnet56, "ResNet-110": resnet110}
 # Where a few of the reference's tensors must lie in ours: written out by hand, beside the patterns under test.
@@ -46,6 +50,28 @@ LANDMARKS = {
         "block3.0.norm1.bias": "stages.2.blocks.0.norm1.bias",
         "norm1.weight": "stages.0.norm.weight",
         "norm4.weight": "stages.3.norm.weight",
+    },
+    "T2T-ViT-7": {
+        "t2t_module.attention.1.attn.w": "patch_embed.performers.1.attn.features",
+        "t2t_module.attention.0.attn.qkv_transform.weight": "patch_embed.performers.0.attn.kqv.weight",
+        "t2t_module.attention.1.attn.projection.bias": "patch_embed.performers.1.attn.proj.bias",
+        "t2t_module.projection.weight": "patch_embed.proj.weight",
+        "layers.6.attn.qkv_transform.weight": "blocks.6.attn.qkv.weight",
+        "pos_embed": "pos_embed",
+    },
+    "PVT-Ti": {
+        "pos_embed1": "stages.0.pos_embed",
+        "pos_embed4": "stages.3.pos_embed",
+        "patch_embed1.proj.weight": "patch_embed.proj.weight",
+        "patch_embed3.norm.bias": "stages.2.downsample.norm.bias",
+        "block2.1.attn.sr.weight": "stages.1.blocks.1.attn.sr.weight",
+        "cls_token": "cls_token",
+    },
+    "CvT-13": {
+        "stage0.patch_embed.proj.weight": "patch_embed.proj.weight",
+        "stage2.patch_embed.norm.weight": "stages.2.downsample.norm.weight",
+        "stage1.blocks.1.attn.conv_proj_k.bn.running_var": "stages.1.blocks.1.attn.conv_proj_k.bn.running_var",
+        "stage2.cls_token": "stages.2.cls_token",
     },
     "ResNet-20": {
         "stem.bn.running_var": "stem.bn.running_var",
@@ -126,16 +152,22 @@ def test_resnet20_repeats_the_references_forward(golden, mode, dtype):
     [
         ("deit_small", "deit_tiny_patch16_224", {"embed_dim": 96, "depth": 3, "num_heads": 3}),
         ("convit_small", "convit_tiny", {"embed_dim": 24, "depth": 3, "num_heads": 4, "local_up_to_layer": 2}),
+        ("t2t7_small", "t2t_vit_7", {"embed_dim": 128, "depth": 3, "num_heads": 4}),
+        ("pvt_small", "pvt_tiny", {"embed_dims": [16, 32, 40, 64], "depths": [2, 1, 2, 1]}),
+        ("cvt_small", "cvt_13", {"embed_dims": [32, 48, 96], "depths": [1, 2, 2]}),
     ],
 )
 def test_students_repeat_the_references_forward(golden, case, name, arguments, dtype):
     state, arrays = weights_and(golden / f"forward_{case}.npz")
-    student = Student(name, num_classes=10, image_size=96, blocks=[0, 1, 2], model_args=arguments)
+    student = Student(name, num_classes=10, image_size=96, model_args=arguments)
+    student.guide(range(student.depth))
     load_reference(student, state)
     student.to(dtype).eval()
     with torch.no_grad():
         logits, tokens = student(torch.from_numpy(arrays["input"]).to(dtype))
-    assert_same(logits, arrays["logits_f64"])
+    near = 1e-5 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(logits, torch.from_numpy(arrays["logits_f64"]).to(dtype), rtol=near, atol=near)
+    assert sum(name.startswith("feature_") for name in arrays) == student.depth
     for index, (token, (height, width)) in enumerate(zip(tokens, student.grids, strict=True)):
         patches = token[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
         assert_same(patches, arrays[f"feature_{index}"])

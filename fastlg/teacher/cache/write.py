@@ -106,7 +106,7 @@ class CacheWriter:
                 most = values.abs().max().item()
                 raise UserError(f"{info.name} reaches {most:.3g}, beyond {info.dtype}; use teacher.cache_dtype=bf16")
             raise RunError(f"the teacher's {info.name} holds a value that is not finite; train the teacher again")
-        return stored.view(torch.uint8).numpy().tobytes()
+        return stored.flatten().view(torch.uint8).numpy().tobytes()  # flat, for an axis of length 1 has any stride
 
     def _finished_chunks(self) -> list[dict]:
         """The journal's chunks up to the first whose bytes are not what was written; files are cut to them."""
