@@ -208,7 +208,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machin
             "fastlg: --gpus is 2, but torch sees 0 GPUs; engine.device=cpu starts 2 processes on the CPU",
         ),
         (("engine.device=cuda",), "fastlg: engine.device is cuda, but torch sees no CUDA device"),
-        (("--gpus", "2", "engine.device=cpu", "optim.lr=fast"), "fastlg: student.yaml: optim.lr is 'fast'"),
+        (("--gpus", "2", "engine.device=cpu", "optim.lr=fast"), "fastlg: override optim.lr=fast: optim.lr is 'fast'"),
     ],
 )
 def test_missing_gpus_and_a_wrong_config_are_one_line(project, fastlg, arguments, says):
