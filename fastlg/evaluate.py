@@ -42,10 +42,11 @@ def measure(predict: Callable[[Tensor], Tensor], loader, views, device: torch.de
     return meter.read()
 
 
-def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, list[str]]:
+def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[Config, nn.Module, list[str]]:
     """(config, model with its trained weights on the CPU, class names) of a run folder.
 
-    ``which`` is last or best. Raises UserError when the folder holds no run or no checkpoint.
+    ``which`` is last or best. Raises UserError when the folder holds no run or no whole checkpoint; ``fix`` says what
+    to do about one that is missing or damaged.
     """
     saved, path = folder / "config.yaml", folder / "checkpoints" / f"{which}.pt"
     if not saved.is_file():
@@ -53,7 +54,9 @@ def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, 
             parts = " or ".join(str(folder / part) for part in PARTS_OF_COMPARE)
             raise UserError(f"{folder} holds a comparison; name one of its runs: {parts}")
         raise UserError(f"{folder} is no run folder: it holds no config.yaml")
-    config, state = read_saved_config(saved), load_checkpoint(path)
+    other = "best" if which == "last" else "last"
+    state = load_checkpoint(path, fix=fix or f"take the run's other one (--which {other}) or another run")
+    config = read_saved_config(saved)
     unit, class_names = state.get("unit"), state.get("class_names")
     if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:
         raise UserError(f"checkpoint {path} holds no weights and class names of a run; it was altered")

@@ -22,12 +22,15 @@ SILENCE_S = 10.0  # off a terminal, the longest that a training run says nothing
 
 
 class _Console(Console):
+    def __init__(self, **options):
+        super().__init__(highlight=False, soft_wrap=True, emoji=False, **options)  # ":b:" in a path is no emoji
+
     def on_broken_pipe(self) -> None:
         """Whoever read the output left (``| head``); the run goes on and its files hold everything."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-console = _Console(highlight=False, soft_wrap=True)
+console = _Console()
 
 
 def say(line: str) -> None:
@@ -114,9 +117,9 @@ def read_metrics(folder: Path) -> list[dict]:
     path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+    return [row for row in rows if isinstance(row, dict) and type(row.get("step")) is int]
 
 
 def _tensorboard(folder: Path, after_step: int):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from fastlg.evaluate import load_trained
 from fastlg.models.build import is_cnn
 from fastlg.models.reference_weights import load_reference
 from fastlg.report import say
+from fastlg.run_folder import read_summary
 
 STUDENTS_OWN = ("kind", "micro_batch_size", "zero_stage", "deepspeed_config")  # of engine: made for its batch and size
 
@@ -55,12 +57,14 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
     """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code."""
     if not weights.is_dir():
         return _load_file(weights, recipe, stores), recipe.model.image_size
-    trained, model, class_names = load_trained(weights, "last")
+    is_own = weights == recipe.run_dir  # which the run trains, and trains again when it is gone
+    fix = f"delete {weights}, so that the teacher is trained again" if is_own else "name another teacher.weights"
+    trained, model, class_names = load_trained(weights, "last", fix=fix)
     if not is_cnn(trained.model.name):
         raise UserError(f"teacher.weights {weights} holds a {trained.model.name}; a teacher is a resnet20, 56 or 110")
     if list(class_names) != list(stores.class_names):
         raise UserError(f"the teacher in {weights} was trained on other classes than this run's")
-    summary = teacher_summary(weights)
+    summary = read_summary(weights)
     accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
     say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
     chance = 100 / len(class_names)
@@ -72,14 +76,6 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
     return model, trained.model.image_size
 
 
-def teacher_summary(weights: Path) -> dict | None:
-    """summary.json of a teacher's run folder; None where there is none."""
-    try:
-        return json.loads((weights / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def _load_file(path: Path, recipe: Config, stores: Stores) -> nn.Module:
     """A teacher from one file: a checkpoint of the reference code. Raises UserError with every mismatch."""
     if not path.is_file():
@@ -89,7 +85,11 @@ def _load_file(path: Path, recipe: Config, stores: Stores) -> nn.Module:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file it cannot read
-        raise UserError(f"teacher.weights {path} cannot be read: {first_line(error)}") from None
+        reason = "it is truncated or no checkpoint" if isinstance(error, UnpicklingError) else first_line(error)
+        raise UserError(
+            f"teacher.weights {path} cannot be read: {reason}; give a teacher's run folder, or a file of tensors that "
+            "torch.load reads with weights_only=True"
+        ) from None
     model = new_model(recipe, len(stores.class_names))
     load_reference(model, state)
     say(f"teacher  {recipe.model.name} from {path}")
