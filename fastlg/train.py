@@ -168,7 +168,7 @@ def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> t
     recipe = teacher_config(config, stores.fingerprints)
     if config.teacher.weights is not None:
         return load_teacher(config.teacher.weights, recipe, stores)
-    if dry_run and not (recipe.run_dir / "summary.json").is_file():
+    if dry_run and not has_teacher(config, stores):
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
         return untrained_teacher(config, stores)
     train(recipe, waits=True)

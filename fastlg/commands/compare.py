@@ -13,11 +13,11 @@ from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
 from fastlg.ranks.say import console, dispensable, say
 from fastlg.run.curves import plot_curves
-from fastlg.run.folder import expect_compare_folder, finished
+from fastlg.run.folder import expect_compare_folder, finished, read_summary
 from fastlg.run.lock import run_lock
 from fastlg.run.report import read_metrics
 from fastlg.run.run import write_summary
-from fastlg.teacher.recipe import teacher_config, teacher_summary
+from fastlg.teacher.recipe import teacher_config
 from fastlg.train import expect_trainable, train
 
 COLUMNS = {"top1_last": "top-1 %", "top1_best": "best %", "images_per_s": "images/s", "wall_s": "wall s"}
@@ -62,7 +62,7 @@ def _train_all(config: Config, dry_run: bool) -> dict:
         say("")
         say("1/3 teacher")
         summaries["teacher"] = train(teacher, dry_run=dry_run, waits=True)
-    elif known := teacher_summary(config.teacher.weights):
+    elif known := read_summary(config.teacher.weights):
         summaries["teacher"] = known
     say("")
     say("2/3 unguided")

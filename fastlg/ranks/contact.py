@@ -8,6 +8,8 @@ store.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import re
 import signal
@@ -15,17 +17,18 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
 
-from fastlg.errors import RunError, Silenced, exit_status, first_line
+from fastlg.errors import RunError, Silenced, brief, exit_status, first_line
 from fastlg.ranks.place import Place
 
 PATIENCE_S = 5.0  # so long does a rank wait for the others' signs of life once contact is broken
 SERVES_S = 30.0  # so long does rank 0 wait for ranks that live and leave, too, before it takes the store with it
 NOTICE_S = 2.0  # so long may a rank take to leave by itself once another one has said why the run ends
+SAYS_S = 10.0  # between two words of a rank 0 that waits for the others
 FAILURES = (dist.DistError, RuntimeError)  # of the store, when whoever serves it is gone
 
 
@@ -44,14 +47,19 @@ class Contact:
         has_server = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.serves = own.rank == 0 and not has_server
         self.host, _, port = own.address.rpartition(":")
-        self.port = int(port)
+        self.port, self._place = int(port), brief(own.address)
         Contact.meetings += 1
         self.prefix = f"fastlg/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{Contact.meetings}"
         try:
-            if not self.serves:
+            if self.serves:
+                self.host = "localhost"  # whatever the others call it; torch's own client fills the screen as it fails
+            else:
                 _find(self.host, self.port, timeout_s)  # torch would retry too, but fill the screen meanwhile
             if Contact.base is None:
-                Contact.base = dist.TCPStore(self.host, self.port, own.world_size, self.serves, timeout=self.timeout)
+                with _saying(
+                    f"waiting  for the {own.world_size} ranks that WORLD_SIZE or srun names, at {self._place}"
+                ):
+                    Contact.base = _in_time(self._open_base, timeout_s + PATIENCE_S)
             self.store = dist.PrefixStore(self.prefix, Contact.base)
             # NCCL's own watchdog ends a process without a word: gloo's shorter clock lets the ranks speak first.
             longer = self.timeout + timedelta(seconds=6 * PATIENCE_S) if backend == "nccl" else self.timeout
@@ -59,13 +67,16 @@ class Contact:
             self.control = dist.new_group(backend="gloo", timeout=self.timeout)
             self.watch = Watch(self.another_store(), own)
         except (*FAILURES, ValueError, OSError) as error:
-            if own.local_rank != 0:
+            if not _speaks_for_host(own):
                 raise Silenced(1) from None
             raise RunError(
-                f"rank {own.rank} of {own.world_size} met nobody at {own.address} within {timeout_s:.0f} s "
+                f"rank {own.rank} of {own.world_size} met nobody at {self._place} within {timeout_s:.0f} s "
                 f"({first_line(error)}); check MASTER_ADDR, MASTER_PORT and that all ranks were started, or raise "
                 "engine.timeout_s"
             ) from None
+
+    def _open_base(self) -> dist.Store:
+        return dist.TCPStore(self.host, self.port, self.own.world_size, self.serves, timeout=self.timeout)
 
     def another_store(self) -> dist.Store:
         """A connection of its own: a store serves one caller at a time, and the watch calls all the time."""
@@ -194,10 +205,67 @@ def _find(host: str, port: int, timeout_s: float) -> None:
         try:
             socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic())).close()
             return
+        except UnicodeError:
+            raise OSError("no host has such a name") from None
         except OSError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _saying(line: str) -> Iterator[None]:
+    """Says ``line`` every SAYS_S, for rank 0 alone; a place left over in the environment keeps it here until its
+    timeout."""
+    is_over = threading.Event()
+
+    def run() -> None:
+        while not is_over.wait(SAYS_S):
+            logging.getLogger("fastlg").info(line)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _in_time(make: Callable[[], dist.Store], seconds: float) -> dist.Store:
+    """What ``make`` returns or raises. Raises OSError where it is not back in time: torch waits for ever for the answer
+    of a server that is none of its own."""
+    made: list[dist.Store] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            made.append(make())
+        except Exception as error:  # handed on below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not made:
+        raise OSError("somebody else's server answers there, or nobody does")
+    return made[0]
+
+
+def _speaks_for_host(own: Place) -> bool:
+    """Whether this process says why nobody was met: the first of its host, or one that finds no other that says it (a
+    name in the kernel, as long as this process lives)."""
+    if own.local_rank == 0:
+        return True
+    time.sleep(NOTICE_S)
+    try:
+        _voice.bind(f"\0fastlg {own.address}")
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    return True
+
+
+_voice = socket.socket(socket.AF_UNIX)
 
 
 def _bounded(ask: Callable[[], Exception | None], seconds: float) -> Exception | None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -64,7 +65,7 @@ class Ranks:
         for rank in range(count):
             if self.forwarded is not None:
                 return
-            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = {**_without_launchers(os.environ), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "fastlg", *arguments]
             # In a session of its own, so that Ctrl-C reaches it once: from here.
             self.processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
@@ -104,6 +105,11 @@ class Ranks:
                 os.killpg(process.pid, signal.SIGKILL)  # its data workers, too
         for process in self.processes:
             process.wait()
+
+
+def _without_launchers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what torchrun said to a process above this one: its agent serves no ranks of ours."""
+    return {name: value for name, value in environ.items() if not name.startswith("TORCHELASTIC_")}
 
 
 def _free_port() -> int:

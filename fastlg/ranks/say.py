@@ -16,12 +16,15 @@ from fastlg.ranks.group import is_first
 
 
 class _Console(Console):
+    def __init__(self, **options):
+        super().__init__(highlight=False, soft_wrap=True, emoji=False, **options)  # ":b:" in a path is no emoji
+
     def on_broken_pipe(self) -> None:
         """Whoever read the output left (``| head``); the run goes on and its files hold everything."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-console = _Console(highlight=False, soft_wrap=True)
+console = _Console()
 
 
 def say(line: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fastlg.errors import RunError, UserError, first_line
-from fastlg.files.atomic import whole, write_whole
+from fastlg.files.atomic import sync, whole
 
 FORMAT = 2  # raised when the meaning of a saved field changes
 LAST, BEST = "last.pt", "best.pt"
@@ -21,6 +21,9 @@ LAST, BEST = "last.pt", "best.pt"
 def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
     """Writes ``state`` to ``folder/last.pt`` atomically; ``best`` makes best.pt the same file.
 
+    best.pt comes first: a run that is killed between the two trains that epoch again, and makes it again. The other way
+    round it would go on after an epoch that it calls the best and does not have.
+
     Raises RunError when the disk is full or the folder cannot be written; the previous checkpoint survives.
     """
     buffer = io.BytesIO()  # serialised in memory, so that a full disk is a plain OSError of one write
@@ -28,9 +31,11 @@ def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
     target = folder / LAST
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(target, buffer.getbuffer())
-        if best:
-            _link_atomically(target, folder / BEST)
+        with whole(target) as partial:
+            partial.write_bytes(buffer.getbuffer())
+            if best:
+                sync(partial)
+                _link_atomically(partial, folder / BEST)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
         kept = "the last good one is kept" if target.exists() else "there is no earlier one"
@@ -38,15 +43,19 @@ def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
     return target
 
 
-def load_checkpoint(path: Path) -> dict:
+RESUME_ELSEWHERE = "resume from another one with --resume PATH, or start anew under another run.name"
+
+
+def load_checkpoint(path: Path, *, fix: str = RESUME_ELSEWHERE) -> dict:
     """The state in ``path``, tensors on the CPU.
 
-    Raises UserError when it is missing, truncated or of another format.
+    Raises UserError, which ends with ``fix``, when it is missing, truncated or of another format.
     """
     if not path.is_file():
         inside = path / "checkpoints" / LAST
         near = sorted(path.parent.glob("*.pt"))[:5] if path.parent.is_dir() else []
-        fix = f"there: {', '.join(map(str, near))}" if near else "give a file such as runs/NAME/checkpoints/last.pt"
+        there = f"there: {', '.join(map(str, near))}" if near else "give a file such as runs/NAME/checkpoints/last.pt"
+        fix = there if fix is RESUME_ELSEWHERE else fix
         if inside.is_file():
             fix = f"it is a run folder: give {inside}"
         raise UserError(f"there is no checkpoint {path}; {fix}")
@@ -58,8 +67,7 @@ def load_checkpoint(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file; each means the same here
         raise UserError(
-            f"checkpoint {path} cannot be read (truncated or altered: {first_line(error)}); resume from another one "
-            "with --resume PATH, or start anew under another run.name"
+            f"checkpoint {path} cannot be read (truncated or altered: {first_line(error)}); {fix}"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 
 from fastlg.config import Config, config_from, dotted, load_config, read_saved_config
 from fastlg.errors import UserError, brief
 from fastlg.files.atomic import PARTIAL
-from fastlg.files.reading import is_file, what_is
+from fastlg.files.reading import is_file, read_regular, what_is
 from fastlg.run.checkpoint import LAST, load_checkpoint
 from fastlg.run.lock import LOCK
 
@@ -23,8 +24,12 @@ NEVER_FREE = ("engine.precision",)
 # of a run, and never makes the folder foreign.
 OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png")
 FOLDERS_OF_RUN = ("checkpoints", "tensorboard")
+SHOWN = ("top1_last", "top1_best", "images_per_s", "wall_s", "epochs")  # numbers of a summary that are told
+MAX_SUMMARY = 1 << 20  # bytes
 OF_COMPARE = (LOCK, "summary.json", "curves.png")
 PARTS_OF_COMPARE = ("unguided", "guided")
+# Left by file systems and file managers: an open file that was removed on NFS, and the like.
+OF_NOBODY = re.compile(r"\.nfs\w+|\.DS_Store|\._.*|\.directory|Thumbs\.db|desktop\.ini")
 
 
 def finished(folder: Path, config: Config) -> dict | None:
@@ -37,10 +42,17 @@ def finished(folder: Path, config: Config) -> dict | None:
             raise UserError(f"{folder} holds {strange}, which is no part of a run; choose another run.name or empty it")
         return None
     refuse_other(read_saved_config(saved), config, str(folder))
+    return read_summary(folder)
+
+
+def read_summary(folder: Path) -> dict | None:
+    """summary.json of a run; None where it is missing, cut short or altered: the run goes on to write it."""
     try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or cut short by a full disk: the run goes on to write it
+        summary = json.loads(read_regular(folder / "summary.json", MAX_SUMMARY))
+    except (OSError, ValueError, RecursionError):
         return None
+    is_whole = isinstance(summary, dict) and all(type(summary.get(key)) in (int, float) for key in SHOWN)
+    return summary if is_whole else None
 
 
 def is_compare(folder: Path) -> bool:
@@ -126,6 +138,8 @@ def _strangers(folder: Path, files: tuple[str, ...], folders: tuple[str, ...]) -
     """The first entry of a folder that fastlg did not leave there; "" where there is none."""
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = entry.name.removesuffix(PARTIAL)
+        if OF_NOBODY.fullmatch(name):
+            continue
         if not ((name in files and entry.is_file()) or (entry.name in folders and entry.is_dir())):
             return entry.name
     return ""

@@ -62,7 +62,9 @@ class _Lock:
             os.ftruncate(self.file, 0)
             os.write(self.file, f"{os.getpid()} {socket.gethostname()}\n".encode())
         except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another run.root") from None
+            raise UserError(
+                f"cannot write to {self.folder}: {error.strerror}; choose another run.root or run.name"
+            ) from None
         return True
 
     def _locked_file(self) -> int | None:
@@ -70,7 +72,7 @@ class _Lock:
         for tries_left in reversed(range(TRIES)):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:  # a holder that leaves an empty folder removes it; or there can be no folder
                 if not tries_left:
                     raise

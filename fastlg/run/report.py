@@ -70,9 +70,9 @@ def read_metrics(folder: Path) -> list[dict]:
     path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+    return [row for row in rows if isinstance(row, dict) and type(row.get("step")) is int]
 
 
 def _but_tensorboards(hook: Callable) -> Callable:

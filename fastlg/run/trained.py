@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -15,23 +16,25 @@ from fastlg.models.build import new_model
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, load_checkpoint
-from fastlg.run.folder import expect_run, refuse_other, runs_near
+from fastlg.run.folder import expect_run, read_summary, refuse_other, runs_near
 from fastlg.run.plan import teacher_advice
-from fastlg.teacher.recipe import teacher_summary
 
 
-def load_trained(folder: Path, which: str = "last") -> tuple[Config, nn.Module, list[str]]:
+def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[Config, nn.Module, list[str]]:
     """(config, model with its trained weights on the CPU, class names) of a run folder.
 
-    ``which`` is last or best. Raises UserError when the folder holds no run or no checkpoint.
+    ``which`` is last or best. Raises UserError when the folder holds no run or no whole checkpoint; ``fix`` says what
+    to do about one that is missing or damaged.
     """
     expect_run(folder)
     saved, path = folder / "config.yaml", folder / "checkpoints" / f"{which}.pt"
     if not path.is_file():
         there = ", ".join(sorted(own.stem for own in path.parent.glob("*.pt")))
-        fix = f"there is --which {there}" if there else "it was stopped before its first one; train it on"
-        raise UserError(f"{folder} holds no checkpoint {path.relative_to(folder)}; {fix}")
-    config, state = read_saved_config(saved), load_checkpoint(path)
+        own = f"there is --which {there}" if there else "it was stopped before its first one; train it on"
+        raise UserError(f"{folder} holds no checkpoint {path.relative_to(folder)}; {fix or own}")
+    other = "best" if which == "last" else "last"
+    state = load_checkpoint(path, fix=fix or f"take the run's other one (--which {other}) or another run")
+    config = read_saved_config(saved)
     unit, class_names = state.get("unit"), state.get("class_names")
     if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:
         raise UserError(f"checkpoint {path} holds no weights and class names of a run; it was altered")
@@ -64,16 +67,18 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
     """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code."""
     if not weights.is_dir():
         return _load_file(weights, recipe, stores.class_names), recipe.model.image_size
-    trained, model, class_names = load_trained(weights, "last")
+    is_own = weights == recipe.run_dir  # which the run trains, and trains again when it is gone
+    fix = f"delete {weights}, so that the teacher is trained again" if is_own else "name another teacher.weights"
+    trained, model, class_names = load_trained(weights, "last", fix=fix)
     if not trained.model.is_cnn:
         raise UserError(f"teacher.weights {weights} holds a {trained.model.name}; a teacher is a resnet20, 56 or 110")
     if list(class_names) != list(stores.class_names):
         raise UserError(f"the teacher in {weights} was trained on other classes than this run's")
-    summary = teacher_summary(weights)
+    summary = read_summary(weights)
     accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
     say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
     chance = 100 * float(np.bincount(stores.test.labels).max()) / len(stores.test)
-    own_epochs = trained.optim.epochs if weights == recipe.run_dir else None
+    own_epochs = trained.optim.epochs if is_own else None
     if summary and (line := teacher_advice(summary["top1_last"], chance, own_epochs)):
         say(f"advice   {line}")
     return model, trained.model.image_size
@@ -91,7 +96,11 @@ def _load_file(path: Path, recipe: Config, classes: list[str]) -> nn.Module:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file it cannot read
-        raise UserError(f"teacher.weights {path} cannot be read: {first_line(error)}") from None
+        reason = "it is truncated or no checkpoint" if isinstance(error, UnpicklingError) else first_line(error)
+        raise UserError(
+            f"teacher.weights {path} cannot be read: {reason}; give a teacher's run folder, or a file of tensors that "
+            "torch.load reads with weights_only=True"
+        ) from None
     model = new_model(recipe.model, None, len(classes))
     load_reference(model, state)
     say(f"teacher  {recipe.model.name} from {path}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 from fastlg.config import Config, dotted, load_config
 from fastlg.errors import UserError
@@ -43,11 +42,3 @@ def teacher_config(config: Config, fingerprints: list[str]) -> Config:
     key = json.dumps([shaping, config.run.seed, fingerprints], sort_keys=True)
     name = f"{recipe.model.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     return recipe.replace({"run.name": name})
-
-
-def teacher_summary(weights: Path) -> dict | None:
-    """summary.json of a teacher's run folder; None where there is none."""
-    try:
-        return json.loads((weights / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

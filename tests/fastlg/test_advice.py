@@ -119,7 +119,7 @@ def test_chance_is_what_the_commonest_class_of_the_test_split_makes(project, mon
     said = []
     trained = load_config("teacher.yaml")
     monkeypatch.setattr(read_back, "load_trained", lambda *_: (trained, resnet20(2), ["a", "b"]))
-    monkeypatch.setattr(read_back, "teacher_summary", lambda _: {"top1_last": 81.0})
+    monkeypatch.setattr(read_back, "read_summary", lambda _: {"top1_last": 81.0})
     monkeypatch.setattr(read_back, "say", said.append)
     labels = torch.tensor([0] * 80 + [1] * 20).numpy().astype(np.int64)
 

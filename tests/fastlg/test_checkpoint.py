@@ -12,6 +12,7 @@ import torch
 from patience import HANG_S
 
 from fastlg.errors import UserError
+from fastlg.files import atomic as files
 from fastlg.run.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 
 STATE = {"weights": {"w": torch.arange(6.0).view(2, 3)}, "position": {"epoch": 3, "last": None}, "names": ["a", "b"]}
@@ -31,6 +32,26 @@ def test_best_stays_when_last_moves_on(tmp_path):
     save_checkpoint(tmp_path, {"epoch": 2})
     assert load_checkpoint(tmp_path / BEST)["epoch"] == 1
     assert load_checkpoint(tmp_path / LAST)["epoch"] == 2
+
+
+def test_a_kill_between_last_and_best_leaves_no_epoch_that_is_called_best_and_is_not_there(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, {"epoch": 1, "top1_best": 20.0}, best=True)
+    moved = files.os.replace
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    for moves in (0, 1):
+        left = [moved] * moves
+
+        def some(source, target, left=left):
+            (left.pop() if left else killed)(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(files.os, "replace", some)
+            save_checkpoint(tmp_path, {"epoch": 2, "top1_best": 30.0}, best=True)
+        assert load_checkpoint(tmp_path / LAST)["epoch"] == 1
+        assert load_checkpoint(tmp_path / BEST)["epoch"] == 1 + moves
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])

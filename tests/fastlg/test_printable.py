@@ -39,11 +39,19 @@ def test_every_control_is_escaped():
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "gbk"])
 @pytest.mark.parametrize(
-    "line", ["run 犬 [bold] ü", "red\x1b[31m", b"caf\xe9".decode("utf-8", "surrogateescape"), "a\nb", ""]
+    "line",
+    [
+        "run 犬 [bold] ü",
+        "red\x1b[31m",
+        "runs/a:b: c:smile:d",
+        b"caf\xe9".decode("utf-8", "surrogateescape"),
+        "a\nb",
+        "",
+    ],
 )
 def test_every_terminal_gets_one_line_whatever_it_can_show(monkeypatch, encoding, line):
     written = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    monkeypatch.setattr(saying, "console", saying._Console(file=written, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(saying, "console", saying._Console(file=written))
     saying.say(line)
     written.flush()
     text = written.buffer.getvalue().decode(encoding)

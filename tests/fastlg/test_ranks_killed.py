@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 from functools import partial
 
 import pytest
@@ -21,6 +22,7 @@ from rank_processes import (
 from test_resume import assert_same_run, finish, rows, wait_for_rows
 from tiny_project import write_project
 
+from fastlg.errors import printable
 from fastlg.run.checkpoint import load_checkpoint
 
 OVERRIDES = (
@@ -178,22 +180,30 @@ def test_a_rank_that_hangs_is_named_and_ended(start, whole):
 
 
 def test_nobody_at_the_rendezvous_is_one_line_with_the_address(start, whole):
-    """In a process of its own, whose stderr torch would fill with stack frames."""
-    ports = [str(free_port()) for _ in range(3)]  # each its own: at one port, rank 0 may meet a rank 1 that is slow
+    """One of them in a process of its own, whose stderr torch would fill with stack frames."""
+    with socket.socket() as mute:  # somebody else's server, which waits for its client to speak
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        ports = [str(free_port()) for _ in range(5)]  # each its own: at one port, rank 0 may meet a rank 1 that is slow
+        ports.append(str(mute.getsockname()[1]))
+        hosts = ("127.0.0.1", "nobody.invalid", "127.0.0.1", "no\x1bbody", "127.0.0.1", "127.0.0.1")
+        lone = []
+        for host, port, rank, local in zip(hosts, ports, (1, 1, 0, 0, 1, 1), (0, 0, 0, 0, 1, 0), strict=True):
+            place = {"WORLD_SIZE": "2", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(local)}
+            real = partial(start.real, "-m", "fastlg") if host == "no\x1bbody" else start.one
+            lone.append(real(*TRAIN, "engine.timeout_s=2", **place, MASTER_ADDR=host))
+        for process, host, port in zip(lone, hosts, ports, strict=True):
+            status, _, err = process.finish() if hasattr(process, "finish") else finish(process)
+            assert status == 1 and err.count("\n") == 1, err
+            assert (
+                f"met nobody at {printable(host)}:{port} within 2 s" in err and "check MASTER_ADDR, MASTER_PORT" in err
+            )
 
-    def place(at: int, rank: int, host: str) -> dict[str, str]:
-        return {"WORLD_SIZE": "2", "MASTER_PORT": ports[at], "RANK": str(rank), "MASTER_ADDR": host}
 
-    hosts = ("127.0.0.1", "nobody.invalid", "127.0.0.1")
-    lone = [
-        start.real("-m", "fastlg", *TRAIN, "engine.timeout_s=2", **place(0, 1, hosts[0])),
-        start.one(*TRAIN, "engine.timeout_s=2", **place(1, 1, hosts[1])),
-        start.one(*TRAIN, "engine.timeout_s=2", **place(2, 0, hosts[2])),
-    ]
-    for process, host, port in zip(lone, hosts, ports, strict=True):
-        status, _, err = finish(process) if process is lone[0] else process.finish()
-        assert status == 1 and err.count("\n") == 1, err
-        assert f"met nobody at {host}:{port} within 2 s" in err and "check MASTER_ADDR, MASTER_PORT" in err
+def test_what_torchrun_left_in_the_environment_does_not_mislead_gpus(start, whole, project):
+    process = start.one(*TRAIN, *TWO, "run.name=whole", TORCHELASTIC_USE_AGENT_STORE="True")
+    status, out, err = process.finish()
+    assert status == 0 and "nothing to do" in out, err
 
 
 def test_srun_s_environment_makes_the_same_run(start, whole):

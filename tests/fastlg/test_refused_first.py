@@ -93,6 +93,7 @@ def test_nothing_is_trained_for_what_is_refused(project, fastlg, command, argume
     [
         ["config.yaml.partial"],
         ["run.lock", "config.yaml.partial", "metrics.jsonl"],
+        [".nfs00000001", ".DS_Store", "._config.yaml", "Thumbs.db"],
         ["checkpoints/last.pt.partial", "tensorboard/events", "summary.json.partial", "curves.png"],
     ],
     ids=str,

@@ -194,3 +194,12 @@ def test_a_folder_that_holds_nothing_but_a_killed_command_s_lock_is_free(project
     (project / "runs" / "student" / LOCK).write_text("1 nowhere\n")
     status, out, err = fastlg("train", "student.yaml", "teacher=null", "optim.epochs=1")
     assert status == 0, err
+
+
+def test_a_lock_file_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "thesis.txt").write_text("of years")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(UserError, match="run.name"), run_lock(tmp_path / "run"):
+        pytest.fail("it was let in")
+    assert (tmp_path / "thesis.txt").read_text() == "of years"

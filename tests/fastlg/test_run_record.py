@@ -17,6 +17,7 @@ from fastlg.errors import UserError
 from fastlg.ranks.stop import StopRequest
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.run.metrics import Accuracy
+from fastlg.run.report import read_metrics
 from fastlg.run.run import Run, step_seed
 from fastlg.teacher.recipe import teacher_config
 from fastlg.train import fit, train
@@ -141,3 +142,22 @@ def test_the_seed_of_a_step_depends_on_run_step_and_rank_and_drop_path_follows_i
     assert len({tuple(own) for own in drawn}) == 6, "every step and rank draws its own"
     torch.manual_seed(step_seed(3, 1, 0))
     assert torch.rand(4).tolist() == drawn[1], "from the run's seed, the step and the rank alone"
+
+
+def test_rows_that_are_no_rows_are_left_out(tmp_path):
+    good = {"kind": "train", "step": 3, "loss": 1.0}
+    odd = [
+        "",
+        "{",
+        "[]",
+        "1",
+        '"step"',
+        "{}",
+        '{"step": "x"}',
+        '{"step": null}',
+        '{"step": 1e999}',
+        "[" * 9999,
+        "9" * 9999,
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*odd, json.dumps(good), '{"kind": "tr']))
+    assert read_metrics(tmp_path) == [good]
