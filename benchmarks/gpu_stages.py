@@ -34,10 +34,10 @@ MIRRORED = (".json", ".jsonl", ".yaml", ".png")
 SLICE_OVER = 143  # speedrun.py saved itself when its slice was over
 SMALLEST = 8  # seconds below which no stage is begun
 GPU_TESTS = (
-    "tests/fastlg/test_engines_gpu.py",
-    "tests/kernels/test_guidance_gpu.py",
-    "tests/kernels/test_augment_gpu.py",
-    "tests/fastlg/test_loader_resident.py",
+    "tests/fastlg/engine/test_engines_gpu.py",
+    "tests/kernels/guidance/test_guidance_gpu.py",
+    "tests/kernels/augment/test_augment_gpu.py",
+    "tests/fastlg/data/loaders/test_loader_resident.py",
 )
 PARTS = ("guidance", "augment", "step", "teacher")
 TINY_MODEL = (
@@ -105,7 +105,7 @@ def bench(options: argparse.Namespace, *names: str) -> list[str]:
 
 
 def tests(options: argparse.Namespace) -> list[str]:
-    files = ("tests/kernels/test_compact.py",) if options.tiny else GPU_TESTS
+    files = ("tests/kernels/guidance/test_compact.py",) if options.tiny else GPU_TESTS
     marked = [] if options.tiny else ["-m", "gpu"]
     return [
         sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *marked, "-n",

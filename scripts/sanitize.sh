@@ -10,9 +10,9 @@ command -v "$SANITIZER" >/dev/null || {
     echo "$SANITIZER is not there, so nothing was checked; it comes with the CUDA toolkit, name it in SANITIZER" >&2
     exit 2
 }
-export PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=kernels/torch-ext:tests/kernels${PYTHONPATH:+:$PYTHONPATH}
-"$PYTHON" tests/kernels/guidance_sanitize.py # compiles, so that the sanitizer sees launches alone
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=kernels/torch-ext:tests/kernels/guidance${PYTHONPATH:+:$PYTHONPATH}
+"$PYTHON" tests/kernels/guidance/guidance_sanitize.py # compiles, so that the sanitizer sees launches alone
 for tool in memcheck racecheck; do
     echo "== $tool"
-    "$SANITIZER" --tool "$tool" --error-exitcode 1 "$PYTHON" tests/kernels/guidance_sanitize.py
+    "$SANITIZER" --tool "$tool" --error-exitcode 1 "$PYTHON" tests/kernels/guidance/guidance_sanitize.py
 done

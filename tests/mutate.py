@@ -32,9 +32,9 @@ class Fault(NamedTuple):
     tests: str
 
 
-REACHES = "fastlg/test_config_reaches.py"
-RECORD, EVALUATION = "fastlg/test_run_record.py", "fastlg/test_evaluation.py"
-SUMS, DURABLE = "fastlg/test_rank_sums.py", "fastlg/test_durable.py"
+REACHES = "fastlg/config/test_config_reaches.py"
+RECORD, EVALUATION = "fastlg/run/test_run_record.py", "fastlg/run/test_evaluation.py"
+SUMS, DURABLE = "fastlg/ranks/test_rank_sums.py", "fastlg/files/test_durable.py"
 PLAIN_ENGINE, ASSEMBLE, RUN = "fastlg/engine/plain.py", "fastlg/assemble.py", "fastlg/run/run.py"
 POSITION = "fastlg/run/position.py"
 FAULTS = [
@@ -264,14 +264,14 @@ FAULTS = [
         "fastlg/engine/muon.py",
         "torch._foreach_lerp(grads, buffers, self.momentum)",
         "buffers",
-        "fastlg/test_muon.py",
+        "fastlg/engine/test_muon.py",
     ),
     Fault(
         "cosine by hand",
         "fastlg/engine/schedule.py",
         "math.cos(math.pi * epoch / epochs)",
         "math.cos(math.pi * epoch / (epochs - 1))",
-        "fastlg/test_schedule.py",
+        "fastlg/engine/test_schedule.py",
     ),
 ]
 

@@ -1,6 +1,6 @@
 """Tile sizes of the guidance kernels per GPU family: data, chosen by shape and layout; nothing is timed at run time.
 
-Every entry compiles without register spills for the shapes and layouts of tests/kernels/guidance_aot.py that choose it
+Every entry compiles without register spills for the shapes and layouts of guidance_aot.py that choose it
 (on others ptxas may spill some bytes), and the safe ones take at most 99 KiB of shared memory there, which every GPU
 from compute capability 8.0 on has.
 """

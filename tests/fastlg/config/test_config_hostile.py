@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_bad_input import refused
+from refusals import refused
 
 from fastlg.config.yaml_text import read_yaml
 

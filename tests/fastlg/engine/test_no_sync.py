@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from engine_cases import Watch
 
 from fastlg.assemble import assemble
 from fastlg.config import load_config
@@ -12,20 +12,6 @@ from fastlg.data.stores import open_stores
 from fastlg.models.resnet_cifar import resnet20
 from fastlg.run.metrics import Meter
 from fastlg.train import batches
-
-SYNCING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
-
-
-class Watch(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name
-        if name in SYNCING:
-            self.seen.append(name)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

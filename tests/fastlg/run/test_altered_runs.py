@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from test_bad_input import refused
+from refusals import refused
 
 from fastlg.errors import brief
 

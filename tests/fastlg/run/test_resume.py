@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,12 +10,10 @@ import sys
 import time
 
 import pytest
-import torch
-from patience import HANG_S, wait_until
+from resuming import assert_same_run, finish, wait_for_rows
 
 from fastlg.run.checkpoint import load_checkpoint
 
-TIMES = {"images_per_s", "wall_s"}
 STEPS = 19  # an epoch: 78 images in batches of 4, the last partial one dropped
 
 
@@ -44,32 +41,6 @@ def start(folder, *overrides, name="student"):
         text=True,
         start_new_session=True,
     )
-
-
-def finish(process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=HANG_S)
-    return process.returncode, out, err
-
-
-def rows(folder) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-
-def wait_for_rows(folder, count: int, process) -> None:
-    path = folder / "metrics.jsonl"
-    wait_until(lambda: path.is_file() and path.read_text().count("\n") >= count, lambda: process.poll() is None)
-
-
-def assert_same_run(one, other) -> None:
-    assert rows(one) == rows(other)
-    first, second = (load_checkpoint(folder / "checkpoints" / "last.pt") for folder in (one, other))
-    assert first["unit"].keys() == second["unit"].keys()
-    for name, value in first["unit"].items():
-        assert torch.equal(value, second["unit"][name]), name
-    for name, moments in first["engine"]["optimizer"].items():
-        for moment, value in moments.items():
-            assert torch.equal(value, second["engine"]["optimizer"][name][moment]), (name, moment)
 
 
 @pytest.fixture(scope="module")

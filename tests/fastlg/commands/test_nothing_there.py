@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from test_bad_input import refused
+from refusals import refused
 
 RUN = "data: {source: x}\nmodel: {name: deit_tiny_patch16_224}\n"
 THERE = "runs there: runs/alpha, runs/cut"

@@ -19,7 +19,7 @@ from rank_processes import (
     of_rank,
     train_in_turn,
 )
-from test_resume import assert_same_run, finish, rows, wait_for_rows
+from resuming import assert_same_run, finish, rows, wait_for_rows
 from tiny_project import write_project
 
 from fastlg.errors import printable

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from source_cases import images, png, refuses, save, write_parquet
-from test_bad_input import refused
 
 from fastlg.files.kinds import LOOKED_AT, kind_of_file
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from patience import HANG_S
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlg import ranks
 from fastlg.assemble import assemble
@@ -72,6 +73,23 @@ def losses(parts, config: Config, steps: int) -> list[float]:
             if len(seen) == steps:
                 return seen
         epoch += 1
+
+
+SYNCING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
+
+
+class Watch(TorchDispatchMode):
+    """``seen``: operations that ask a device for a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        if name in SYNCING:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
 
 
 if __name__ == "__main__":  # one rank; the environment says which

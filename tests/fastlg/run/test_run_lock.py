@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from patience import wait_until
 from rank_processes import Fate, Ranks, counting_command_line, patient_command_line
-from test_resume import assert_same_run, wait_for_rows
+from resuming import assert_same_run, wait_for_rows
 from tiny_project import write_project
 
 from fastlg.errors import UserError

@@ -1,6 +1,6 @@
 """Compiles the kernels of augmentation and cache ahead of time, as launched, and reads registers and spills.
 
-``python tests/kernels/augment_aot.py`` prints the table for sm_80 and sm_90; no GPU is needed.
+``python tests/kernels/augment/augment_aot.py`` prints the table for sm_80 and sm_90; no GPU is needed.
 """
 
 from __future__ import annotations

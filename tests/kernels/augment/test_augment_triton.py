@@ -16,7 +16,7 @@ def test_the_gpu_path_under_tritons_interpreter_gives_the_torch_paths_pixels():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "augment_interpreted.py"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, cwd=HERE.parent.parent, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment, cwd=HERE.parents[2], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import engine_cases
 import pytest
 import torch
 from engine_cases import TWO_RANKS, trained
@@ -21,7 +22,7 @@ from fastlg.data.stores import open_stores
 from fastlg.engine.deepspeed_config import merged_config
 from fastlg.errors import UserError
 
-HERE = Path(__file__).resolve().parent
+CASES = Path(engine_cases.__file__)
 deepspeed = pytest.importorskip("deepspeed", reason="pip install 'fastlg[deepspeed]'")
 
 
@@ -114,7 +115,7 @@ def outcomes(project, path, world_size: int) -> dict:
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "engine_cases.py"), str(path)],
+            [sys.executable, str(CASES), str(path)],
             cwd=project,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,

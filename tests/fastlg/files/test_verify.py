@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from test_bad_input import refused
+from refusals import refused
 
 from fastlg.errors import UserError
 from fastlg.files.verify import BLOCK, Digested, Verification

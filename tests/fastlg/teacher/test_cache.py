@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cache_cases import FIXED, PLAIN, RUNNING, built, parts_of, teacher
-from test_no_sync import Watch
+from engine_cases import Watch
 
 from fastlg.data.loaders.once import OncePlan
 from fastlg.data.loaders.plan import SamplePlan

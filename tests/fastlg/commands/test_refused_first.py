@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_bad_input import refused
+from refusals import refused
 
 from fastlg.errors import UserError
 from fastlg.run import run as run_module

@@ -6,16 +6,7 @@ import json
 import shutil
 
 import pytest
-
-
-def refused(result, *words, status=2):
-    code, out, err = result
-    assert code == status, (code, out, err)
-    lines = [line for line in err.splitlines() if line]
-    assert len(lines) == 1 and lines[0].startswith("fastlg: "), err
-    assert "Traceback" not in err + out
-    for word in words:
-        assert str(word) in lines[0], lines[0]
+from refusals import refused
 
 
 @pytest.mark.parametrize(

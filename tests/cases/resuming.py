@@ -1,0 +1,38 @@
+"""Runs that are stopped and go on: waiting for them, and comparing them with one that never stopped."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from patience import HANG_S, wait_until
+
+from fastlg.run.checkpoint import load_checkpoint
+
+TIMES = {"images_per_s", "wall_s"}
+
+
+def finish(process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=HANG_S)
+    return process.returncode, out, err
+
+
+def rows(folder) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def wait_for_rows(folder, count: int, process) -> None:
+    path = folder / "metrics.jsonl"
+    wait_until(lambda: path.is_file() and path.read_text().count("\n") >= count, lambda: process.poll() is None)
+
+
+def assert_same_run(one, other) -> None:
+    assert rows(one) == rows(other)
+    first, second = (load_checkpoint(folder / "checkpoints" / "last.pt") for folder in (one, other))
+    assert first["unit"].keys() == second["unit"].keys()
+    for name, value in first["unit"].items():
+        assert torch.equal(value, second["unit"][name]), name
+    for name, moments in first["engine"]["optimizer"].items():
+        for moment, value in moments.items():
+            assert torch.equal(value, second["engine"]["optimizer"][name][moment]), (name, moment)
