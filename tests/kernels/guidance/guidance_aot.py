@@ -1,6 +1,6 @@
 """Compiles the guidance kernels ahead of time, as the launcher would ask for them, and reads registers and spills.
 
-``python tests/kernels/guidance/guidance_aot.py`` prints the table for every shape, dtype, layout (half an hour, 2 cores).
+``python tests/kernels/guidance/guidance_aot.py`` prints the table of every shape, dtype and layout (half an hour).
 """
 
 from __future__ import annotations
