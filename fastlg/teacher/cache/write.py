@@ -38,10 +38,6 @@ class CacheWriter:
     def done(self) -> int:
         return len(self.chunks)
 
-    @property
-    def total_bytes(self) -> int:
-        return self.chunking.count * sum(info.row_bytes for info in self.infos)
-
     def check_space(self) -> None:
         """Raises UserError when the disk cannot hold what is still to be written."""
         left = self.chunking.count - sum(chunk["rows"] for chunk in self.chunks)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -39,13 +37,3 @@ def image_sizes(images: Tensor | RaggedImages) -> Tensor:
     if isinstance(images, Tensor):
         return torch.tensor(images.shape[1:3]).expand(images.shape[0], 2)
     return images.sizes
-
-
-def takes_triton(images: Tensor) -> bool:
-    """Whether these images are worked on by the Triton kernels: they lie on a GPU and Triton is installed."""
-    return images.is_cuda and _has_triton()
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from ..devices import takes_triton
 
 RULES = ("exact", "cell")
 
@@ -56,7 +57,7 @@ def gather_maps(
     flip   bool [N] or None; only with boxes
     impl   "auto": one Triton kernel where the tensors are on a CUDA device, else torch; "triton", "torch"
     """
-    if impl == "triton" or (impl == "auto" and source.is_cuda and _has_triton()):
+    if impl == "triton" or (impl == "auto" and takes_triton(source)):
         from .launch import gather_triton
 
         return gather_triton(source, rows, boxes, flip, clip_to_box=rule == "cell")
@@ -70,11 +71,6 @@ def gather_maps(
         if flip is not None:
             across = torch.where(flip[:, None, None], across.flip(1), across)
         return down.unsqueeze(1) @ (maps @ across.mT.unsqueeze(1))
-
-
-@lru_cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def _axis_matrices(start: Tensor, extent: Tensor, size: int, rule: str) -> Tensor:
