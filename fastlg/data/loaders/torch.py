@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +68,49 @@ class TorchLoader:
             yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
 
 
+class _Alarm:
+    """In the place of torch's handler of SIGCHLD, which raises wherever the main thread happens to be when a worker
+    dies, in a training step or in the line about it: this one raises only out of ``next``, where the thread may wait
+    for ever for the rest of what the dead one was writing."""
+
+    def __init__(self, workers: list):
+        self.workers, self.is_waiting = workers, False
+        self.is_set = bool(workers) and threading.current_thread() is threading.main_thread()
+        if self.is_set:
+            self.before = signal.signal(signal.SIGCHLD, self._heard)
+
+    def next(self, batches: Iterator):
+        """The next of ``batches``, None after the last. Raises RuntimeError once a worker has died."""
+        self.is_waiting = self.is_set
+        try:
+            self._expect_all()  # who died before is not heard any more
+            return next(batches, None)
+        finally:
+            self.is_waiting = False
+
+    def _heard(self, signum: int, frame) -> None:
+        if self.is_waiting:
+            self._expect_all()
+
+    def _expect_all(self) -> None:
+        if self.is_set and any(worker.exitcode not in (None, 0) for worker in self.workers):
+            raise RuntimeError("a data worker has died")
+
+    def close(self) -> None:
+        """Gives the signal back to whose it was, unless that is torch."""
+        if self.is_set and signal.getsignal(signal.SIGCHLD) == self._heard:
+            is_torchs = getattr(self.before, "__module__", "").startswith("torch.utils.data")
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if self.before is None or is_torchs else self.before)
+
+
 def _watched(batches: Iterator) -> Iterator:
     """``batches`` of a DataLoader. Raises RunError once a worker is dead, or stopped for PATIENCE_S (SIGSTOP)."""
     workers, stopped, is_over = getattr(batches, "_workers", []), [], threading.Event()
     if workers:
         threading.Thread(target=_end_stopped, args=(workers, stopped, is_over), daemon=True).start()
+    alarm = _Alarm(workers)
     try:
-        while (batch := next(batches, None)) is not None:
+        while (batch := alarm.next(batches)) is not None:
             yield batch
     except (RuntimeError, OSError, EOFError):  # of the queue, or of the socket through which a batch's memory comes
         if not _is_any_dead(workers):
@@ -83,20 +119,18 @@ def _watched(batches: Iterator) -> Iterator:
         raise RunError(_lost(stopped)) from None
     finally:
         is_over.set()
+        alarm.close()
 
 
 def _is_any_dead(workers: list) -> bool:
-    try:
-        return any(not worker.is_alive() for worker in workers)
-    except RuntimeError:  # torch's, out of its handler of the signal that a child has ended
-        return True
+    """Or about to be: the sockets of a process that ends close a little earlier than it is gone."""
+    return bool(workers) and bool(wait([worker.sentinel for worker in workers], timeout=5))
 
 
 def _end(workers: list) -> None:
-    for worker in (*workers, *workers):
-        with contextlib.suppress(RuntimeError):  # as above
-            worker.kill()
-            worker.join()
+    for worker in workers:
+        worker.kill()
+        worker.join()
 
 
 def _end_stopped(workers: list, stopped: list[int], is_over: threading.Event) -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,23 @@ def test_a_killed_or_stopped_worker_is_one_line_and_leaves_no_process(photos, mo
         list(batches)
     batches.close()
     assert children() <= before
+
+
+def test_the_death_of_a_worker_is_told_by_the_loader_and_nowhere_else(photos):
+    """Not out of whatever the main thread does at that moment: a training step, or a line about the error."""
+    before = children()
+    batches = loader(photos, workers=2, batch_size=1).epoch(0)
+    next(batches)
+    dying = children() - before
+    for worker in dying:
+        os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: all(is_zombie(worker) for worker in dying))
+    with pytest.raises(RunError, match="data worker was killed"):
+        list(batches)
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_worker_that_is_woken_goes_on_to_the_same_batches(photos, monkeypatch):
