@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from fastlg import launch
 from fastlg import place as places
 from fastlg.engine.protocol import share_batch
 from fastlg.errors import UserError
@@ -141,6 +142,19 @@ def test_gpus_starts_ranks_from_a_shell_and_is_refused_among_the_tasks_of_srun(e
         return
     with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=4: srun has started as many; leave --gpus out"):
         expect_no_tasks(own)
+
+
+def test_ranks_of_gpus_know_nothing_of_a_torchrun_above_them(monkeypatch):
+    """Whose agent would serve the store that they meet at."""
+    given = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, *, env, **_: given.append(env))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("KEPT", "1")
+    launch.Ranks().start(2, ["train"])
+    assert [(env["RANK"], env["KEPT"], "TORCHELASTIC_USE_AGENT_STORE" in env) for env in given] == [
+        ("0", "1", False),
+        ("1", "1", False),
+    ]
 
 
 @pytest.mark.parametrize(
