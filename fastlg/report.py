@@ -128,7 +128,14 @@ def _tensorboard(folder: Path, after_step: int):
     except ImportError:
         say("TensorBoard is not installed; metrics.jsonl is written all the same (pip install 'fastlg[plots]')")
         return None
+    threading.excepthook = _without_tensorboard
     return SummaryWriter(folder, purge_step=after_step + 1)
+
+
+def _without_tensorboard(args: threading.ExceptHookArgs, before=threading.excepthook) -> None:
+    """What its writer's thread raises is raised again where it is asked to write, and said there in one line."""
+    if not type(args.thread).__module__.startswith("tensorboard"):
+        before(args)
 
 
 class Pulse(threading.Thread):

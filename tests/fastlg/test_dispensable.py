@@ -50,6 +50,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         ("picture", FULL),
         ("open", TypeError("protobuf")),
         ("write", FULL),
+        ("thread", FULL),
         ("close", MemoryError()),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -64,6 +65,10 @@ def test_a_run_outlives_whatever_a_picture_or_tensorboard_raises(project, fastlg
         from matplotlib.figure import Figure
 
         monkeypatch.setattr(Figure, "savefig", fails)
+    elif place == "thread":  # of TensorBoard's, which prints a traceback where nobody looks after it
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        monkeypatch.setattr(RecordWriter, "write", fails)
     else:
         method = {"open": "__init__", "write": "add_scalar", "close": "close"}[place]
         monkeypatch.setattr(tensorboard.SummaryWriter, method, fails)
