@@ -235,6 +235,8 @@ def main() -> None:
     logger.handlers = [_Say()]
     try:
         status = app(standalone_mode=False)  # which would print an error in a box, once for every rank
+        if status == 130:  # typer's newer versions return it for a KeyboardInterrupt, and say nothing
+            raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(str(error), 2)

@@ -12,8 +12,8 @@ from fastlg.ranks.group import Agreement
 class StopRequest:
     """``with StopRequest() as stop``: ``stop.poll()`` tells between two steps whether a signal came to any rank.
 
-    A second signal acts at once. SIGUSR1 is what SLURM sends before it preempts a job; it leaves with SIGTERM's
-    status, 143. A rank whose launcher died asks to stop as if SIGTERM had come.
+    The same signal acts at once when it comes again. SIGUSR1 is what SLURM sends before it preempts a job; it leaves
+    with SIGTERM's status, 143. A rank whose launcher died asks to stop as if SIGTERM had come.
     """
 
     HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -49,5 +49,5 @@ class StopRequest:
 
     def _on_signal(self, signum: int, frame) -> None:
         self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        # Its own handler alone: another signal that has come meanwhile would find none, which Python reports.
+        signal.signal(signum, self.previous[signum])

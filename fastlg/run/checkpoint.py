@@ -66,9 +66,9 @@ def load_checkpoint(path: Path, *, fix: str = RESUME_ELSEWHERE) -> dict:
             raise ValueError(f"checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file; each means the same here
-        raise UserError(
-            f"checkpoint {path} cannot be read (truncated or altered: {first_line(error)}); {fix}"
-        ) from None
+        is_shut = isinstance(error, PermissionError)
+        reason = error.strerror if is_shut else f"truncated or altered: {first_line(error)}"
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); {fix}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UserError(f"checkpoint {path} has format {found}; this fastlg reads format {FORMAT}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -21,6 +23,7 @@ from fastlg.data.store.store import Store
 from fastlg.errors import RunError
 
 LOOK_S = 5.0  # between two looks at the workers
+DEATH_S = 2.0  # from the end of a worker's connections to its own
 PATIENCE_S = 20.0  # that a stopped worker gets to be woken
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -124,7 +127,7 @@ def _watched(batches: Iterator) -> Iterator:
 
 def _is_any_dead(workers: list) -> bool:
     """Or about to be: the sockets of a process that ends close a little earlier than it is gone."""
-    return bool(workers) and bool(wait([worker.sentinel for worker in workers], timeout=5))
+    return bool(workers) and bool(wait([worker.sentinel for worker in workers], timeout=DEATH_S))
 
 
 def _end(workers: list) -> None:
@@ -134,16 +137,28 @@ def _end(workers: list) -> None:
 
 
 def _end_stopped(workers: list, stopped: list[int], is_over: threading.Event) -> None:
-    """Kills workers that stay stopped: whoever waits for their memory waits for ever, whatever the time limit."""
+    """Kills workers that stay stopped: whoever waits for their memory waits for ever, whatever the time limit, and so
+    does Python before it ends."""
     looks = 0  # counted, not timed: while a whole job is suspended, nobody looks
     while not is_over.wait(LOOK_S):
-        found = [worker.pid for worker in workers if _is_stopped(worker.pid)]
+        found = _stopped(workers)
         looks = looks + 1 if found else 0
         if looks * LOOK_S >= PATIENCE_S:
             stopped += found
-            for pid in found:
-                os.kill(pid, signal.SIGKILL)
-            return
+            return _kill(found)
+    if _stopped(workers):
+        time.sleep(PATIENCE_S)  # by then torch has given them up
+        _kill(_stopped(workers))
+
+
+def _stopped(workers: list) -> list[int]:
+    return [worker.pid for worker in workers if _is_stopped(worker.pid)]
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _lost(stopped: list[int]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import tomllib
 from pathlib import Path
 
@@ -96,3 +98,26 @@ def test_prepare_fetches_a_source_unless_told_not_to(project, fastlg, monkeypatc
     status, out, err = fastlg("prepare", "torchvision:CIFAR10", "store", *options)
     assert status == 2 and asked == [download]
     assert ("prepare: --download" in err) is not download and not (project / "store").exists()
+
+
+def test_ctrl_c_before_a_run_is_one_line(fastlg, monkeypatch):
+    from fastlg.commands import doctor
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "report", interrupted)
+    assert fastlg("doctor") == (130, "", "fastlg: stopped by SIGINT\n")
+
+
+def test_two_signals_at_once_are_one_request(monkeypatch):
+    """Some schedulers send two; Python prints an error of its own for one whose handler is gone."""
+    reported, both = [], {signal.SIGTERM, signal.SIGINT}
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    with StopRequest() as stop:
+        signal.pthread_sigmask(signal.SIG_BLOCK, both)
+        for number in both:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        assert stop.poll() and stop.signum in both
+    assert reported == []

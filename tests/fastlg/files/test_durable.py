@@ -63,7 +63,7 @@ def watch(monkeypatch):
 
 def test_a_checkpoint_is_synced_before_it_replaces_the_last_one(tmp_path, watch):
     save_checkpoint(tmp_path, {"w": torch.zeros(3)}, best=True)
-    assert watch.moved == ["last.pt", "best.pt"] and watch.torn == []
+    assert watch.moved == ["best.pt", "last.pt"] and watch.torn == []
 
 
 def test_a_checkpoint_that_is_copied_to_best_is_synced_too(tmp_path, watch, monkeypatch):
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_is_copied_to_best_is_synced_too(tmp_path, watch, monk
 
     monkeypatch.setattr(os, "link", no_links)
     save_checkpoint(tmp_path, {"w": torch.zeros(3)}, best=True)
-    assert watch.moved == ["last.pt", "best.pt"] and watch.torn == []
+    assert watch.moved == ["best.pt", "last.pt"] and watch.torn == []
 
 
 def test_a_store_is_synced_before_it_takes_its_place(tmp_path, watch):

@@ -9,6 +9,7 @@ import torch
 
 from fastlg.engine.protocol import share_batch
 from fastlg.errors import UserError
+from fastlg.ranks import launch
 from fastlg.ranks import place as places
 from fastlg.ranks.launch import check_count
 from fastlg.ranks.place import Place, drop_shell, expect_no_tasks, first_host, ignored, is_first_by_environment, place
@@ -141,6 +142,19 @@ def test_gpus_starts_ranks_from_a_shell_and_is_refused_among_the_tasks_of_srun(e
         return
     with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=4: srun has started as many; leave --gpus out"):
         expect_no_tasks(own)
+
+
+def test_ranks_of_gpus_know_nothing_of_a_torchrun_above_them(monkeypatch):
+    """Whose agent would serve the store that they meet at."""
+    given = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, *, env, **_: given.append(env))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("KEPT", "1")
+    launch.Ranks().start(2, ["train"])
+    assert [(env["RANK"], env["KEPT"], "TORCHELASTIC_USE_AGENT_STORE" in env) for env in given] == [
+        ("0", "1", False),
+        ("1", "1", False),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -200,12 +200,6 @@ def test_nobody_at_the_rendezvous_is_one_line_with_the_address(start, whole):
             )
 
 
-def test_what_torchrun_left_in_the_environment_does_not_mislead_gpus(start, whole, project):
-    process = start.one(*TRAIN, *TWO, "run.name=whole", TORCHELASTIC_USE_AGENT_STORE="True")
-    status, out, err = process.finish()
-    assert status == 0 and "nothing to do" in out, err
-
-
 def test_srun_s_environment_makes_the_same_run(start, whole):
     job = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
     port = str(free_port())

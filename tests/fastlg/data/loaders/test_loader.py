@@ -2,6 +2,7 @@
 
 import gc
 import io
+import multiprocessing
 import os
 import signal
 import threading
@@ -221,6 +222,21 @@ def test_the_death_of_a_worker_is_told_by_the_loader_and_nowhere_else(photos):
 
 def is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_worker_that_is_stopped_after_its_last_batch_costs_nothing_and_goes(photos, monkeypatch):
+    """Python would wait for it at its end."""
+    monkeypatch.setattr(torch_loader, "LOOK_S", 0.1)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # torch's wait for it, 5 s
+    before, of_epoch = children(), loader(photos, workers=1, batch_size=1)
+    batches = of_epoch.epoch(0)
+    for _ in range(len(of_epoch)):
+        next(batches)
+    (worker,) = children() - before
+    monkeypatch.setattr(torch_loader, "PATIENCE_S", 2.0)  # longer than torch waits
+    os.kill(worker, signal.SIGSTOP)
+    assert list(batches) == []
+    wait_until(lambda: worker not in [process.pid for process in multiprocessing.active_children()])
 
 
 def test_a_worker_that_is_woken_goes_on_to_the_same_batches(photos, monkeypatch):
