@@ -19,14 +19,17 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
-from counting import measure_ceilings
-from harness import Bench, Row, Stamp, append_line, timed
-from ours import store_of
-from report import ROOT, compare, comparison_text, load, number, results_name, save, write_readme
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.harness.bench import Bench, Row, Stamp, append_line, timed
+from benchmarks.harness.counting import measure_ceilings
+from benchmarks.harness.ours import store_of
+from benchmarks.harness.report import ROOT, compare, comparison_text, load, number, results_name, save, write_readme
 from fastlg.ranks import say
 
 # Seconds of each benchmark: (CPU quick, CPU, GPU quick, GPU). 0 leaves it out of a run that names none. What comes
@@ -47,7 +50,22 @@ SECONDS = {
     "scaling": (0, 110, 0, 110),
     "first_light": (0, 60, 0, 170),
 }
-MODULES = {"loaders": "loading"}  # where a benchmark's rows are not in the file of its name
+MODULES = {  # below benchmarks/: the file whose rows(bench) it is
+    "training": "cases.training.end_to_end",
+    "step": "cases.training.step_parts",
+    "guidance": "cases.kernels.guidance",
+    "augment": "cases.kernels.augment",
+    "teacher": "cases.training.teacher",
+    "optimizer": "cases.training.optimizer",
+    "evaluation": "cases.evaluation",
+    "checkpoint": "cases.checkpoint",
+    "loaders": "cases.input.loaders",
+    "cache": "cases.training.feature_cache",
+    "coldstart": "cases.coldstart",
+    "switches": "cases.training.switches",
+    "scaling": "scaling.study",
+    "first_light": "cases.first_light",
+}
 TOTAL = (52, 285, 70, 460)  # seconds of a whole run; nothing new starts when the rest is too short for it
 
 
@@ -151,7 +169,7 @@ def run_all(bench: Bench, names: list[str], place: int, ends: float, console: Co
                 bench.left_out.append(f"{name} (out of time)")
                 continue
             try:
-                importlib.import_module(MODULES.get(name, name)).rows(bench)
+                importlib.import_module(f"benchmarks.{MODULES[name]}").rows(bench)
             except Exception as error:
                 failed.append(name)
                 bench.left_out.append(f"{name}: failed with {type(error).__name__}: {error}")
@@ -188,7 +206,7 @@ def finish(bench: Bench, options: argparse.Namespace, old: dict | None, failed: 
     conditions = {"ceilings": asdict(bench.ceilings), "seconds": round(took, 1), "left_out": bench.left_out}
     results = save(path, bench.rows, conditions)
     try:
-        from plots import draw
+        from benchmarks.harness.plots import draw
 
         pictures = draw(results, path.with_suffix(""))
     except ImportError:

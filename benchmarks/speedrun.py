@@ -26,9 +26,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from harness import Stamp
-from report import ROOT
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.harness.bench import Stamp
+from benchmarks.harness.report import ROOT
 from fastlg.config import Config, load_config
 from fastlg.data.stores import open_stores
 from fastlg.engine.precision import pick_device

@@ -19,7 +19,7 @@ if [ -n "${WHEELS:-}" ]; then
     export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 case " $* " in
-    *" --tiny "*) ;;
+    *" --tiny "* | *" --help "* | *" -h "*) ;;
     *)
         "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
             echo "torch sees no CUDA device" >&2

@@ -1,4 +1,4 @@
-"""The house is as docs/architecture.md draws it: every folder, no lobby, the floors in their order."""
+"""The house is as docs/architecture.md draws it: every folder, no lobby, no dead name, the floors in their order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from test_floors import FLOORS
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PACKAGES = {"fastlg": ROOT / "fastlg", "fastlg_kernels": ROOT / "kernels" / "torch-ext" / "fastlg_kernels"}
+BENCHMARKS = ROOT / "benchmarks"
+ROOMS = sorted({path.parent for path in BENCHMARKS.rglob("*.py")})
 MOST_ENTRIES = 12
 
 
@@ -29,13 +31,29 @@ def test_the_page_draws_every_folder_and_no_other():
     assert drawn == set(folders())
 
 
+def test_the_page_draws_every_room_of_the_benchmarks():
+    drawn = set(re.findall(r"`(benchmarks/(?:[a-z_]+/)*)`", PAGE))
+    assert drawn == {f"{path.relative_to(ROOT)}/" for path in ROOMS} | {"benchmarks/results/"}
+
+
+def test_every_file_of_the_benchmarks_that_is_named_anywhere_is_there():
+    """Commands in documents, scripts and the files' own heads; the log of changes tells of what was."""
+    sources = [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "kernels" / "README.md"]
+    for folder, ending in (("docs", "*.md"), ("scripts", "*"), ("configs", "*.yaml"), ("fastlg", "*.py")):
+        sources += (ROOT / folder).rglob(ending)
+    sources = {path for path in [*sources, *BENCHMARKS.rglob("*.py")] if path.is_file()}
+    named = [name for path in sources for name in re.findall(r"\bbenchmarks/[a-z_/]+\.py\b", path.read_text("utf-8"))]
+    assert len(set(named)) > 10
+    assert [name for name in sorted(set(named)) if not (ROOT / name).is_file()] == []
+
+
 def test_the_page_names_no_file_that_is_not_there():
     for name in re.findall(r"\b(fastlg(?:_kernels)?/[a-z_/]+\.py|tests/[a-z_/]+\.py)", PAGE):
         package, _, rest = name.partition("/")
         assert (PACKAGES.get(package, ROOT / package) / rest).is_file(), name
 
 
-@pytest.mark.parametrize("folder", [*PACKAGES.values(), *folders().values()], ids=str)
+@pytest.mark.parametrize("folder", [*PACKAGES.values(), *folders().values(), *ROOMS], ids=str)
 def test_no_folder_is_a_lobby(folder):
     """Files and rooms apart, for the package itself holds both: the spine, and the folders that the page draws."""
     entries = [path for path in folder.iterdir() if not path.name.startswith("__")]

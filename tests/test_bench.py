@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,24 +17,19 @@ from torch import nn
 
 import fastlg.commands.bench
 import fastlg.ranks.say
+import fastlg_kernels
+from benchmarks import run, speedrun
+from benchmarks.cases.training import step_parts
+from benchmarks.harness import bench as harness
+from benchmarks.harness import counting, ours, reference_style, report
 from fastlg.cli import main
 from fastlg.config import save_config
 from fastlg.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import counting  # noqa: E402
-import harness  # noqa: E402
-import ours  # noqa: E402
-import reference_style  # noqa: E402
-import report  # noqa: E402
-import run  # noqa: E402
-import speedrun  # noqa: E402
-import step  # noqa: E402
-
 CPU = torch.device("cpu")
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
 TINY = [
     "model.name=vit_tiny_patch16_224",
     "model.image_size=56",
@@ -107,7 +104,7 @@ def test_the_command_hands_its_arguments_over_and_passes_the_status_on(tmp_path,
     script.parent.mkdir()
     script.write_text("import sys; open(sys.argv[0] + '.seen', 'w').write(repr(sys.argv[1:])); sys.exit(7)\n")
     (tmp_path / "kernels" / "torch-ext").mkdir(parents=True)
-    monkeypatch.setattr(fastlg.commands.bench, "__file__", str(tmp_path / "fastlg" / "bench.py"))
+    monkeypatch.setattr(fastlg.commands.bench, "__file__", str(tmp_path / "fastlg" / "commands" / "bench.py"))
     flags = ["--quick", "--profile", "--compare", "old.json", "--readme", "new.json"]
     monkeypatch.setattr("sys.argv", ["fastlg", "bench", "step", "views", *flags])
     with pytest.raises(SystemExit) as leave:
@@ -118,10 +115,11 @@ def test_the_command_hands_its_arguments_over_and_passes_the_status_on(tmp_path,
 
 
 def test_an_installed_wheel_says_where_the_benchmarks_are(tmp_path, monkeypatch, capsys):
-    stranger = tmp_path / "site-packages" / "benchmarks" / "run.py"  # another package's folder of that name
+    packages = tmp_path / "site-packages"
+    stranger = packages / "benchmarks" / "run.py"  # another package's folder of that name
     stranger.parent.mkdir(parents=True)
     stranger.write_text("raise SystemExit('ran a stranger')\n")
-    monkeypatch.setattr(fastlg.commands.bench, "__file__", str(tmp_path / "site-packages" / "fastlg" / "bench.py"))
+    monkeypatch.setattr(fastlg.commands.bench, "__file__", str(packages / "fastlg" / "commands" / "bench.py"))
     with pytest.raises(UserError, match="clone fastlg's repository"):
         fastlg.commands.bench.run_benchmarks([])
     monkeypatch.setattr("sys.argv", ["fastlg", "bench"])
@@ -129,6 +127,45 @@ def test_an_installed_wheel_says_where_the_benchmarks_are(tmp_path, monkeypatch,
         main()
     assert leave.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+BY_PATH = """
+import json, pathlib, runpy, sys
+from fastlg.errors import UserError
+root, rest = pathlib.Path(sys.argv[1]), sys.path[1:]
+left = {}
+for name in sys.argv[2:]:
+    for module in [module for module in sys.modules if module.partition(".")[0] == "benchmarks"]:
+        del sys.modules[module]
+    sys.path[:] = [str((root / name).parent), *rest]
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_path(str(root / name), run_name="__main__")
+    except (SystemExit, UserError) as leave:
+        left[name] = [str(leave), [path for path in sys.path if "benchmarks" in path], sys.path[0] == str(root)]
+pathlib.Path("left.json").write_text(json.dumps(left))
+"""
+
+
+def test_every_file_that_is_run_by_its_path_finds_its_own_and_hides_nobody_elses(tmp_path):
+    """From any folder, beside somebody else's package of the same name, and with no folder of ours on the path."""
+    scripts = [path for path in BENCHMARKS.rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
+    scripts.remove(BENCHMARKS / "scaling" / "ranks.py")  # a rank of a job, which test_scaling.py starts
+    names = sorted(str(path.relative_to(ROOT)) for path in scripts)
+    (tmp_path / "others" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "others" / "benchmarks" / "__init__.py").write_text("raise ImportError('a stranger')\n")
+    for name, package in (("fastlg", fastlg), ("fastlg_kernels", fastlg_kernels)):  # wherever they are installed
+        (tmp_path / "others" / name).symlink_to(Path(package.__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "others")}
+    command = [sys.executable, "-c", BY_PATH, str(ROOT), *names]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 0, done.stderr
+    left = json.loads((tmp_path / "left.json").read_text())
+    assert list(left) == names and len(names) >= 8
+    for name, (status, of_ours, root_first) in left.items():
+        assert of_ours == [] or name == "benchmarks/gpu_stages.py", name  # which imports nothing of ours
+        assert root_first or name == "benchmarks/gpu_stages.py", name
+        assert status == "0" or name == "benchmarks/cases/coldstart.py", (name, status)  # its argument is a config
 
 
 def test_comparison_marks_what_moved_beyond_both_spreads():
@@ -213,9 +250,9 @@ def test_every_style_of_the_reference_computes_the_same_losses(config, monkeypat
 
 def test_the_step_taken_apart_is_the_engines_step_and_its_parts_add_up(config, monkeypatch):
     ticks = iter(range(10_000))
-    monkeypatch.setattr(step.Clock, "now", lambda self: float(next(ticks)))
+    monkeypatch.setattr(step_parts.Clock, "now", lambda self: float(next(ticks)))
     whole, split = ours.Ours(config), ours.Ours(config)
-    apart, clock = step.TakenApart(split), step.Clock(CPU)
+    apart, clock = step_parts.TakenApart(split), step_parts.Clock(CPU)
     apart.batches = split.parts.train_loader.epoch(0)
     apart.epoch = 0
     whole.open()
@@ -226,7 +263,7 @@ def test_the_step_taken_apart_is_the_engines_step_and_its_parts_add_up(config, m
     parts = clock.read()
     begin, end = clock.marks[0][1], clock.marks[-1][1]
     assert sum(parts.values()) == pytest.approx(1e3 * (end - begin))
-    assert all(parts[name] > 0 for name in step.PARTS)
+    assert all(parts[name] > 0 for name in step_parts.PARTS)
     theirs = dict(split.parts.unit.named_parameters())
     for name, parameter in whole.parts.unit.named_parameters():
         torch.testing.assert_close(theirs[name], parameter, msg=name)

@@ -12,12 +12,10 @@ import pytest
 from made_images import write_images
 from patience import HANG_S, wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from benchmarks import gpu_stages
+from benchmarks.harness import collect, report
 
-import collect  # noqa: E402
-import gpu_stages  # noqa: E402
-import report  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 TINY_RUN = (
     "optim.epochs=2", "optim.warmup_epochs=1", "optim.global_batch_size=16", "log.tensorboard=false", "data.workers=0",

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+from benchmarks.scaling.model import GPUS, SCENARIOS, Assumptions, all_reduce_s, all_rows, exposed_s, step_of
 
-from scaling_model import GPUS, SCENARIOS, Assumptions, all_reduce_s, all_rows, exposed_s, step_of  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 A = Assumptions()
 FREE = replace(A, call_us=0.0, node_hop_us=0.0, net_hop_us=0.0)  # bandwidth alone
@@ -76,8 +74,8 @@ def test_efficiency_falls_with_gpus_and_never_exceeds_one():
 
 
 def test_the_bytes_on_paper_are_the_bytes_that_two_processes_send(tmp_path, monkeypatch):
-    from images import make_store
-    from scaling_ranks import WHAT, Job, counted, on_paper, sent
+    from benchmarks.harness.images import make_store
+    from benchmarks.scaling.ranks import WHAT, Job, counted, on_paper, sent
 
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))
     common = [f"data.source={make_store(tmp_path, 100)}", f"run.root={tmp_path}", "engine.device=cpu", "data.workers=0"]
@@ -125,6 +123,6 @@ def test_modelled_rows_follow_from_their_assumptions_and_are_marked(results):
 
 def test_the_page_agrees_with_the_results_file(results):
     pytest.importorskip("matplotlib", reason="pip install 'fastlg[plots]'")
-    from scaling_page import page
+    from benchmarks.scaling.page import page
 
     assert (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8") == page(results)

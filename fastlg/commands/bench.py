@@ -11,7 +11,7 @@ from fastlg.errors import UserError
 
 def run_benchmarks(arguments: list[str]) -> int:
     """Runs benchmarks/run.py with this interpreter and returns its exit status. Raises UserError outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     script = root / "benchmarks" / "run.py"
     # site-packages may hold somebody else's folder "benchmarks"; only a checkout has this setup.py beside it
     if not script.is_file() or not (root / "kernels" / "torch-ext").is_dir():

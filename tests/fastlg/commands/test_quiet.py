@@ -8,7 +8,7 @@ import pytest
 from patience import HANG_S
 from rank_processes import Ranks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CPU = "engine.device=cpu"
 # One interpreter for many commands: each of a library's warnings is shown where it is met first.
 MANY = """
@@ -32,8 +32,8 @@ ALONE = (
 )
 BENCH = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "benchmarks")!r})
-import run
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks import run
 run.SECONDS["optimizer"] = ({HANG_S},) * 4
 sys.argv = ["run.py", "optimizer", "--quick", "--out=results"]
 sys.exit(run.main())

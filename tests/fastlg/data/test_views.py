@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from fastlg.batch import Batch
 from fastlg.data.loaders.choose import make_loader
-from fastlg.data.loaders.crops import epoch_order
+from fastlg.data.loaders.plan import epoch_order
 from fastlg.data.store.make import open_store, prepare
 from fastlg.data.views.make import ViewMaker
 from fastlg.data.views.mixing import Mixer

@@ -12,8 +12,7 @@ from PIL import Image
 from scipy import stats
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from fastlg.data.loaders.crops import draw_crops, draw_flips, epoch_order, rank_batches
-from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.loaders.plan import SamplePlan, draw_crops, draw_flips, epoch_order, rank_batches
 from fastlg.errors import UserError
 
 DRAWS = 20_000

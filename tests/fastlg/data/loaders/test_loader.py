@@ -17,8 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
 from fastlg.data.loaders import torch as torch_loader
-from fastlg.data.loaders.crops import draw_crops, draw_flips
-from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.loaders.plan import SamplePlan, draw_crops, draw_flips
 from fastlg.data.loaders.torch import TorchLoader
 from fastlg.data.store.make import open_store, prepare
 from fastlg.errors import RunError

@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from harness import ROW_FIELDS, Row
+from benchmarks.harness.bench import ROW_FIELDS, Row
 
 FORMAT = 1
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 KEY = ("bench", "case", "provider", "batch", "device")  # with OWN, what makes two rows the same measurement
 OWN = ("kind", "workers")  # of a row's extra

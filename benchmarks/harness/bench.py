@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from counting import Ceilings, Work
 
+from benchmarks.harness.counting import Ceilings, Work
 from fastlg.files.provenance import commit, device_name, versions
 
 
@@ -57,7 +57,7 @@ class Stamp:
 class Row:
     """One rival in one case. None is what was not counted there."""
 
-    bench: str  # the file that measured it
+    bench: str  # the name it is run by, see run.py
     case: str
     provider: str
     batch: int | None

@@ -1,6 +1,6 @@
 """Batched augmentation against timm's image by image: time per image, and on a GPU the distance to the bytes.
 
-    python benchmarks/augment.py [--batch 128] [--size 224] [--repeats 7] [--quick] [--json PATH]
+    python benchmarks/cases/kernels/augment.py [--batch 128] [--size 224] [--repeats 7] [--quick] [--json PATH]
 
 Cases, each from decoded bytes in memory to a finished batch of normalised views:
 
@@ -21,9 +21,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import numpy as np
 import torch
@@ -34,6 +38,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from benchmarks.harness.bench import spread
+from benchmarks.harness.counting import Work
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg_kernels import (
     apply_op,
@@ -206,11 +212,6 @@ def copy_bytes_per_s(device: torch.device) -> float:
     return 2 * source.numel() / min(times)
 
 
-def spread(times: list[float]) -> float:
-    low, _, high = statistics.quantiles(times, n=4)
-    return (high - low) / statistics.median(times)
-
-
 def race(
     case: str,
     options: argparse.Namespace,
@@ -237,8 +238,6 @@ def race(
 
 def rows(bench) -> None:
     """For benchmarks/run.py: the whole transforms, on one thread; a CPU's rows are processor time."""
-    from counting import Work
-
     torch.set_num_threads(1)
     options = argparse.Namespace(size=224, repeats=3 if bench.quick else 7)
     cases = ("cifar",) if bench.quick else tuple(SIZES)

@@ -13,8 +13,8 @@ import gc
 from functools import partial
 from typing import NamedTuple
 
-from harness import Bench
-from ours import Ours, config_of
+from benchmarks.harness.bench import Bench
+from benchmarks.harness.ours import Ours, config_of
 
 SWITCHES = ("compile", "graph", "prefetch", "channels_last", "fold_norms", "fused_attention")
 RUNNING = "teacher.norm_stats=running"

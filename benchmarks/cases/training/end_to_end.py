@@ -25,11 +25,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from counting import Work
-from harness import Bench, peak_mib, synchronize, wall
-from ours import Ours, config_of, made_teacher, workers_of
-from reference_style import ReferenceStyle, Style
 
+from benchmarks.harness.bench import Bench, peak_mib, synchronize, wall
+from benchmarks.harness.counting import Work
+from benchmarks.harness.ours import Ours, config_of, made_teacher, workers_of
+from benchmarks.harness.reference_style import ReferenceStyle, Style
 from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from harness import Bench, wall
-from ours import Ours, config_of
-
+from benchmarks.harness.bench import Bench, wall
+from benchmarks.harness.ours import Ours, config_of
 from fastlg.ranks.stop import StopRequest
 from fastlg.run.position import restore
 from fastlg.run.run import Run

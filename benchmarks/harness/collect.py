@@ -1,6 +1,6 @@
 """From what the stages on a GPU left to one results file that is committed.
 
-    python benchmarks/collect.py OUT [OUT ...] [--note TEXT ...] [--to benchmarks/results]
+    python benchmarks/harness/collect.py OUT [OUT ...] [--note TEXT ...] [--to benchmarks/results]
 
 Each OUT holds rows.jsonl, and runs.tar where something was trained (gpu_stages.py). The file has the rows as they were
 written, the ceilings that were measured beside them, every stage that was not done, and under ``trained`` each run:
@@ -16,8 +16,12 @@ import sys
 import tarfile
 from pathlib import Path
 
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 import yaml
-from report import FORMAT, ROOT, markdown, results_name
+
+from benchmarks.harness.report import FORMAT, ROOT, markdown, results_name
 
 
 def main() -> int:

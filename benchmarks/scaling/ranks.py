@@ -15,18 +15,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.harness.ours import Ours
 from fastlg import ranks
 from fastlg.config import load_config
 from fastlg.engine.precision import uses_cuda
 from fastlg.ranks.say import console
 from fastlg.ranks.stop import StopRequest
 
-HERE = Path(__file__).resolve().parent
 RUNNING = "teacher.norm_stats=running"
 DEEPSPEED = (RUNNING, "engine.kind=deepspeed")
 WHAT = {  # case -> (overrides, ZeRO stage, bytes in which each gradient value is sent)
@@ -71,8 +74,6 @@ class Training:
     ranks' control flag. ``alone`` is built before the ranks meet: nothing of its step is exchanged."""
 
     def __init__(self, overrides: list[str]):
-        from ours import Ours
-
         self.ours = Ours(load_config("cifar100/deit_tiny", overrides), synthetic=True)
         self.ours.open()
         self.views, self.batch = self.ours.next_pair()
@@ -143,11 +144,10 @@ class Job:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-        path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
         self.processes = [
             subprocess.Popen(
-                [sys.executable, str(HERE / "scaling_ranks.py"), json.dumps(cases)],
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path}
+                [sys.executable, __file__, json.dumps(cases)],
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 | {"OMP_NUM_THREADS": str(threads)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """How guided DeiT-Ti would scale from 1 to 1,024 GPUs. A model: none of its times was measured.
 
 Every number it starts from is a field of ``Assumptions``. Bytes and numbers of collectives are the counted ones (see
-scaling.py and its test); rates of devices and networks are estimates.
+study.py and its test); rates of devices and networks are estimates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MODES = ("weak", "strong")
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Units are in the names: us and ms of time, GB = 1e9 bytes, MB = 1e6 bytes. Each is an option of scaling.py."""
+    """Units are in the names: us and ms of time, GB = 1e9 bytes, MB = 1e6 bytes. Each is an option of study.py."""
 
     # One GPU. An estimate for compiled bf16 DeiT-Ti on an H200, from bytes moved per image; nobody measured it.
     student_images_per_s: float = 27_000.0  # forward, backward and update, batch 128 or more

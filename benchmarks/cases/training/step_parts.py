@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from harness import Bench, wall
-from ours import Ours, config_of, made_teacher, workers_of
-from reference_style import ReferenceStyle, Style
 
+from benchmarks.harness.bench import Bench, wall
+from benchmarks.harness.ours import Ours, config_of, made_teacher, workers_of
+from benchmarks.harness.reference_style import ReferenceStyle, Style
 from fastlg.data.stores import open_stores
 from fastlg.engine.protocol import autocast
 

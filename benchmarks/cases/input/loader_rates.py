@@ -1,6 +1,6 @@
 """Images per second of every loader, with and without augmentation, against workers and against dataset size.
 
-    python benchmarks/loaders.py [--shared PATH] [--workers 1,2] [--full] [--quick] [--json PATH]
+    python benchmarks/cases/input/loader_rates.py [--shared PATH] [--workers 1,2] [--full] [--quick] [--json PATH]
 
 Cases (skipped with a line where their data is absent):
 
@@ -28,6 +28,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -36,10 +37,14 @@ from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
 import torch
-from reference_style import TransformedImages
 from torch.utils.data import DataLoader
 
+from benchmarks.harness.reference_style import TransformedImages
+from benchmarks.harness.report import ROOT
 from fastlg.data.loaders.choose import make_loader
 from fastlg.data.loaders.plan import SamplePlan
 from fastlg.data.loaders.torch import TorchLoader
@@ -236,7 +241,7 @@ def original_jpegs(files: Path, folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).resolve().parents[2] / "shared"
+    default = ROOT.parent / "shared"
     parser.add_argument("--shared", type=Path, default=default, help="folder that holds data/cifar100, data/flowers17")
     parser.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
     parser.add_argument("--cases", default=",".join(CASES))

@@ -1,6 +1,6 @@
 """The guidance loss, forward and backward, against the reference formulation: time, memory, and distance to the bytes.
 
-    python benchmarks/guidance.py [--quick] [--batch 128 1024] [--case deit_ti ...] [--json PATH]
+    python benchmarks/cases/kernels/guidance.py [--quick] [--batch 128 1024] [--case deit_ti ...] [--json PATH]
 
 Providers, all on the same tokens and teacher maps:
 
@@ -28,16 +28,22 @@ import ctypes
 import json
 import os
 import statistics
+import sys
 import time
 from functools import partial
 from itertools import product as every
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.harness.bench import spread
+from benchmarks.harness.counting import Work
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg_kernels import guidance_loss
 
@@ -198,8 +204,6 @@ def race(
 
 def rows(bench) -> None:
     """For benchmarks/run.py: each provider against eager, distance to the bytes as share of the bound."""
-    from counting import Work
-
     device = bench.device
     for case in ("deit_ti",) if bench.quick else CASES:
         for batch, dtype in every((128, 1024) if bench.gpu else (32,), TOKENS[: 1 + bench.gpu]):
@@ -221,12 +225,11 @@ def measure(case: str, batch: int, device: torch.device, repeats: int, stamp: di
     median = {name: statistics.median(values) for name, values in times.items()}
     rows = []
     for name, values in times.items():
-        low, _, high = statistics.quantiles(values, n=4)
         row = {
             "case": f"{case} batch {batch}",
             "provider": name,
             "median_ms": round(median[name], 4),
-            "spread": round((high - low) / median[name], 3),
+            "spread": round(spread(values), 3),
             "ratio": round(median[name] / median["ours"], 3),
             "peak_mib": None if name == "copy" else peak_mib(runs[name], first, device),
             "bytes": first.bytes(),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from counting import count_per_batch
-from harness import Bench, peak_mib
-from ours import TEACHER_SIZE, made_teacher
 
+from benchmarks.harness.bench import Bench, peak_mib
+from benchmarks.harness.counting import count_per_batch
+from benchmarks.harness.ours import TEACHER_SIZE, made_teacher
 from fastlg.engine.protocol import autocast
 from fastlg.teacher.online import OnlineTeacher
 

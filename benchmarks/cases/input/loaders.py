@@ -1,6 +1,6 @@
-"""The rows of loaders.py for ``fastlg bench``: every loader on made images of 32 px, with and without augmentation.
+"""Every loader on made images of 32 px, with and without augmentation: rows of loader_rates.py for ``fastlg bench``.
 
-loaders.py runs as a process of its own, on a folder of the layout that it expects; by itself it measures more cases.
+It runs as a process of its own, on a folder of the layout that it expects; by itself it measures more cases.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import Bench
-from images import make_source
+from benchmarks.harness.bench import Bench
+from benchmarks.harness.images import make_source
 
-SCRIPT = Path(__file__).with_name("loaders.py")
+SCRIPT = Path(__file__).with_name("loader_rates.py")
 OWN = ("workers", "augment", "images_per_core_s", "core_ratio")  # what its rows have and others have not
 
 
@@ -34,7 +34,7 @@ def rows(bench: Bench) -> None:
         bench.left_out.append("loaders (out of time)")
         return
     if answer.returncode:
-        raise RuntimeError(f"loaders.py failed: {answer.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(f"loader_rates.py failed: {answer.stderr.strip().splitlines()[-1]}")
     bench.left_out += [f"loaders: {line}" for line in answer.stdout.splitlines() if line.startswith("skipped")]
     found = json.loads(out.read_text(encoding="utf-8"))
     for row in found:

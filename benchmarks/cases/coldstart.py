@@ -7,11 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from harness import Bench
-from ours import config_of
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from fastlg.config import save_config
+import torch
+
+from benchmarks.harness.bench import Bench
+from benchmarks.harness.ours import Ours, config_of
+from fastlg.config import load_config, save_config
 
 STEPS = ("imports", "parts", "first step")
 
@@ -42,11 +47,6 @@ def rows(bench: Bench) -> None:
 
 def start(path: str) -> None:
     """Runs in the fresh process: prints the times at which each of STEPS was done."""
-    import torch
-    from ours import Ours
-
-    from fastlg.config import load_config
-
     config = load_config(path)
     imported = time.time()
     ours = Ours(config)

@@ -6,10 +6,12 @@ import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from plots import BLUE, ORANGE
-from report import number
-from scaling_model import GPUS, NETWORKS, SCENARIOS, Assumptions, limit
 
+from benchmarks.harness.plots import BLUE, ORANGE
+from benchmarks.harness.report import number
+from benchmarks.scaling.model import GPUS, NETWORKS, SCENARIOS, Assumptions, limit
+
+COMMAND = "python benchmarks/scaling/study.py"
 SHOWN = (1, 8, 16, 64, 256, 1024)
 FAST, SLOW = NETWORKS
 BATCH, BATCH_HALF, RUNNING, RUNNING_HALF, ONE_BUCKET = list(SCENARIOS)[:5]
@@ -153,10 +155,10 @@ def page(results: dict) -> str:
     return flowed(f"""\
 # How far this workload scales
 
-Made by `benchmarks/scaling.py` from `benchmarks/results/scaling-cpu.json`; do not edit. Guided DeiT-Ti, ResNet-56 at
-32 px as the teacher, CIFAR-100. Two processes are **measured**, on a CPU; 8 to 1,024 GPUs are **modelled, not
-measured**, from a rate for one GPU that nobody has measured either. Change any assumption and see:
-`python benchmarks/scaling.py --student-images-per-s 15000 --nic-gbit-per-s 200 --docs FOLDER --results COPY`.
+Made by `benchmarks/scaling/study.py` from `benchmarks/results/scaling-cpu.json`; do not edit. Guided DeiT-Ti,
+ResNet-56 at 32 px as the teacher, CIFAR-100. Two processes are **measured**, on a CPU; 8 to 1,024 GPUs are
+**modelled, not measured**, from a rate for one GPU that nobody has measured either. Change any assumption and see:
+`{COMMAND} --student-images-per-s 15000 --nic-gbit-per-s 200 --docs FOLDER --results COPY`.
 
 ## Where it stops, and what to turn on then (modelled)
 
@@ -166,8 +168,9 @@ measured**, from a rate for one GPU that nobody has measured either. Change any 
 
 ## Measured: 1 and {processes} processes
 
-`{first["command"]}` on {conditions(first)}. {first["batch"]} images and {first["extra"]["threads_per_process"]}
-thread per process; the step alone, on a batch that is repeated; all rivals in turns. Efficiency: time of one process
+`{COMMAND}{first["command"].partition(".py")[2]}` on {conditions(first)}.
+{first["batch"]} images and {first["extra"]["threads_per_process"]} thread per process; the step
+alone, on a batch that is repeated; all rivals in turns. Efficiency: time of one process
 over time of {processes} with {processes} times the images. The first line shares nothing but the machine: what it
 loses is the machine's, not the exchange's. ± is the quartile distance within this run; whole runs differ by more than
 that, so small differences between lines say nothing. A part of what batch statistics lose is work: a synced norm is
@@ -201,9 +204,10 @@ Strong scaling, a global batch of {modelled["assumptions"]["global_batch"]:,}; t
 
 ## Assumptions
 
-Each is an option of `benchmarks/scaling.py`; `benchmarks/scaling_model.py` says what they mean and how a step is made
-of them: the work of the images or, if that is longer, of the launches; the teacher's all-reduces one after another; of
-the gradients' all-reduce (ring or tree, whichever is faster) what the backward pass does not hide, bucket by bucket.
+Each is an option of `benchmarks/scaling/study.py`; `benchmarks/scaling/model.py` says what they mean and how a step is
+made of them: the work of the images or, if that is longer, of the launches; the teacher's all-reduces one after
+another; of the gradients' all-reduce (ring or tree, whichever is faster) what the backward pass does not hide, bucket
+by bucket.
 {SLOW} per node stands for a plain Ethernet cluster. Augmentation is taken as hidden behind the step before.
 
 {assumptions_table(modelled["assumptions"])}""")

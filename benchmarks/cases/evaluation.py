@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from counting import Work, count_per_batch
-from harness import Bench, wall
-from ours import Ours, config_of
 
+from benchmarks.harness.bench import Bench, wall
+from benchmarks.harness.counting import Work, count_per_batch
+from benchmarks.harness.ours import Ours, config_of
 from fastlg.engine.protocol import autocast
 from fastlg.run.evaluate import evaluate
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from counting import ADAMW_BYTES, Work
-from harness import Bench
 from torch import nn
 
+from benchmarks.harness.bench import Bench
+from benchmarks.harness.counting import ADAMW_BYTES, Work
 from fastlg.config import Config, load_config
 from fastlg.engine.muon import Muon, flops_of, matrix_of, orthogonal_dtype
 from fastlg.models.build import new_model

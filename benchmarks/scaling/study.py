@@ -1,12 +1,12 @@
 """How training scales: weak scaling of 1 and 2 processes measured here, bytes counted, 8 to 1,024 GPUs modelled.
 
-    python benchmarks/scaling.py [--measure] [--results FILE] [--docs FOLDER] [--FIELD VALUE ...]
+    python benchmarks/scaling/study.py [--measure] [--results FILE] [--docs FOLDER] [--FIELD VALUE ...]
 
 Writes benchmarks/results/scaling-cpu.json, docs/scaling.md and docs/scaling.png. Without --measure the measured rows of
-the results file stay and the model is computed anew; --FIELD is any of ``scaling_model.Assumptions`` (--help lists
+the results file stay and the model is computed anew; --FIELD is any of ``model.Assumptions`` (--help lists
 them). The kernel's own count of bytes is of this run alone in a network namespace of its own:
 
-    unshare -n sh -c "ip link set lo up; python benchmarks/scaling.py --measure"
+    unshare -n sh -c "ip link set lo up; python benchmarks/scaling/study.py --measure"
 
 Each process has half of the cores as threads and the same batch whatever the number of processes; the rivals of all
 cases take turns, step by step. Where two GPUs are at hand they are used, one per process.
@@ -24,13 +24,16 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-import torch
-from harness import Bench, Stamp, take_turns
-from ours import config_of, store_of
-from report import FORMAT, ROOT
-from scaling_model import Assumptions, all_rows
-from scaling_ranks import HALF, WHAT, Job, counted, on_paper, sent
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import torch
+
+from benchmarks.harness.bench import Bench, Stamp, take_turns
+from benchmarks.harness.ours import config_of, store_of
+from benchmarks.harness.report import FORMAT, ROOT
+from benchmarks.scaling.model import Assumptions, all_rows
+from benchmarks.scaling.ranks import HALF, WHAT, Job, counted, on_paper, sent
 from fastlg.ranks.say import console
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling-cpu.json"
@@ -129,7 +132,7 @@ def exchanged(answer: dict, name: str, count: int) -> dict:
 
 
 def measured(command: str, seconds: float) -> list[dict]:
-    """The rows of a run of their own, without run.py."""
+    """The rows of a run of their own, without benchmarks/run.py."""
     device = torch.device("cuda" if torch.cuda.device_count() >= RANKS else "cpu")
     console.quiet = True
     with tempfile.TemporaryDirectory(prefix="fastlg-scaling-") as scratch:
@@ -146,7 +149,7 @@ def measured(command: str, seconds: float) -> list[dict]:
 def main() -> None:
     options = arguments()
     assumptions = Assumptions(**{f.name: getattr(options, f.name) for f in fields(Assumptions)})
-    command = " ".join(["python benchmarks/scaling.py", *sys.argv[1:]])
+    command = " ".join(["python benchmarks/scaling/study.py", *sys.argv[1:]])
     old = None if options.measure else json.loads(options.results.read_text(encoding="utf-8"))["rows"]
     own = measured(command, options.seconds) if old is None else old
     stamp = Stamp.of(torch.device("cpu"), command)
@@ -164,7 +167,7 @@ def main() -> None:
     text = json.dumps(results, indent=1).removesuffix("\n }\n}")
     lines = ",\n".join(f"   {json.dumps(row)}" for row in all_rows(assumptions))  # one line each, to be read
     options.results.write_text(f'{text},\n  "rows": [\n{lines}\n  ]\n }}\n}}\n', encoding="utf-8")
-    from scaling_page import draw, page
+    from benchmarks.scaling.page import draw, page
 
     results = json.loads(options.results.read_text(encoding="utf-8"))
     options.docs.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from harness import Bench, synchronize, wall
-from ours import Ours, config_of
+
+from benchmarks.harness.bench import Bench, synchronize, wall
+from benchmarks.harness.ours import Ours, config_of
 
 OFF = tuple(f"engine.{name}=false" for name in ("compile", "graph", "prefetch", "channels_last", "fold_norms"))
 STEPS = 8  # three before a graph is captured, then replays

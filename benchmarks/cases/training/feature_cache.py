@@ -1,6 +1,6 @@
 """What guidance costs per step: teacher online, cached maps, cached compact; and what a cache costs to build and keep.
 
-    python benchmarks/cache.py [--shared PATH] [--batch 32] [--repeats 9] [--json PATH]
+    python benchmarks/cases/training/feature_cache.py [--source PATH] [--batch 32] [--repeats 9] [--json PATH]
 
 DeiT-Ti at 224 with ResNet-56 at 32, on CIFAR-100 images. A step is views + teacher + forward, backward and update, on a
 decoded batch. Variants take turns, so that all of them see the same neighbours, and a row holds medians; on a CPU the
@@ -27,8 +27,13 @@ import tempfile
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
 import torch
 
+from benchmarks.harness.ours import store_of
+from benchmarks.harness.report import ROOT
 from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
 from fastlg.data.stores import Stores, open_stores
@@ -126,8 +131,6 @@ def loss_work(parts: Parts, batch):
 
 def rows(bench) -> None:
     """For benchmarks/run.py: a guided step by where its features come from, against the unguided one."""
-    from ours import store_of
-
     if not bench.fits("steps and builds", 10):
         return
     torch.set_num_threads(1)
@@ -248,7 +251,7 @@ def builds(options: argparse.Namespace, stores: Stores, folder: Path, stamp: dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar100"
+    default = ROOT.parent / "shared" / "data" / "cifar100"
     parser.add_argument("--source", default=str(default), help="any data.source; CIFAR-100 in the published rows")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--images", type=int, default=1000, help="of the training split that are cached")

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from counting import ADAMW_BYTES, Work, count_per_batch
-from harness import Bench
-from images import make_store
 from torch import nn
 
+from benchmarks.harness.bench import Bench
+from benchmarks.harness.counting import ADAMW_BYTES, Work, count_per_batch
+from benchmarks.harness.images import make_store
 from fastlg.assemble import assemble
 from fastlg.config import Config, load_config
 from fastlg.data.stores import Stores, open_stores
