@@ -53,9 +53,11 @@ def start_from(model: nn.Module, checkpoint: Mapping[str, Any], where: str, *, i
     _refuse_unfit(own, fitted, kept, where)
     for name, value in fitted.items():
         own[name].copy_(value)
-    notes = [f"{name} resized from {_shape(given[name])} to {_shape(own[name])}" for name in resized]
-    notes += [f"{name} of other classes left out, {name} starts as drawn" for name in kept if f"{name}.weight" in given]
-    notes += [f"it has no {name}, which starts as drawn" for name in kept if f"{name}.weight" not in given]
+    notes = [f"{name} resized from {_shape(given[name])} to {_shape(own[name])}" for name in resized[:1]]
+    notes += [f"{len(resized) - 1} more resized likewise"] if len(resized) > 1 else []
+    for name in kept:
+        why = "tells other classes apart" if f"{name}.weight" in given else "is not there"
+        notes.append(f"its {name} {why}, so that a new one begins")
     return f"{len(fitted)} tensors from {where}{''.join(f'; {note}' for note in notes)}"
 
 
