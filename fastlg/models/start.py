@@ -15,19 +15,14 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fastlg.errors import UserError, brief, first_line
+from fastlg.errors import UserError, brief
 from fastlg.models.student import Student
 from fastlg.models.vits import pvt, t2t
 from fastlg.models.vits.pvt import PyramidVisionTransformer
 from fastlg.models.vits.t2t import T2TViT
 from fastlg.models.weights import reference_name
 
-WRAPPINGS = (
-    "model_state",
-    "state_dict",
-    "model",
-    "unit",
-)  # of whole checkpoints: the reference's, timm's, DeiT's, ours
+WRAPPINGS = ("model_state", "state_dict", "model", "unit")  # in files of the reference, timm, DeiT and fastlg
 PREFIXES = ("module.", "student.", "bare.")  # of DistributedDataParallel; of our units and students
 HEADS = ("head", "head_dist")
 
@@ -46,7 +41,7 @@ def start_from(model: nn.Module, checkpoint: Mapping[str, Any], where: str, *, i
     bare = model.bare if isinstance(model, Student) else model
     own, given = bare.state_dict(), _tensors(checkpoint, where)
     given = _named_as(bare, given)
-    fitted = _resized(bare, given, where)
+    fitted = _resized(bare, given)
     resized = [name for name in fitted if name in own and name in given and given[name].shape != fitted[name].shape]
     kept = _heads_to_keep(own, fitted, is_other_classes)
     fitted = {name: value for name, value in fitted.items() if name.partition(".")[0] not in kept}
@@ -94,7 +89,7 @@ def _named_as(bare: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
     return rename(given, bare)
 
 
-def _resized(bare: nn.Module, given: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _resized(bare: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """Positions on the grid of ``bare``, and its patches, as timm resizes them; other tensors as they are."""
     own = bare.state_dict()
     positions = given.get("pos_embed")
@@ -114,11 +109,8 @@ def _resized(bare: nn.Module, given: dict[str, Tensor], where: str) -> dict[str,
                 if positions.shape[2:] != size:
                     positions = F.interpolate(positions.float(), size, mode="bicubic", antialias=True)
                 return {**given, "pos_embed": positions}
-    except Exception as error:  # whatever timm makes of tensors of unexpected shapes
-        raise UserError(
-            f"{where} does not fit {type(bare).__name__}, its positions cannot be resized: {first_line(error)}; give a "
-            "checkpoint of the same model"
-        ) from None
+    except Exception:  # whatever timm makes of tensors of unexpected shapes; they are named next
+        return dict(given)
     return dict(given)
 
 
