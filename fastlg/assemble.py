@@ -13,6 +13,8 @@ from fastlg.data.store.store import Store
 from fastlg.data.stores import Stores
 from fastlg.data.views.make import ViewMaker
 from fastlg.data.views.mixing import Mixer
+from fastlg.data.views.pairs import PairSampler
+from fastlg.drloc import DenseRelativeLoc, loss_weight
 from fastlg.engine.build import check_engine, engine_kind, new_engine
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import share_batch
@@ -23,7 +25,9 @@ from fastlg.models.param_groups import param_groups
 from fastlg.models.student import use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
 from fastlg.objective import GuidedStudent, check_guidance
+from fastlg.ranks.say import say
 from fastlg.run.parts import Parts
+from fastlg.run.trained import begin_from
 from fastlg.teacher.cache.format import weights_digest
 from fastlg.teacher.cache.read import CachedTeacher, FeatureCache
 from fastlg.teacher.online import OnlineTeacher
@@ -35,16 +39,21 @@ def assemble(
     teacher_model: nn.Module | None,
     teacher_size: int | None,
     features: FeatureCache | None = None,
+    *,
+    begins: bool = True,
 ) -> Parts:
     """Builds the parts of one run. ``teacher_model`` None trains unguided. Seeds torch first: same seed, same init.
 
-    With ``features`` the teacher is read from them and never run, nor is its view made.
+    With ``features`` the teacher is read from them and never run, nor is its view made. ``begins`` False leaves
+    ``model.weights`` unread, for a checkpoint takes their place.
     """
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
     share = share_batch(config.optim.global_batch_size, ranks.world_size(), config.engine.micro_batch_size)
     torch.manual_seed(config.run.seed)
     model = new_model(config.model, config.teacher, len(stores.class_names))
+    if begins and config.model.weights is not None:
+        say(f"start    {begin_from(model, config.model.weights, stores.class_names)}")
     if config.teacher is not None and len(model.blocks) != len(config.teacher.stages):
         raise UserError(
             f"model.blocks {model.blocks} and teacher.stages {config.teacher.stages} differ in length; "
@@ -69,7 +78,7 @@ def assemble(
     teacher = cached
     if norm_stats is not None:
         teacher = new_online_teacher(config, teacher_model, device, dtype, switches)
-    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance)
+    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance, config.drloc)
     use_fused_attention(unit.student, switches.fused_attention)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
     if switches.channels_last and config.model.is_cnn:
@@ -100,6 +109,7 @@ def assemble(
             teacher_size if cached is None else None,
             len(stores.class_names),
             dtype=dtype,
+            pairs=new_pairs(config, unit.drloc),
             samples=len(stores.train),
         ),
         teacher_id=teacher_id,
@@ -143,15 +153,33 @@ def new_cached_teacher(
     )
 
 
-def check_buildable(config: Config, stores: Stores) -> None:
-    """Raises UserError for a model, view, batch or engine that cannot be, before anything is trained for it."""
+def check_buildable(config: Config, stores: Stores, *, begins: bool = True) -> None:
+    """Raises UserError for a model, view, batch or engine that cannot be, before anything is trained for it.
+
+    ``begins`` as in ``assemble``.
+    """
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
     check_engine(config.engine, config.optim, device, dtype, norm_stats=online_statistics(config))
     if config.teacher is not None:
         check_guidance(config.guidance, device, dtype)
-    new_model(config.model, config.teacher, len(stores.class_names))
+    model = new_model(config.model, config.teacher, len(stores.class_names))
+    if begins and config.model.weights is not None:
+        begin_from(model, config.model.weights, stores.class_names)
+    GuidedStudent(model, [1] * len(model.blocks) if config.teacher else [], config.guidance, config.drloc)
     make_views(config, None, len(stores.class_names))
+
+
+def new_pairs(config: Config, drloc: DenseRelativeLoc | None) -> PairSampler | None:
+    """What draws the pairs that ``drloc`` looks at; None without it."""
+    if drloc is None:
+        return None
+    own, epochs = config.drloc, config.optim.epochs
+
+    def weight_at(epoch: int) -> float:
+        return loss_weight(own, epoch, epochs)
+
+    return PairSampler(side=drloc.side, count=own.sample_size, seed=config.run.seed, weight_at=weight_at)
 
 
 def make_views(
@@ -160,11 +188,12 @@ def make_views(
     num_classes: int = 0,
     *,
     dtype: torch.dtype = torch.float32,
+    pairs: PairSampler | None = None,
     samples: int | None = None,
 ) -> ViewMaker:
     """``num_classes`` is needed where samples are mixed; without it they are not (evaluation, contact sheets).
 
-    ``samples``: length of the training store where whole epochs are trained, see ViewMaker.
+    ``samples``: length of the training store where whole epochs are trained, see ViewMaker; ``pairs``: see new_pairs.
     Views come in the run's ``dtype``, which is what the first layers would round them to; mixing is done in float32.
     """
     augment = config.augment
@@ -189,6 +218,7 @@ def make_views(
             teacher_source=config.teacher.view if config.teacher else "student",
             mixer=mixer,
             num_classes=num_classes,
+            pairs=pairs,
             samples=samples,
             dtype=torch.float32 if mixer is not None and mixer.active else dtype,
         )

@@ -32,6 +32,8 @@ class Views(NamedTuple):
     teacher  float [N, 3, T, T], normalised
     targets  int64 [N] labels, or float32 [N, K] class probabilities where samples were mixed
     crop     float32 [N, 4] and flip bool [N]: as in Batch, for cached teacher features
+    pairs    int64 [N, 2, m, 2]: (row, column) of the first and second ends of m pairs of grid places, for drloc
+    pair_weight  float32 [N]: what their loss counts in this epoch; both are empty where there is no such loss
     """
 
     student: Tensor
@@ -39,6 +41,8 @@ class Views(NamedTuple):
     targets: Tensor
     crop: Tensor
     flip: Tensor
+    pairs: Tensor
+    pair_weight: Tensor
 
 
 class StepOutput(NamedTuple):
@@ -47,6 +51,7 @@ class StepOutput(NamedTuple):
     loss           the value that is differentiated
     loss_cls       classification part (mean over the batch)
     loss_guidance  guidance part before its weight (0 when there is no teacher)
+    loss_drloc     localisation part before its weight (0 when it is off)
     correct        int64: top-1 hits
     count          int64: samples in the batch
     """
@@ -54,5 +59,6 @@ class StepOutput(NamedTuple):
     loss: Tensor
     loss_cls: Tensor
     loss_guidance: Tensor
+    loss_drloc: Tensor
     correct: Tensor
     count: Tensor

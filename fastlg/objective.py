@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlg.batch import StepOutput
-from fastlg.config import GuidanceConfig
+from fastlg.config import DrlocConfig, GuidanceConfig
+from fastlg.drloc import DenseRelativeLoc
 from fastlg.errors import UserError
 from fastlg_kernels import GuidanceLoss, distillation_loss
 from fastlg_kernels.guidance.compact import compact_guidance
@@ -21,21 +22,24 @@ def check_guidance(config: GuidanceConfig, device: torch.device, dtype: torch.dt
 
 
 class GuidedStudent(nn.Module):
-    """Student and projections; the teacher stays outside and hands in its Guide.
+    """Student, projections and heads; the teacher stays outside and hands in its Guide.
 
     ``student(images) -> (logits [N, K], features)``, features being the guided blocks' tokens or maps. The loss is
 
-        (1 - w) * cls + w * distillation + beta * guidance
+        (1 - w) * cls + w * distillation + beta * guidance + lambda * drloc
 
-    with w = ``logits_weight`` (0 unless ``logits`` is soft or hard) and beta = ``weight``: both teacher losses add up,
-    where the reference code lets one overwrite the other. Without ``teacher_dims`` it is plain classification.
+    with w = ``logits_weight`` (0 unless ``logits`` is soft or hard), beta = ``weight`` and lambda = ``drloc.weight`` as
+    its schedule has it: the teacher's losses add up, where the reference code lets one overwrite the other. Without
+    ``teacher_dims`` the teacher's are left out. Raises UserError for a student that lacks what a loss looks at.
     """
 
-    def __init__(self, student: nn.Module, teacher_dims: list[int], config: GuidanceConfig):
+    def __init__(
+        self, student: nn.Module, teacher_dims: list[int], config: GuidanceConfig, drloc: DrlocConfig | None = None
+    ):
         super().__init__()
         self.student = student
         self.config = config
-        self.guidance = None
+        self.guidance = self.drloc = None
         if teacher_dims:
             self.guidance = GuidanceLoss(
                 student.dims,
@@ -45,24 +49,39 @@ class GuidedStudent(nn.Module):
                 transform=config.transform,
                 impl=config.impl,
             )
+            if config.logits_token == "distillation":
+                student.distil()
+        if drloc is not None and drloc.weight > 0:
+            place = student.localise()
+            is_pooled = place.is_pooled if drloc.pool == "auto" else drloc.pool
+            self.drloc = DenseRelativeLoc(*place.shape, drloc, is_pooled=is_pooled, std=place.std)
 
-    def forward(self, images: Tensor, targets: Tensor, guide=None) -> StepOutput:
-        """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide or None."""
+    def forward(self, images: Tensor, targets: Tensor, guide=None, pairs: tuple[Tensor, Tensor] = ()) -> StepOutput:
+        """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide or None; pairs:
+        ``pairs`` and ``pair_weight`` of batch.Views, read where there is a drloc loss."""
         logits, features = self.student(images)
-        logits = logits.float()
-        loss_cls = F.cross_entropy(logits, targets)
-        loss, loss_guidance = loss_cls, loss_cls.new_zeros(())
+        # A student with a distillation token answers twice: to the labels first, and to the teacher last.
+        answers = [own.float() for own in (logits if isinstance(logits, tuple) else (logits,))]
+        logits, answer = answers[0], answers[-1]
+        loss = loss_cls = F.cross_entropy(logits, targets)
+        loss_guidance = loss_drloc = loss_cls.new_zeros(())
         if self.guidance is not None:
             if self.config.logits != "none":
-                distilled = distillation_loss(logits, guide.logits.float(), self.config.logits, self.config.temperature)
+                distilled = distillation_loss(answer, guide.logits.float(), self.config.logits, self.config.temperature)
                 loss = torch.lerp(loss_cls, distilled, self.config.logits_weight)
-            loss_guidance = self._guidance_loss(features, guide.maps)
+            loss_guidance = self._guidance_loss(features[: len(guide.maps)], guide.maps)
             loss = loss + self.config.weight * loss_guidance
+        if self.drloc is not None:
+            ends, weight = pairs
+            each = self.drloc(features[-1], ends)
+            loss_drloc = each.mean()
+            loss = loss + (weight * each).mean()
         with torch.no_grad():
             labels = targets if targets.dim() == 1 else targets.argmax(1)  # of a mixed sample, its larger part
-            correct = (logits.argmax(1) == labels).sum()
+            correct = (sum(answers[1:], logits).argmax(1) == labels).sum()
             count = torch.full_like(correct, len(labels))
-        return StepOutput(loss, loss_cls.detach(), loss_guidance.detach(), correct, count)
+        parts = (part.detach() for part in (loss_cls, loss_guidance, loss_drloc))
+        return StepOutput(loss, *parts, correct, count)
 
     def _guidance_loss(self, features: list[Tensor], maps) -> Tensor:
         """``maps``: tensors, or the compact form that a cached teacher hands out."""

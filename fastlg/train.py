@@ -20,7 +20,7 @@ from fastlg.features import expect_features, find_features
 from fastlg.models.build import new_model
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
-from fastlg.run.folder import finished, refuse_unusable
+from fastlg.run.folder import finished, refuse_unusable, resume_source
 from fastlg.run.lock import run_lock
 from fastlg.run.metrics import Meter
 from fastlg.run.parts import Parts
@@ -66,7 +66,7 @@ def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
         if config.teacher is not None:
             teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
             features = find_features(config, stores, teacher, size, dry_run=dry_run)
-        parts = assemble(config, stores, teacher, size, features)
+        parts = assemble(config, stores, teacher, size, features, begins=_begins(config, resume))
         say_plan(parts)
     return parts
 
@@ -77,7 +77,8 @@ def expect_trainable(config: Config, stores: Stores, resume: str = "auto", *, is
     Where a teacher is to be trained first, all parts are built with an untrained one, and dropped. ``is_later``: other
     runs come first, so that this is done with a trained teacher too.
     """
-    check_buildable(config, stores)
+    begins = _begins(config, resume)
+    check_buildable(config, stores, begins=begins)
     if ranks.is_first():
         refuse_unusable(config, resume, stores.fingerprints)
     if config.teacher is None:
@@ -91,7 +92,12 @@ def expect_trainable(config: Config, stores: Stores, resume: str = "auto", *, is
         teacher, size = untrained_teacher(config, stores)
     expect_features(config, stores, teacher, size, is_trained=is_trained)
     alone = config.replace(stand_in(config.engine, pick_device(config.engine)))
-    assemble(alone, stores, teacher, size)
+    assemble(alone, stores, teacher, size, begins=False)
+
+
+def _begins(config: Config, resume: str) -> bool:
+    """Whether a run begins anew; else a checkpoint holds its weights. All ranks learn it from rank 0."""
+    return ranks.first_says(resume_source(config.run_dir, resume) is None if ranks.is_first() else None)
 
 
 def has_teacher(config: Config, stores: Stores) -> bool:

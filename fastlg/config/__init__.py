@@ -9,6 +9,7 @@ from fastlg.config.overrides import parse_overrides
 from fastlg.config.sections import (
     AugmentConfig,
     DataConfig,
+    DrlocConfig,
     EngineConfig,
     GuidanceConfig,
     LogConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "AugmentConfig",
     "Config",
     "DataConfig",
+    "DrlocConfig",
     "EngineConfig",
     "GuidanceConfig",
     "LogConfig",

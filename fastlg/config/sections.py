@@ -126,6 +126,7 @@ class ModelConfig(Section):
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
     drop_path: Momentum = 0.1
     init: Literal["reference", "timm"] = "reference"
+    weights: Path | None = None  # a start: a run folder or export, a file of timm names, or the reference's checkpoint
     args: dict[str, Any] = {}  # handed to timm.create_model
 
     @property
@@ -166,13 +167,37 @@ class GuidanceConfig(Section):
     transform: Literal["linear", "attention", "similarity"] = "linear"
     impl: Literal["auto", "triton", "torch"] = "auto"
     logits: Literal["none", "soft", "hard"] = "none"
+    logits_token: Literal["class", "distillation"] = "class"  # whose logits answer to the teacher's
     logits_weight: Fraction = 0.5
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
 
     @model_validator(mode="after")
-    def _in_triton(self):
+    def _possible(self):
         if self.impl == "triton" and self.transform != "linear":
             raise ValueError(f"impl is triton, which has no transform {self.transform}; use guidance.impl=auto")
+        if self.logits_token == "distillation" and self.logits == "none":
+            raise ValueError("logits_token is distillation, but logits is none; use guidance.logits=soft or hard")
+        return self
+
+
+class DrlocConfig(Section):
+    """L_drloc (arXiv 2106.03746): how far apart are two patches? One more loss, beside guidance or instead of it."""
+
+    weight: NotNegative = 0.0  # lambda, where its warm-up ends; 0 is off
+    mode: Literal["l1", "ce", "cbr"] = "l1"  # distances as numbers, as classes, as classes whose mean is a number
+    use_abs: bool = True  # |first - second| per axis; false: with its sign
+    normalize: bool = False  # distances from 0 to 1; the authors' code never turns it on
+    sample_size: Annotated[int, Field(ge=1, le=4096)] = 64  # pairs per image
+    hidden: Annotated[int, Field(ge=1, le=65_536)] = 512  # width of the head's layers
+    pool: Switch = "auto"  # the map is averaged to half its side first; auto: T2T-ViT and CvT, as the authors do
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20  # the weight rises from 0 over them
+    decay: Literal["linear", "none"] = "linear"  # to 0 at total_epochs
+    total_epochs: Epochs | None = None  # None: optim.epochs; the authors stop 300 after 101
+
+    @model_validator(mode="after")
+    def _tellable(self):
+        if self.normalize and self.mode != "l1":
+            raise ValueError(f"normalize is true, but mode {self.mode} tells whole distances apart; use drloc.mode=l1")
         return self
 
 

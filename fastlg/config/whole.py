@@ -16,6 +16,7 @@ from fastlg.config.refusals import MISSING, problems, refuse_unknown, shown
 from fastlg.config.sections import (
     AugmentConfig,
     DataConfig,
+    DrlocConfig,
     EngineConfig,
     GuidanceConfig,
     LogConfig,
@@ -41,6 +42,7 @@ class Config(Section):
     model: ModelConfig
     teacher: TeacherConfig | None = None
     guidance: GuidanceConfig = GuidanceConfig()
+    drloc: DrlocConfig = DrlocConfig()
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
     log: LogConfig = LogConfig()
@@ -63,6 +65,15 @@ class Config(Section):
                     f"model.blocks {brief(blocks)} and teacher.stages {brief(stages)} differ in length; "
                     "each guided block needs one stage"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _located(self):
+        if self.drloc.weight > 0 and self.model.is_cnn:
+            raise ValueError(
+                f"drloc.weight is {self.drloc.weight:g}, but model.name {self.model.name} is a CNN, which has no grid "
+                "of tokens; set drloc.weight=0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -74,7 +74,7 @@ class DeepSpeedEngine(BesideTeacher):
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         outputs = []
         images, guide = views.student.to(self.input_dtype), self.guide(views, batch)
-        parts = micro_batches(images, views.targets, guide, self.accumulation, total)
+        parts = micro_batches(views._replace(student=images), guide, self.accumulation, total)
         for part in parts:
             self.engine.set_gradient_accumulation_boundary(part is parts[-1])
             out = self.engine(*part)

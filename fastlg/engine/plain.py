@@ -71,7 +71,7 @@ class PlainEngine(BesideTeacher):
 
     def _update(self, views: Views, batch: Batch, total: int) -> StepOutput:
         outputs = []
-        parts = micro_batches(views.student, views.targets, self.guide(views, batch), self.accumulation, total)
+        parts = micro_batches(views, self.guide(views, batch), self.accumulation, total)
         for part in parts:
             # Gradients are averaged over the ranks, each part counts by its share of all samples of the step.
             share = len(part[0]) * ranks.world_size() / total

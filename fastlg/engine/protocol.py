@@ -15,9 +15,9 @@ from fastlg.errors import UserError
 class Engine(Protocol):
     """Owns precision, gradients and the optimizer of one trainable unit, on one or many ranks.
 
-    ``unit(images, targets, guide) -> StepOutput`` is what is trained; ``teacher`` stays outside. Every method is called
-    by all ranks. States hold float32 weights and optimizer moments by parameter name, whole, so that any engine on any
-    number of ranks reads what any other wrote.
+    ``unit(images, targets, guide, pairs) -> StepOutput`` is what is trained; ``teacher`` stays outside. Every method is
+    called by all ranks. States hold float32 weights and optimizer moments by parameter name, whole, so that any engine
+    on any number of ranks reads what any other wrote.
     """
 
     unit: nn.Module
@@ -90,20 +90,20 @@ def share_batch(global_batch_size: int, world_size: int, micro_batch_size: int |
     return Share(per_rank, accumulation)
 
 
-def micro_batches(
-    images: Tensor, targets: Tensor, guide, accumulation: int, total: int
-) -> list[tuple[Tensor, Tensor, object]]:
-    """This rank's samples of a step of ``total`` in parts of nearly equal size: ``accumulation`` of them, or fewer
-    where a rank has fewer samples. All ranks get equally many, for a forward pass may be an exchange."""
-    samples, count = len(images), min(accumulation, max(1, total // ranks.world_size()))
+def micro_batches(views: Views, guide, accumulation: int, total: int) -> list[tuple[Tensor, Tensor, object, tuple]]:
+    """What the unit is called with, of this rank's samples of a step of ``total``, in parts of nearly equal size:
+    ``accumulation`` of them, or fewer where a rank has fewer samples. All ranks get equally many, for a forward pass
+    may be an exchange."""
+    whole = (views.student, views.targets, guide, (views.pairs, views.pair_weight))
+    samples, count = len(views.student), min(accumulation, max(1, total // ranks.world_size()))
     if count == 1:
-        return [(images, targets, guide)]
+        return [whole]
     parts = [slice(samples * part // count, samples * (part + 1) // count) for part in range(count)]
-    return [(images[rows], targets[rows], _rows_of(guide, rows)) for rows in parts]
+    return [_rows_of(whole, rows) for rows in parts]
 
 
 def _rows_of(value, rows: slice):
-    """The same samples of everything a Guide holds; sizes and None stay."""
+    """The same samples of every tensor in it, also in a Guide; sizes and None stay."""
     if isinstance(value, Tensor):
         return value[rows]
     if isinstance(value, tuple):
@@ -118,8 +118,9 @@ def joined_outputs(outputs: list[StepOutput]) -> StepOutput:
         return outputs[0]
     stacked = StepOutput(*(torch.stack(values) for values in zip(*outputs, strict=True)))
     weights = stacked.count / stacked.count.sum()
-    losses = [(loss * weights).sum() for loss in stacked[:3]]
-    return StepOutput(*losses, stacked.correct.sum(), stacked.count.sum())
+    sums = {"correct": stacked.correct.sum(), "count": stacked.count.sum()}
+    losses = {name: (loss * weights).sum() for name, loss in stacked._asdict().items() if name not in sums}
+    return StepOutput(**losses, **sums)
 
 
 def named_optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -37,6 +37,36 @@ class Family(NamedTuple):
     fits: Callable[[nn.Module, int], bool]
 
 
+class Place(NamedTuple):
+    """The tokens of which a localisation loss asks how far apart they lie, as its authors have it.
+
+    block      their number among the blocks; one above the last is what the last norm makes of that one's
+    shape      their grid and channels
+    is_pooled  their map is averaged to half its side first
+    std        of the head's first weights, truncated normal; None: torch's own
+    """
+
+    block: int
+    shape: BlockShape
+    is_pooled: bool
+    std: float | None
+
+
+def place_of(model: nn.Module, shapes: list[BlockShape]) -> Place:
+    """The last block's tokens, before any later norm: so for ViTs, and for the families that the authors never trained.
+
+    T2T-ViT's are taken behind the last norm, and as CvT's they are pooled.
+    """
+    depth, own = len(shapes), shapes[-1]
+    match model:
+        case T2TViT():
+            return Place(depth, own, True, 0.02)
+        case ConvolutionalTransformer():
+            return Place(depth - 1, own, True, None)
+        case _:
+            return Place(depth - 1, own, False, None)
+
+
 def family_of(model: nn.Module) -> Family | None:
     """The family of a timm model, or None where fastlg cannot walk it."""
     match model:
@@ -131,8 +161,12 @@ def walk_pvt_v2(
 
 
 def walk_own(model: TokenModel, images: Tensor, wanted: frozenset[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """Also the tokens behind the last norm, where the number above the last block's is wanted."""
     tokens, kept = model.walk(images, wanted)
-    return model.forward_head(model.norm(tokens)), kept
+    tokens = model.norm(tokens)
+    if (behind := model.feature_blocks[-1] + 1) in wanted:
+        kept[behind] = tokens
+    return model.forward_head(tokens), kept
 
 
 def shapes_own(model: TokenModel, image_size: int) -> list[BlockShape]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastlg.errors import UserError, brief, first_line
 from fastlg.models.convolutions import use_patch_products
-from fastlg.models.families import PREFIXES, SUPPORTED, Family, family_of, fill_relative_positions
+from fastlg.models.families import PREFIXES, SUPPORTED, Family, Place, family_of, fill_relative_positions, place_of
 from fastlg.models.init import as_reference
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
@@ -26,8 +26,8 @@ RESERVED = {
     "dynamic_img_pad": "images have one size, which the patches must divide",
     "patch_drop_rate": "guidance needs every token of the grid",
     "features_only": "a student classifies",
-    **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "students start from scratch"),
-    **dict.fromkeys(("checkpoint_path", "cache_dir"), "students start from scratch"),
+    **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "a start is set by model.weights"),
+    **dict.fromkeys(("checkpoint_path", "cache_dir"), "a start is set by model.weights"),
     **dict.fromkeys(("device", "dtype"), "use engine.device and engine.precision"),
 }
 
@@ -81,6 +81,7 @@ class Student(nn.Module):
             raise UserError(f"model.image_size {image_size} px is too small for {name}; its last grids would be empty")
         if not family.fits(self.bare, image_size):
             raise UserError(_cut_off(family, self.bare, name, image_size, self.model_args))
+        self._place: Place | None = None
         self.guide(blocks)
 
     def guide(self, blocks: Sequence[int]) -> None:
@@ -90,7 +91,24 @@ class Student(nn.Module):
                 known = f"its blocks are 0 to {self.depth - 1}"
                 raise UserError(f"model.blocks {list(blocks)}: {self.name} has no block {block}; {known}")
         self.blocks = list(blocks)
-        self._wanted = frozenset(blocks)
+        self._handed = [*blocks, *([self._place.block] if self._place else [])]
+        self._wanted = frozenset(self._handed)
+
+    def localise(self) -> Place:
+        """From now on the tokens of a localisation loss are handed out too, behind those of the guided blocks."""
+        self._place = place_of(self.bare, self._shapes)
+        self.guide(self.blocks)
+        return self._place
+
+    def distil(self) -> None:
+        """From now on ``forward`` gives a pair of logits in training mode: the class token's, and the distillation
+        token's; in evaluation mode their mean. Raises UserError for a student without that token."""
+        if getattr(self.bare, "head_dist", None) is None:
+            raise UserError(
+                f"guidance.logits_token is distillation, but {self.name} has no distillation token; use "
+                "guidance.logits_token=class, or one of deit_*_distilled_* and pit_*_distilled_*"
+            )
+        self.bare.set_distilled_training(True)
 
     @property
     def depth(self) -> int:
@@ -109,7 +127,7 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits, kept = self._walk(self.bare, images, self._wanted)
-        return logits, [kept[block] for block in self.blocks]
+        return logits, [kept[block] for block in self._handed]
 
 
 def use_fused_attention(model: nn.Module, is_fused: bool) -> None:

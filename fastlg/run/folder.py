@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -151,8 +152,7 @@ def refuse_other(saved: Config, config: Config, where: str, *, fix: str = "choos
     differing = [
         key for key in sorted(old.keys() | new.keys()) if not _may_differ(key) and old.get(key) != new.get(key)
     ]
-    if "teacher.recipe" in differing and _is_same_recipe(old.get("teacher.recipe"), new.get("teacher.recipe")):
-        differing.remove("teacher.recipe")
+    differing = [key for key in differing if not (key in SAME and SAME[key](old.get(key), new.get(key)))]
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -171,3 +171,10 @@ def _is_same_recipe(old: str | None, new: str | None) -> bool:
         return load_config(old) == load_config(new)
     except UserError:
         return Path(old).name == Path(new).name
+
+
+def _is_same_path(old: str | None, new: str | None) -> bool:
+    return None not in (old, new) and len({os.path.abspath(os.path.expanduser(path)) for path in (old, new)}) == 1
+
+
+SAME = {"teacher.recipe": _is_same_recipe, "model.weights": _is_same_path}  # of what is written differently

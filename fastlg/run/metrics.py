@@ -18,6 +18,7 @@ class Means(NamedTuple):
     loss: float
     loss_cls: float
     loss_guidance: float
+    loss_drloc: float
     top1: float
     count: int
 
@@ -30,17 +31,18 @@ class Meter:
     called by all ranks.
     """
 
-    FIELDS = 5  # loss, loss_cls, loss_guidance, correct, count
+    FIELDS = 6  # loss, loss_cls, loss_guidance, correct, count; loss_drloc last, which older checkpoints lack
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(self.FIELDS, dtype=torch.float64, device=device)
-        self.first_bad = torch.full((4,), -1.0, dtype=torch.float64, device=device)  # step, loss, cls, guidance
+        self.first_bad = torch.full((5,), -1.0, dtype=torch.float64, device=device)  # step, and the losses in order
         self.last_read = [0.0] * self.FIELDS
 
     def update(self, out: StepOutput, step: int) -> None:
-        losses = torch.stack([out.loss, out.loss_cls, out.loss_guidance]).double()
+        losses = torch.stack([out.loss, out.loss_cls, out.loss_guidance, out.loss_drloc]).double()
         count = out.count.double()
-        self.sums += torch.cat([losses * count, torch.stack([out.correct.double(), count])])
+        counts = torch.stack([out.correct.double(), count])
+        self.sums += torch.cat([losses[:3] * count, counts, losses[3:] * count])
         newly_bad = ~torch.isfinite(losses).all() & (self.first_bad[0] < 0)
         self.first_bad = torch.where(newly_bad, torch.cat([losses.new_full((1,), step), losses]), self.first_bad)
 
@@ -65,9 +67,10 @@ class Meter:
         return {"sums": ranks.total(self.sums).cpu(), "last_read": list(self.last_read)}
 
     def load_state_dict(self, state: dict) -> None:
+        known = len(state["last_read"])
         if ranks.is_first():  # the sums of all ranks go on in one of them
-            self.sums.copy_(state["sums"])
-        self.last_read = list(state["last_read"])
+            self.sums[:known].copy_(state["sums"])
+        self.last_read = [*state["last_read"], *[0.0] * (self.FIELDS - known)]
 
 
 def _refuse_non_finite(of_ranks: list[list[float]]) -> None:
@@ -76,15 +79,17 @@ def _refuse_non_finite(of_ranks: list[list[float]]) -> None:
         fix = "Lower optim.lr, or take engine.precision=fp32 if it is not yet, in a run of another run.name"
         if bad[0] == 0:  # before any update: no learning rate did this
             fix = "No update was made yet: look at guidance.weight, model.args, augment.std and teacher.weights"
+        drloc = f", drloc {bad[4]:.4g} (likewise)" if bad[4] else ""
         raise RunError(
             f"the loss is not finite at step {int(bad[0])}: loss {bad[1]:.4g} = classification {bad[2]:.4g}, "
-            f"guidance {bad[3]:.4g} (before its weight); nothing of it was saved. {fix}"
+            f"guidance {bad[3]:.4g} (before its weight){drloc}; nothing of it was saved. {fix}"
         )
 
 
 def _means(sums: list[float]) -> Means:
     count = max(sums[4], 1.0)
-    return Means(sums[0] / count, sums[1] / count, sums[2] / count, 100 * sums[3] / count, int(sums[4]))
+    losses = (sums[0] / count, sums[1] / count, sums[2] / count, sums[5] / count)
+    return Means(*losses, 100 * sums[3] / count, int(sums[4]))
 
 
 class Accuracy(NamedTuple):

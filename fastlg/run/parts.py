@@ -38,6 +38,13 @@ class Parts:
     def device(self) -> torch.device:
         return self.engine.device
 
+    @property
+    def told_losses(self) -> tuple[str, ...]:
+        """Parts that the loss is made of, by their names in StepOutput without "loss_"; none where it is one alone."""
+        is_on = {"guidance": self.teacher is not None, "drloc": self.unit.drloc is not None}
+        beside = tuple(name for name, on in is_on.items() if on)
+        return ("cls", *beside) if beside else ()
+
     def digested(self) -> list[Digested]:
         """The files that the run reads and that were not hashed at its start."""
         cached = self.teacher.cache.digested() if isinstance(self.teacher, CachedTeacher) else []

@@ -92,6 +92,11 @@ def say_plan(parts: Parts) -> None:
             for block, stage in zip(parts.unit.student.blocks, parts.teacher.stages, strict=True)
         )
         say(f"guidance {pairs}; weight {config.guidance.weight}, {config.teacher.norm_stats} statistics")
+    if (own := parts.unit.drloc) is not None:
+        say(
+            f"drloc    {config.drloc.mode} loss of {config.drloc.sample_size} pairs an image on a grid of {own.side} x "
+            f"{own.side}; weight {config.drloc.weight:g} after {config.drloc.warmup_epochs} epochs"
+        )
     optim, share = (
         config.optim,
         share_batch(config.optim.global_batch_size, ranks.world_size(), config.engine.micro_batch_size),

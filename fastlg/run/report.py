@@ -199,8 +199,11 @@ class Record:
         self.seen += images
         self.bar.advance()
 
-    def report(self, epoch: int, step: int, *, lr: float, is_guided: bool) -> tuple[float, int]:
-        """Tells what came since the last report; returns the seconds and images of it. One sync."""
+    def report(self, epoch: int, step: int, *, lr: float, told: tuple[str, ...] = ()) -> tuple[float, int]:
+        """Tells what came since the last report; returns the seconds and images of it. One sync.
+
+        ``told``: the parts of the loss that are told beside it (see Parts.told_losses); none where it has one alone.
+        """
         since, _ = self.meter.read()
         now = time.perf_counter()
         seconds, images = now - self.clock, self.seen
@@ -209,14 +212,16 @@ class Record:
             "loss": since.loss,
             "loss_cls": since.loss_cls,
             "loss_guidance": since.loss_guidance,
+            **({"loss_drloc": since.loss_drloc} if "drloc" in told else {}),
             "top1": since.top1,
             "lr": lr,
             "images_per_s": images / seconds,
         }
         if self.log is not None:
             self.log.write("train", step, epoch=epoch, **values)
-        guidance = f" (cls {since.loss_cls:.3f}, guidance {since.loss_guidance:.3f})" if is_guided else ""
-        self.bar.show(f"loss {since.loss:.3f}{guidance}  top-1 {since.top1:.1f} %  {images / seconds:,.0f} images/s")
+        parts = ", ".join(f"{name} {getattr(since, f'loss_{name}'):.3f}" for name in told)
+        parts = f" ({parts})" if parts else ""
+        self.bar.show(f"loss {since.loss:.3f}{parts}  top-1 {since.top1:.1f} %  {images / seconds:,.0f} images/s")
         return seconds, images
 
     def tested(self, epoch: int, epochs: int, step: int, found: Accuracy, best: float) -> None:

@@ -86,9 +86,8 @@ class Run:
         last = position.batch == len(self.parts.train_loader)
         if position.batch % log.every_steps == 0 or last:
             self.verification.poll()
-            seconds, images = self.record.report(
-                position.epoch, self.step, lr=self.parts.engine.learning_rate, is_guided=self.parts.teacher is not None
-            )
+            lr, told = self.parts.engine.learning_rate, self.parts.told_losses
+            seconds, images = self.record.report(position.epoch, self.step, lr=lr, told=told)
             position.train_seconds += seconds
             position.images += images
         if not last and self.stop.poll():

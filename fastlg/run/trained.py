@@ -1,4 +1,5 @@
-"""Trained networks read back: a run's from its folder, a teacher's from that or from a file of the reference code."""
+"""Trained networks read back: a run's from its folder, a teacher's from that or from a file of the reference code; and
+whatever a network's training may start from."""
 
 from __future__ import annotations
 
@@ -7,12 +8,15 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastlg.config import Config, config_from, read_saved_config
 from fastlg.data.stores import Stores
 from fastlg.errors import UserError, first_line
+from fastlg.files.reading import is_file
 from fastlg.models.build import new_model
+from fastlg.models.start import start_from
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, load_checkpoint
@@ -93,15 +97,46 @@ def _load_file(path: Path, recipe: Config, classes: list[str]) -> nn.Module:
         )
     if path.name == LAST:
         raise UserError(f"teacher.weights {path}: give the run folder, {path.parent.parent}, not the file inside")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file it cannot read
-        reason = "it is truncated or no checkpoint" if isinstance(error, UnpicklingError) else first_line(error)
-        raise UserError(
-            f"teacher.weights {path} cannot be read: {reason}; give a teacher's run folder, or a file of tensors that "
-            "torch.load reads with weights_only=True"
-        ) from None
     model = new_model(recipe.model, None, len(classes))
-    load_reference(model, state)
+    load_reference(model, _read_file(path, "teacher.weights", "a teacher's run folder"))
     say(f"teacher  {recipe.model.name} from {path}")
     return model
+
+
+def begin_from(model: nn.Module, weights: Path, classes: list[str]) -> str:
+    """Copies ``model.weights`` into a fresh network; returns what to say of it. Raises UserError.
+
+    weights  a run folder (its last checkpoint), a folder that ``fastlg export`` wrote, or a file: safetensors, or what
+             torch.load reads with weights_only=True
+    """
+    path, trained = weights, None
+    if path.is_dir():
+        export = path / "model.safetensors"
+        if is_file(export):
+            path = export
+        else:
+            expect_run(path)
+            path = path / "checkpoints" / LAST
+    elif not path.is_file():
+        raise UserError(
+            f"model.weights {weights} does not exist; give a run folder or a checkpoint file; {runs_near(weights)}"
+        )
+    state = _read_file(path, "model.weights", "a run folder")
+    if isinstance(state, dict) and isinstance(state.get("class_names"), list):
+        trained = state["class_names"]
+    is_other = trained is not None and trained != list(classes)
+    return start_from(model, state, f"model.weights {weights}", is_other_classes=is_other)
+
+
+def _read_file(path: Path, field: str, instead: str) -> dict:
+    """What a file of weights holds. Raises UserError, which calls it by the config ``field`` that named it."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise half a dozen types for a file they cannot read
+        reason = "it is truncated or no checkpoint" if isinstance(error, UnpicklingError) else first_line(error)
+        raise UserError(
+            f"{field} {path} cannot be read: {reason}; give {instead}, or a file of tensors that torch.load reads with "
+            "weights_only=True"
+        ) from None

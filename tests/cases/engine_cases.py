@@ -19,6 +19,7 @@ from fastlg.train import batches
 
 STEPS = 20
 PLAIN = ("model.drop_path=0", "augment.rand_augment=null", "engine.device=cpu", "optim.warmup_epochs=0")
+DRLOC = ("drloc.weight=0.5", "drloc.warmup_epochs=1", "drloc.hidden=32", "drloc.total_epochs=9")
 TWO_RANKS = {
     "plain": (),
     "accumulation": ("engine.micro_batch_size=4",),
@@ -26,6 +27,8 @@ TWO_RANKS = {
     **{f"zero{stage}": ("engine.kind=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)},
     "zero1 accumulation": ("engine.zero_stage=1", "engine.micro_batch_size=4"),
     "muon, accumulation": ("optim.name=muon", "engine.micro_batch_size=4"),
+    "drloc, accumulation": (*DRLOC, "engine.micro_batch_size=4"),
+    "drloc, zero3": (*DRLOC, "engine.zero_stage=3"),
     "muon, zero0": ("optim.name=muon", "engine.kind=deepspeed"),
     "partial last step": ("optim.drop_last=false",),
     "partial last step, zero2, many passes": (

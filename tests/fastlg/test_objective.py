@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastlg.config import GuidanceConfig
+from fastlg.config import DrlocConfig, GuidanceConfig
+from fastlg.models.families import Place
+from fastlg.models.vits.token_model import BlockShape
 from fastlg.objective import GuidedStudent
 from fastlg.teacher.online import Guide
 
@@ -26,7 +28,18 @@ class Student(nn.Module):
 
     def forward(self, images):
         tokens = self.embed(images).unflatten(1, (L, C))
-        return self.head(tokens[:, 0]), [tokens, tokens.sin()]
+        logits = self.head(tokens[:, 0])
+        logits = (logits, self.head(tokens[:, 1])) if self.is_distilled else logits
+        return logits, [tokens, tokens.sin(), *([tokens.cos()] if self.is_located else [])]
+
+    is_distilled = is_located = False
+
+    def distil(self):
+        self.is_distilled = True
+
+    def localise(self):
+        self.is_located = True
+        return Place(2, BlockShape((4, 4), C), False, None)
 
 
 @pytest.fixture
@@ -84,3 +97,42 @@ def test_without_a_teacher_it_is_plain_classification(parts):
     out = GuidedStudent(student, [], GuidanceConfig())(images, labels)
     assert out.loss.item() == pytest.approx(F.cross_entropy(student(images)[0], labels).item())
     assert out.loss_guidance.item() == 0
+
+
+@pytest.mark.parametrize("logits", ["soft", "hard"])
+def test_the_distillation_token_answers_to_the_teacher_and_the_class_token_to_the_labels(parts, logits):
+    student, images, labels, guide = parts
+    config = GuidanceConfig(weight=1.7, logits=logits, logits_weight=0.3, logits_token="distillation", temperature=2.0)
+    unit = GuidedStudent(student, [3, 5], config)
+    out = unit(images, labels, guide)
+    (first, second), features = student(images)
+    s, t = second.double(), guide.logits.double()
+    soft = ((t / 2).softmax(1) * ((t / 2).log_softmax(1) - (s / 2).log_softmax(1))).sum() / (N * K) * 4
+    distilled = soft if logits == "soft" else F.cross_entropy(s, t.argmax(1))
+    cls, guidance = F.cross_entropy(first.double(), labels), reference_guidance(unit, features, guide.maps)
+    assert out.loss.item() == pytest.approx((0.7 * cls + 0.3 * distilled + 1.7 * guidance).item(), rel=1e-6)
+    assert out.loss_cls.item() == pytest.approx(cls.item(), rel=1e-6)
+    hits = ((first + second) / 2).argmax(1) == labels
+    assert out.correct.item() == hits.sum().item(), "both tokens together, as in evaluation"
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_localisation_adds_what_each_sample_weighs_beside_guidance_and_alone(parts, guided):
+    student, images, labels, guide = parts
+    unit = GuidedStudent(student, [3, 5] if guided else [], GuidanceConfig(), DrlocConfig(weight=9.0, hidden=8))
+    pairs, weight = torch.randint(4, (N, 2, 6, 2)), torch.rand(N)
+    out = unit(images, labels, guide if guided else None, (pairs, weight))
+    logits, (_, _, located) = student(images)
+    total, each = F.cross_entropy(logits, labels), []
+    for tokens, (firsts, seconds) in zip(located, pairs, strict=True):
+        maps = tokens[1:].unflatten(0, (4, 4))
+        ends = [torch.cat([maps[tuple(a)], maps[tuple(b)]]) for a, b in zip(firsts, seconds, strict=True)]
+        answers = unit.drloc.heads[0](unit.drloc.hidden(torch.stack(ends)))
+        each.append((answers - (firsts - seconds).abs()).abs().mean())
+    each = torch.stack(each)
+    assert out.loss_drloc.item() == pytest.approx(each.mean().item(), rel=1e-5)
+    guidance = 2.5 * out.loss_guidance if guided else 0
+    assert out.loss.item() == pytest.approx((total + guidance + (weight * each).mean()).item(), rel=1e-5)
+    out.loss.backward()
+    for name, parameter in unit.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlg.batch import Batch, Views
 from fastlg.data.views.mixing import Mix, Mixer, mix_images, mix_targets
+from fastlg.data.views.pairs import PairSampler
 from fastlg_kernels.augment.api import normalise, parse_rand_augment, resize_crops
 from fastlg_kernels.augment.views import ViewDraw, draw_views, teacher_view, train_views
 from fastlg_kernels.rng import sample_seeds
@@ -30,6 +31,7 @@ class ViewMaker:
         teacher_source: "student": the teacher sees the finished student view, as in the reference. "source": it sees
             the same crop and flip without RandAugment and erasing, reduced with antialias.
         mixer, num_classes: mixup and CutMix, which both views share and ``Views.targets`` tells; None for none.
+        pairs: draws ``Views.pairs`` and their weight; None leaves both empty.
         samples: length of the training store. All its draws are then made once per epoch and kept on the device (about
             50 bytes a sample), and a batch takes its rows; None draws for every batch anew. The views are the same.
 
@@ -51,6 +53,7 @@ class ViewMaker:
         teacher_source: str = "student",
         mixer: Mixer | None = None,
         num_classes: int = 0,
+        pairs: PairSampler | None = None,
         samples: int | None = None,
     ):
         if teacher_source not in ("student", "source"):
@@ -64,7 +67,7 @@ class ViewMaker:
         self.dtype = dtype
         self.teacher_source = teacher_source
         self.mixer, self.num_classes = mixer, num_classes
-        self.samples = samples
+        self.pairs, self.samples = pairs, samples
         self._kept: tuple[tuple, ViewDraw, Mix | None] | None = None  # what the draws are of; those of all samples
 
     def __call__(self, batch: Batch, epoch: int, train: bool = True) -> Views:
@@ -86,7 +89,10 @@ class ViewMaker:
             teacher = teacher if mix is None else mix_images(teacher, mix)
         elif teacher is None:
             teacher = teacher_view(student, self.teacher_size)
-        return Views(student, teacher, targets, batch.crop, batch.flip)
+        pairs = batch.labels.new_empty(0), student.new_empty(0)
+        if train and self.pairs is not None:
+            pairs = self.pairs(batch.sample_ids.to(student.device), epoch)
+        return Views(student, teacher, targets, batch.crop, batch.flip, *pairs)
 
     def _augmented(self, batch: Batch, draw: ViewDraw, teacher_size: int | None) -> tuple[Tensor, Tensor | None]:
         return train_views(

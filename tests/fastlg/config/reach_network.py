@@ -118,6 +118,98 @@ def losses(tmp_path, monkeypatch):
     assert len({round(loss, 4) for loss in seen}) == len(LOSSES), "a setting that changes nothing shows nothing"
 
 
+@reaches("guidance.logits_token", "guidance.logits")
+def distillation_token(tmp_path, monkeypatch):
+    distilled = ("model.name=deit_tiny_distilled_patch16_224", "model.init=timm", "guidance.weight=0")
+    for kind in ("soft", "hard"):
+        seen = {}
+        for token in ("class", "distillation"):
+            own = (*distilled, f"guidance.logits={kind}", f"guidance.logits_token={token}")
+            parts, batch, views = first_batch(*BARE, *own)
+            both = []
+            for head in (parts.unit.student.bare.head, parts.unit.student.bare.head_dist):
+                head.register_forward_hook(lambda module, inputs, output, both=both: both.append(output.double()))
+            out = parts.engine.step(views, batch, 16)
+            with torch.no_grad():
+                hints = (
+                    teacher_model().train()(F.interpolate(views.student, size=(16, 16), mode="bilinear"))[0].double()
+                )
+            cls, answer = both if token == "distillation" else [(both[0] + both[1]) / 2] * 2
+            soft = hints.softmax(1) * (hints.log_softmax(1) - answer.log_softmax(1))
+            answered = soft.mean() if kind == "soft" else F.cross_entropy(answer, hints.argmax(1))
+            wanted = (F.cross_entropy(cls, views.targets) + answered) / 2
+            assert out.loss.item() == pytest.approx(wanted.item(), rel=1e-4), (kind, token)
+            seen[token] = out.loss.item()
+        assert seen["class"] != seen["distillation"]
+
+
+DISTANCES = ("drloc.weight=0.7", "drloc.warmup_epochs=0", "teacher=null", "model.init=timm")
+
+
+@reaches(*(f"drloc.{name}" for name in ("weight", "mode", "use_abs", "normalize", "sample_size", "hidden", "pool")))
+def distances(tmp_path, monkeypatch):
+    seen = []
+    for own in ((), ("mode=ce",), ("mode=cbr",), ("use_abs=false",), ("normalize=true",), ("pool=true",)):
+        overrides = [f"drloc.{setting}" for setting in own]
+        parts, batch, views = first_batch(*BARE, *DISTANCES, "drloc.sample_size=9", "drloc.hidden=24", *overrides)
+        settings, unit = parts.config.drloc, parts.unit
+        side = 2 if settings.pool is True else 4
+        assert views.pairs.shape == (16, 2, 9, 2) and views.pairs.max() == side - 1
+        shapes = {name: tuple(p.shape) for name, p in unit.drloc.named_parameters()}
+        assert shapes["hidden.0.weight"] == (24, 96) and shapes["hidden.2.weight"] == (24, 24)
+        classes = {"l1": (2, 24), "ce": (4, 24), "cbr": (4, 24)}[settings.mode]
+        assert shapes["heads.0.weight"] == classes and len(unit.drloc.heads) == (1 if settings.mode == "l1" else 2)
+        answers = []
+        for head in unit.drloc.heads:
+            head.register_forward_hook(lambda module, inputs, output, to=answers: to.append(output.detach().double()))
+        out = parts.engine.step(views, batch, 16)
+        apart, most = views.pairs[:, 0] - views.pairs[:, 1], side - 1
+        wanted = apart.abs() if settings.use_abs else apart + most
+        if settings.normalize:
+            wanted = wanted / most
+        if settings.mode == "l1":
+            truth = (answers[0] - wanted).abs().mean()
+        elif settings.mode == "ce":
+            truth = sum(F.cross_entropy(a.flatten(0, 1), wanted[..., i].flatten()) for i, a in enumerate(answers))
+        else:
+            means = [(a.softmax(-1) * torch.arange(4)).sum(-1) for a in answers]
+            squares = [(a.softmax(-1) * torch.arange(4) ** 2).sum(-1) for a in answers]
+            spreads = [s - m**2 + 1e-8 for m, s in zip(means, squares, strict=True)]
+            pairs = zip(means, spreads, wanted.unbind(-1), strict=True)
+            truth = sum(((m - w) ** 2 / v + 1e-3 * v.log()).mean() for m, v, w in pairs)
+        assert out.loss_drloc.item() == pytest.approx(truth.item(), rel=1e-4), own
+        assert (out.loss - out.loss_cls).item() == pytest.approx(0.7 * truth.item(), rel=1e-4), own
+        seen.append(out.loss_drloc.item())
+    assert len(set(seen)) == 6
+    off = parts_of(*BARE, *DISTANCES, "drloc.weight=0")
+    assert off.unit.drloc is None and off.views.pairs is None
+
+
+@reaches("drloc.warmup_epochs", "drloc.decay", "drloc.total_epochs")
+def distances_over_epochs(tmp_path, monkeypatch):
+    for own, wanted in (
+        ((), [0, 1 / 2, 1, 3 / 4, 1 / 2, 1 / 4]),
+        (("drloc.decay=none",), [0, 1 / 2, 1, 1, 1, 1]),
+        (("drloc.total_epochs=10",), [0, 1 / 2, 1, 7 / 8, 6 / 8, 5 / 8]),
+    ):
+        parts, batch, _ = first_batch(*BARE, *DISTANCES, "optim.epochs=6", "drloc.warmup_epochs=2", *own)
+        for epoch, weight in enumerate(wanted):
+            views = parts.views(batch, epoch)
+            assert views.pair_weight.tolist() == pytest.approx([0.7 * weight] * 16)
+            out = parts.unit(views.student, views.targets, None, (views.pairs, views.pair_weight))
+            assert (out.loss - out.loss_cls).item() == pytest.approx(0.7 * weight * out.loss_drloc.item(), abs=1e-5)
+
+
+@reaches("model.weights")
+def first_weights(tmp_path, monkeypatch):
+    donor = parts_of(*ALONE, "run.seed=77").unit.student.bare.state_dict()
+    torch.save({"state_dict": donor}, tmp_path / "donor.pth")
+    drawn = parts_of(*ALONE).unit.student.bare.state_dict()
+    started = parts_of(*ALONE, f"model.weights={tmp_path / 'donor.pth'}").unit.student.bare.state_dict()
+    assert all(torch.equal(started[name], value) for name, value in donor.items())
+    assert not torch.equal(started["blocks.0.attn.qkv.weight"], drawn["blocks.0.attn.qkv.weight"])
+
+
 @reaches("guidance.impl")
 def implementation(tmp_path, monkeypatch):
     parts, batch, views = first_batch(*BARE, "guidance.impl=torch")

@@ -12,7 +12,7 @@ from pathlib import Path
 import engine_cases
 import pytest
 import torch
-from engine_cases import TWO_RANKS, trained
+from engine_cases import DRLOC, TWO_RANKS, trained
 from patience import HANG_S
 from tiny_project import write_project
 
@@ -84,6 +84,7 @@ SWITCHED = {  # name -> (overrides, overrides of the run it must equal, toleranc
         ("optim.name=muon", "optim.clip_norm=0.5"),
         1e-4,
     ),
+    "drloc in two passes": (("engine.micro_batch_size=8", *DRLOC), DRLOC, 1e-4),
     "passes of unequal size": (
         ("engine.micro_batch_size=8", "optim.drop_last=false"),
         ("optim.drop_last=false",),
@@ -100,9 +101,9 @@ def test_a_switch_changes_no_result(name, baseline):
 
 def test_a_compiled_run_learns_as_the_eager_one(baseline, monkeypatch):
     """By a backend that runs the captured graphs as they are: generating code for them takes a minute."""
-    reference = baseline()
+    reference = baseline(*DRLOC)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
-    assert_same(reference, trained("engine.compile=true"), 1e-4)
+    assert_same(reference, trained("engine.compile=true", *DRLOC), 1e-4)
 
 
 def outcomes(project, path, world_size: int) -> dict:
@@ -166,7 +167,7 @@ def test_deepspeeds_own_bf16_keeps_float32_masters(stage, baseline, of_one_rank)
 
 @pytest.mark.parametrize("name", TWO_RANKS)
 def test_two_ranks_learn_as_one(name, baseline, of_two_ranks):
-    alone = [o for o in TWO_RANKS[name] if o.startswith("optim.")]
+    alone = [o for o in TWO_RANKS[name] if o.startswith(("optim.", "drloc."))]
     assert_same(baseline(*alone), of_two_ranks[name], 1e-4)
 
 

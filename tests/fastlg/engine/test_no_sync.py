@@ -14,14 +14,17 @@ from fastlg.run.metrics import Meter
 from fastlg.train import batches
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_training_step_and_its_bookkeeping_never_sync(project, optimizer):
-    config = load_config("student.yaml", ["augment.rand_augment=null", "augment.erase=0", f"optim.name={optimizer}"])
+@pytest.mark.parametrize("override", ["optim.name=adamw", "optim.name=muon", "drloc.weight=1", "drloc.mode=ce"])
+def test_a_training_step_and_its_bookkeeping_never_sync(project, override):
+    is_located = ["drloc.weight=1"] if override.startswith("drloc") else []
+    config = load_config("student.yaml", ["augment.rand_augment=null", "augment.erase=0", override, *is_located])
     parts = assemble(config, open_stores(config.data), resnet20(3), 16)
     parts.unit.train()
     meter = Meter(parts.device)
     views, batch = next(iter(batches(parts, 0)))
     with Watch() as watch:
+        if parts.views.pairs is not None:
+            parts.views.pairs(batch.sample_ids, 1)
         for step in range(3):
             out = parts.engine.step(views, batch, parts.step_total(0))
             meter.update(out, step)

@@ -64,7 +64,8 @@ def batch(number: int) -> Batch:
 
 
 def views(one: Batch) -> Views:
-    return Views(one.images.float(), one.images.float(), one.labels, one.crop, one.flip)
+    empty = torch.empty(0)
+    return Views(one.images.float(), one.images.float(), one.labels, one.crop, one.flip, empty, empty)
 
 
 @pytest.mark.parametrize("is_ahead", [True, False])

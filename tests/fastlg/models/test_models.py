@@ -220,7 +220,7 @@ def test_build_follows_the_config():
         ("vit_relpos_small_patch16_224", {}, "no family that fastlg can guide"),
         ("vit_tiny_patch16_224", {"model_args": {"depht": 2}}, "model.args.depht is no argument"),
         ("vit_tiny_patch16_224", {"model_args": {"num_classes": 2}}, "follows from the data"),
-        ("vit_tiny_patch16_224", {"model_args": {"pretrained": True}}, "from scratch"),
+        ("vit_tiny_patch16_224", {"model_args": {"pretrained": True}}, "a start is set by model.weights"),
         ("vit_tiny_patch16_224", {"model_args": {"img_size": 96}}, "model.image_size"),
         ("vit_tiny_patch16_224", {"model_args": {"depth": 1, "num_heads": 5}}, "timm cannot build"),
         ("vit_tiny_patch16_224", {"model_args": {"depth": 2}, "blocks": [0, 2]}, "no block 2; its blocks are 0 to 1"),
