@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 import torch
 from harness import Stamp
-from report import ROOT
 
 from fastlg.config import Config, config_from
 from fastlg.data.stores import open_stores

@@ -69,7 +69,7 @@ def assemble(
     teacher = cached
     if norm_stats is not None:
         teacher = new_online_teacher(config, teacher_model, device, dtype, switches)
-    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance)
+    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance, config.optim.label_smoothing)
     use_fused_attention(unit.student, switches.fused_attention)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
     if switches.channels_last and config.model.is_cnn:
@@ -206,7 +206,7 @@ def new_plan(config: Config, *, train: bool) -> SamplePlan:
         seed=config.run.seed,
         scale=augment.crop_scale,
         ratio=augment.crop_ratio,
-        flip_probability=augment.flip,
+        flip=augment.flip,
         interpolation=augment.interpolation,
         drop_last=optim.drop_last,
         rank=ranks.rank(),

@@ -99,7 +99,7 @@ def plan_cache(config: Config, stores: Stores, model: nn.Module, teacher_size: i
     if compact:
         own = new_model(config.model, config.teacher, len(stores.class_names)).grids
         grids = [g if math.prod(g) < math.prod(shape[1:]) else None for g, shape in zip(own, shapes, strict=True)]
-    fixed = "flip" if config.augment.flip > 0 else "none"
+    fixed = "none" if config.augment.flip == 0 else "flip"
     fingerprint = Fingerprint(
         version=__version__,
         teacher=weights_digest(model),

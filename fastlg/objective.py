@@ -28,13 +28,16 @@ class GuidedStudent(nn.Module):
         (1 - w) * cls + w * distillation + beta * guidance
 
     with w = ``logits_weight`` (0 unless ``logits`` is soft or hard) and beta = ``weight``: both teacher losses add up,
-    where the reference code lets one overwrite the other. Without ``teacher_dims`` it is plain classification.
+    where the reference code lets one overwrite the other. Without ``teacher_dims`` it is plain classification. cls is
+    the cross-entropy with targets smoothed by ``label_smoothing`` (Szegedy et al. 2016).
     """
 
-    def __init__(self, student: nn.Module, teacher_dims: list[int], config: GuidanceConfig):
+    def __init__(
+        self, student: nn.Module, teacher_dims: list[int], config: GuidanceConfig, label_smoothing: float = 0.0
+    ):
         super().__init__()
         self.student = student
-        self.config = config
+        self.config, self.label_smoothing = config, label_smoothing
         self.guidance = None
         if teacher_dims:
             self.guidance = GuidanceLoss(
@@ -50,7 +53,7 @@ class GuidedStudent(nn.Module):
         """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide or None."""
         logits, features = self.student(images)
         logits = logits.float()
-        loss_cls = F.cross_entropy(logits, targets)
+        loss_cls = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         loss, loss_guidance = loss_cls, loss_cls.new_zeros(())
         if self.guidance is not None:
             if self.config.logits != "none":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 
 import torch
 from torch import nn
@@ -122,7 +123,7 @@ def _train(config: Config, resume: str) -> dict:
 def fit(parts: Parts, run: Run) -> None:
     """The training loop."""
     optim = parts.config.optim
-    schedule = optim.model_dump(include={"lr", "min_lr", "warmup_epochs", "warmup_factor", "epochs"})
+    schedule = optim.model_dump(include=set(signature(learning_rate).parameters) - {"epoch"})
     parts.unit.train()
     for epoch in range(run.position.epoch, optim.epochs):
         parts.engine.set_learning_rate(learning_rate(epoch, **schedule))

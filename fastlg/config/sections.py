@@ -96,7 +96,7 @@ class AugmentConfig(Section):
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip: Fraction = 0.5
+    flip: Fraction | Literal["alternating"] = 0.5  # alternating: half of the images, the other half an epoch later
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     erase: Fraction = 0.25
     mixup: Alpha = 0.0  # alpha of its Beta distribution; 0 is off
@@ -177,13 +177,15 @@ class GuidanceConfig(Section):
 
 
 class OptimConfig(Section):
-    """Optimizer and timm's per-epoch cosine schedule."""
+    """Optimizer and learning rate, which is one throughout an epoch (engine/schedule.py)."""
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for matrices of hidden layers, adamw for the rest
     lr: Positive = 5e-4
     min_lr: NotNegative = 5e-6
     warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20
     warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
+    schedule: Literal["cosine", "linear"] = "cosine"  # how lr falls to min_lr; cosine: as timm's
+    flat: Momentum = 0.0  # share of the epochs, warm-up included, before it begins to fall
     epochs: Epochs = 300
     global_batch_size: Batch = 128
     weight_decay: NotNegative = 0.05
@@ -191,6 +193,7 @@ class OptimConfig(Section):
     momentum: Momentum = 0.9  # sgd, Nesterov
     muon_momentum: Momentum = 0.95  # muon's matrices, Nesterov
     clip_norm: NotNegative = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
+    label_smoothing: Momentum = 0.0  # share of every target that is spread over all classes
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
 
     @model_validator(mode="after")

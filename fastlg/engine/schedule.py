@@ -1,4 +1,4 @@
-"""timm's per-epoch cosine schedule as a pure function of the epoch."""
+"""The learning rate as a pure function of the epoch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,35 @@ import math
 
 
 def learning_rate(
-    epoch: int, *, lr: float, min_lr: float, warmup_epochs: int, warmup_factor: float, epochs: int
+    epoch: int,
+    *,
+    lr: float,
+    min_lr: float,
+    warmup_epochs: int,
+    warmup_factor: float,
+    epochs: int,
+    schedule: str = "cosine",
+    flat: float = 0.0,
 ) -> float:
     """Learning rate used throughout 0-based ``epoch``.
 
-    As timm's CosineLRScheduler with ``warmup_prefix=False``: the cosine runs from epoch 0, the warm-up merely covers
-    its beginning, so the peak lies below ``lr``: 4.946e-4 for 300 epochs and 4.750e-4 for 100 with the paper's
-    recipe, which is what the reference code trains with.
+    As timm's CosineLRScheduler with ``warmup_prefix=False``: the curve runs from epoch 0, the warm-up merely covers
+    its beginning, so the peak of a cosine lies below ``lr``: 4.946e-4 for 300 epochs and 4.750e-4 for 100 with the
+    paper's recipe, which is what the reference code trains with.
+
+    schedule  the curve, cosine or linear; an epoch's rate is the curve's at its beginning, so that ``min_lr`` lies at
+              the end of the last epoch
+    flat      share of the epochs before the curve begins
     """
     if epoch < warmup_epochs:
         first = warmup_factor * lr
         return first + epoch * (lr - first) / warmup_epochs
-    if epoch >= epochs:
-        return min_lr
-    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * epoch / epochs))
+    return min_lr + (lr - min_lr) * fall(schedule, epoch, flat * epochs, epochs)
+
+
+def fall(schedule: str, epoch: int, begin: float, end: float) -> float:
+    """1 up to ``begin``, 0 from ``end`` on, in epochs, and a cosine or a line between."""
+    if epoch >= end:
+        return 0.0
+    passed, length = max(0.0, epoch - begin), end - begin
+    return 0.5 * (1 + math.cos(math.pi * passed / length)) if schedule == "cosine" else 1 - passed / length

@@ -70,6 +70,20 @@ def test_total_is_classification_distillation_and_guidance_together(parts, logit
     assert out.correct.item() == (scores.argmax(1) == labels).sum().item() and out.count.item() == N
 
 
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_smoothed_targets_spread_their_share_evenly_over_all_classes(parts, is_mixed):
+    student, images, labels, guide = parts
+    targets = F.one_hot(labels, K).double()
+    if is_mixed:
+        targets = 0.7 * targets + 0.3 * targets.flip(0)
+    given = targets.float() if is_mixed else labels
+    out = GuidedStudent(student, [3, 5], GuidanceConfig(weight=0.5), label_smoothing=0.2)(images, given, guide)
+    smoothed = 0.8 * targets + 0.2 / K
+    cls = -(smoothed * student(images)[0].double().log_softmax(1)).sum(1).mean()
+    assert out.loss_cls.item() == pytest.approx(cls.item(), rel=1e-6)
+    assert (out.loss - 0.5 * out.loss_guidance).item() == pytest.approx(cls.item(), rel=1e-6)
+
+
 def test_only_student_and_projections_learn_and_both_do(parts):
     student, images, labels, guide = parts
     unit = GuidedStudent(student, [3, 5], GuidanceConfig())

@@ -64,9 +64,16 @@ def _centre_crops(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> 
     return torch.stack([torch.floor((height - h) / 2), torch.floor((width - w) / 2), h, w], dim=1).long()
 
 
-def draw_flips(seed: int, epoch: int, sample_ids: Tensor, probability: float = 0.5) -> Tensor:
-    """Which samples are mirrored, bool [N]."""
-    return uniforms(sample_seeds(seed, epoch, sample_ids, "flip"), 1)[:, 0] < probability
+def draw_flips(seed: int, epoch: int, sample_ids: Tensor, flip: float | str = 0.5) -> Tensor:
+    """Which samples are mirrored, bool [N]: each with probability ``flip``, or ``alternating``.
+
+    That is every second epoch, one half of the samples in the even ones and the other half in the odd ones (K. Jordan,
+    arXiv 2404.00498): two epochs show both sides of every image, where independent draws repeat one in half the cases.
+    """
+    if flip == "alternating":
+        is_first = uniforms(sample_seeds(seed, 0, sample_ids, "flip"), 1)[:, 0] < 0.5
+        return is_first ^ bool(epoch % 2)
+    return uniforms(sample_seeds(seed, epoch, sample_ids, "flip"), 1)[:, 0] < flip
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

@@ -41,6 +41,7 @@ class SamplePlan:
     batch_size        samples per process and step
     train             False: whole images in store order, every image once, bilinear as the reference evaluates
     scale, ratio      range of a crop's share of the image's area, and of its width / height
+    flip              probability of a mirror image, or alternating (``draw_flips``)
     interpolation     how training crops are resized: bicubic or bilinear
     drop_last         leave the last partial training batch out, as the reference does
     rank, world_size  this process among those that share every step
@@ -52,7 +53,7 @@ class SamplePlan:
     seed: int = 0
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_probability: float = 0.5
+    flip: float | str = 0.5
     interpolation: str = "bicubic"
     drop_last: bool = True
     rank: int = 0
@@ -105,7 +106,7 @@ class SamplePlan:
             boxes = torch.cat([torch.zeros_like(own), own], dim=1)
             return Draw(sample_ids, boxes, torch.zeros(len(sample_ids), dtype=torch.bool))
         boxes = draw_crops(self.seed, epoch, sample_ids, own, scale=self.scale, ratio=self.ratio)
-        return Draw(sample_ids, boxes, draw_flips(self.seed, epoch, sample_ids, self.flip_probability))
+        return Draw(sample_ids, boxes, draw_flips(self.seed, epoch, sample_ids, self.flip))
 
     def blocks(self, sizes: Tensor, epoch: int, start_batch: int = 0) -> Iterator[tuple[Draw, list[int]]]:
         """Many batches at a time, from ``start_batch`` on: what they draw, and the samples in each of them."""

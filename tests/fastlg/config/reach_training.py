@@ -65,6 +65,21 @@ def record(tmp_path, monkeypatch):
     assert not (tmp_path / "mine" / "tensorboard").exists()
 
 
+@reaches("optim.schedule", "optim.flat", "optim.label_smoothing")
+def schedule_and_smoothing(tmp_path, monkeypatch):
+    lr, low = 2e-3, 1e-4
+    own = (f"optim.lr={lr}", f"optim.min_lr={low}", "optim.warmup_epochs=0", "optim.epochs=4", "log.every_steps=3")
+    tiny = ("model.args.depth=1", "model.blocks=[0]", "optim.schedule=linear", "optim.label_smoothing=1e-9")
+    rows, _ = recorded(tmp_path, monkeypatch, *own, *tiny, "optim.flat=0.5")
+    rates = [row["lr"] for row in rows if row["kind"] == "train"]
+    assert rates == pytest.approx([lr, lr, lr, (lr + low) / 2], rel=1e-9)
+    for smoothing in (0.0, 0.3):
+        parts, batch, views = first_batch(*ALONE, "model.init=timm", f"optim.label_smoothing={smoothing}")
+        targets = (1 - smoothing) * nn.functional.one_hot(batch.labels, 3) + smoothing / 3
+        truth = -(targets * parts.unit.student(views.student)[0].log_softmax(1)).sum(1).mean().item()
+        assert parts.engine.step(views, batch, 16).loss.item() == pytest.approx(truth, rel=1e-5)
+
+
 @reaches("log.tensorboard", "log.eval_epochs", "log.checkpoint_steps")
 def record_of_defaults(tmp_path, monkeypatch):
     options = ("optim.epochs=2", "log.tensorboard=true", "log.every_steps=50", "model.args.depth=1", "model.blocks=[0]")

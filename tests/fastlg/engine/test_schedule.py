@@ -45,3 +45,25 @@ def test_schedule_equals_timms_cosine_scheduler(recipe, epochs):
         assert learning_rate(epoch, epochs=epochs, **recipe) == pytest.approx(
             optimizer.param_groups[0]["lr"], rel=1e-12
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"schedule": "linear"}, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        ({"schedule": "linear", "flat": 0.6}, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ({"schedule": "linear", "flat": 0.85}, [1.0] * 9 + [2 / 3]),
+        ({"flat": 0.8}, [1.0] * 9 + [0.5]),
+        ({"schedule": "cosine", "flat": 0.4}, [1.0] * 5 + [0.9330127, 0.75, 0.5, 0.25, 0.0669873]),
+    ],
+)
+def test_what_is_left_of_the_rate_in_every_epoch_of_a_flat_or_linear_schedule(options, wanted):
+    recipe = {"lr": 3e-3, "min_lr": 1e-3, "warmup_epochs": 0, "warmup_factor": 1e-3, "epochs": 10}
+    rates = [learning_rate(epoch, **recipe, **options) for epoch in range(11)]
+    assert rates == pytest.approx([1e-3 + 2e-3 * share for share in (*wanted, 0.0)], rel=1e-7)
+
+
+def test_a_warm_up_covers_the_beginning_of_any_schedule():
+    recipe = {"lr": 1.0, "min_lr": 0.0, "warmup_epochs": 2, "warmup_factor": 0.5, "epochs": 4}
+    assert [learning_rate(e, **recipe, schedule="linear") for e in range(4)] == [0.5, 0.75, 0.5, 0.25]
+    assert [learning_rate(e, **recipe, schedule="linear", flat=0.75) for e in range(4)] == [0.5, 0.75, 1.0, 1.0]
