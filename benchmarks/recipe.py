@@ -41,7 +41,7 @@ WEAK = {"rand_augment": None, "erase": 0.0}  # crop and flip alone
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 48, "blocks": [0, 2, 3], "drop_path": 0.0}
 SMALL = {**VIT, "args": {"patch_size": 8, "depth": 4}}
 BUDGET = {"warmup_epochs": 1, "warmup_factor": 0.2, "global_batch_size": 32}
-TEACHER = {"augment.crop_scale": [0.5, 1.0], "augment.flip": 0.5, "optim.epochs": 30, "optim.global_batch_size": 32}
+TEACHER = {"augment.crop_scale": [0.5, 1.0], "augment.flip": 0.5, "optim.epochs": 6, "optim.global_batch_size": 32}
 SETTINGS = {  # data.source is FOLDER/NAME
     "mini": {  # 10 classes, 1,500 images; a DeiT of 4 blocks and 36 tokens
         "data": {"source": "cifar100-mini", "label_column": "label", "workers": 0},
@@ -52,7 +52,13 @@ SETTINGS = {  # data.source is FOLDER/NAME
     },
 }
 RATES = {"adamw": (2e-3, 1e-3, 5e-4, 4e-3, 8e-3), "muon": (4e-3, 2e-3, 8e-3, 1e-3, 5e-4)}  # likely bests first
-LEVERS: dict[str, dict] = {}
+LEVERS: dict[str, dict] = {
+    "alternating flips": {"augment.flip": "alternating"},
+    "linear": {"optim.schedule": "linear"},
+    "flat, then linear": {"optim.schedule": "linear", "optim.flat": 0.5},
+    "smoothed labels": {"optim.label_smoothing": 0.1},
+    "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
+}
 GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
 
 
