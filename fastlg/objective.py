@@ -29,7 +29,8 @@ class GuidedStudent(nn.Module):
 
     with w = ``logits_weight`` (0 unless ``logits`` is soft or hard) and beta = ``weight``: both teacher losses add up,
     where the reference code lets one overwrite the other. Without ``teacher_dims`` it is plain classification. cls is
-    the cross-entropy with targets smoothed by ``label_smoothing`` (Szegedy et al. 2016).
+    the cross-entropy with targets smoothed by ``label_smoothing`` (Szegedy et al. 2016). Where guidance fades, w and
+    beta shrink to the share that ``set_share`` was last told.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class GuidedStudent(nn.Module):
         self.student = student
         self.config, self.label_smoothing = config, label_smoothing
         self.guidance = None
+        self.share: Tensor | None = None  # no buffer: DDP would send it round at every step, DeepSpeed would round it
         if teacher_dims:
             self.guidance = GuidanceLoss(
                 student.dims,
@@ -49,18 +51,31 @@ class GuidedStudent(nn.Module):
                 impl=config.impl,
             )
 
+    def set_share(self, share: float) -> None:
+        """What is left of both weights. It lies on the device, where compiled and captured steps read it anew."""
+        if self.share is None:
+            self.share = torch.ones((), device=next(self.parameters()).device)
+        self.share.fill_(share)
+
+    def _now(self, weight: float) -> float | Tensor:
+        return weight if self.share is None else weight * self.share
+
     def forward(self, images: Tensor, targets: Tensor, guide=None) -> StepOutput:
-        """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide or None."""
+        """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide, or None where
+        there is no teacher, or its share is 0."""
         logits, features = self.student(images)
         logits = logits.float()
         loss_cls = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         loss, loss_guidance = loss_cls, loss_cls.new_zeros(())
-        if self.guidance is not None:
+        if self.guidance is not None and guide is None:
+            # With a gradient of zeros, as at a weight of 0: DDP and ZeRO wait for the gradient of every parameter.
+            loss = loss + 0 * sum(parameter.sum() for parameter in self.guidance.parameters())
+        elif self.guidance is not None:
             if self.config.logits != "none":
                 distilled = distillation_loss(logits, guide.logits.float(), self.config.logits, self.config.temperature)
-                loss = torch.lerp(loss_cls, distilled, self.config.logits_weight)
+                loss = torch.lerp(loss_cls, distilled, self._now(self.config.logits_weight))
             loss_guidance = self._guidance_loss(features, guide.maps)
-            loss = loss + self.config.weight * loss_guidance
+            loss = loss + self._now(self.config.weight) * loss_guidance
         with torch.no_grad():
             labels = targets if targets.dim() == 1 else targets.argmax(1)  # of a mixed sample, its larger part
             correct = (logits.argmax(1) == labels).sum()

@@ -16,7 +16,7 @@ from fastlg.data.stores import Stores, open_stores
 from fastlg.engine.build import stand_in
 from fastlg.engine.precision import pick_device, uses_cuda
 from fastlg.engine.prefetch import prefetched
-from fastlg.engine.schedule import learning_rate
+from fastlg.engine.schedule import guidance_share, learning_rate
 from fastlg.features import expect_features, find_features
 from fastlg.models.build import new_model
 from fastlg.ranks.say import say
@@ -127,9 +127,20 @@ def fit(parts: Parts, run: Run) -> None:
     parts.unit.train()
     for epoch in range(run.position.epoch, optim.epochs):
         parts.engine.set_learning_rate(learning_rate(epoch, **schedule))
+        fade(parts, epoch)
         for views, batch in run.steps(batches(parts, epoch, run.position.batch)):
             run.after_step(parts.engine.step(views, batch, parts.step_total(run.position.batch)))
         run.after_epoch()
+
+
+def fade(parts: Parts, epoch: int) -> None:
+    """Sets what is left of the guidance in an epoch; at 0 the teacher rests."""
+    guidance, epochs = parts.config.guidance, parts.config.optim.epochs
+    if parts.teacher is None or not guidance.fades:
+        return
+    share = guidance_share(epoch, schedule=guidance.schedule, until=guidance.until, epochs=epochs)
+    parts.unit.set_share(share)
+    parts.engine.ask_teacher(share > 0)
 
 
 def batches(parts: Parts, epoch: int, start: int = 0) -> Iterator[tuple[Views, Batch]]:

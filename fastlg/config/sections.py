@@ -168,6 +168,13 @@ class GuidanceConfig(Section):
     logits: Literal["none", "soft", "hard"] = "none"
     logits_weight: Fraction = 0.5
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how both weights go from theirs to 0
+    until: Share = 1.0  # share of the epochs after which they are 0 and the teacher is asked no more
+
+    @property
+    def fades(self) -> bool:
+        """Whether the weights change in a run."""
+        return self.schedule != "constant" or self.until < 1
 
     @model_validator(mode="after")
     def _in_triton(self):

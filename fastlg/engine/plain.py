@@ -66,6 +66,11 @@ class PlainEngine(BesideTeacher):
             else:
                 group["lr"] = lr
 
+    def ask_teacher(self, is_asked: bool) -> None:
+        if self.graph is not None and is_asked != self.is_asked:
+            self.graph = StepGraph(self._update)
+        super().ask_teacher(is_asked)
+
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         return (self.graph or self._update)(views, batch, total)
 

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the epoch."""
+"""Learning rate and guidance as pure functions of the epoch."""
 
 from __future__ import annotations
 
@@ -32,9 +32,17 @@ def learning_rate(
     return min_lr + (lr - min_lr) * fall(schedule, epoch, flat * epochs, epochs)
 
 
+def guidance_share(epoch: int, *, schedule: str, until: float, epochs: int) -> float:
+    """What is left of the guidance's weights throughout 0-based ``epoch``: constant up to the share ``until`` of the
+    epochs, or falling to 0 there in a line or a cosine, which begins with the first epoch."""
+    return fall(schedule, epoch, 0.0, until * epochs)
+
+
 def fall(schedule: str, epoch: int, begin: float, end: float) -> float:
-    """1 up to ``begin``, 0 from ``end`` on, in epochs, and a cosine or a line between."""
+    """1 up to ``begin``, 0 from ``end`` on, in epochs; between the two a cosine, a line, or 1 if constant."""
     if epoch >= end:
         return 0.0
+    if schedule == "constant":
+        return 1.0
     passed, length = max(0.0, epoch - begin), end - begin
     return 0.5 * (1 + math.cos(math.pi * passed / length)) if schedule == "cosine" else 1 - passed / length

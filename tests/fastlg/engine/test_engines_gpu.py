@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cache_cases import PLAIN, built, parts_of
-from engine_cases import trained
+from engine_cases import FADES, trained
 
 from fastlg.assemble import assemble
 from fastlg.config import load_config
@@ -28,6 +28,8 @@ ON = {
     "graph, a smaller last batch": ("engine.graph=true", "optim.drop_last=false"),
     "graph, drop path": ("engine.graph=true", "model.drop_path=0.3"),
     "graph, muon": ("engine.graph=true", "optim.name=muon"),
+    "graph, guidance that ends": ("engine.graph=true", *FADES),
+    "compile, guidance that ends": ("engine.compile=true", *FADES),
     "compile, muon": ("engine.compile=true", "optim.name=muon"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from fastlg.engine.schedule import learning_rate
+from fastlg.engine.schedule import guidance_share, learning_rate
 
 VIT = {"lr": 5e-4, "min_lr": 5e-6, "warmup_epochs": 20, "warmup_factor": 1e-3}
 CNN = {"lr": 0.1, "min_lr": 0.0, "warmup_epochs": 0, "warmup_factor": 1e-3}
@@ -67,3 +67,19 @@ def test_a_warm_up_covers_the_beginning_of_any_schedule():
     recipe = {"lr": 1.0, "min_lr": 0.0, "warmup_epochs": 2, "warmup_factor": 0.5, "epochs": 4}
     assert [learning_rate(e, **recipe, schedule="linear") for e in range(4)] == [0.5, 0.75, 0.5, 0.25]
     assert [learning_rate(e, **recipe, schedule="linear", flat=0.75) for e in range(4)] == [0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "until", "wanted"),
+    [
+        ("constant", 1.0, [1.0] * 5),
+        ("constant", 0.5, [1.0, 1.0, 1.0, 0.0, 0.0]),  # an epoch that begins before the end is guided as a whole
+        ("constant", 0.4, [1.0, 1.0, 0.0, 0.0, 0.0]),
+        ("linear", 1.0, [1.0, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", 0.5, [1.0, 0.6, 0.2, 0.0, 0.0]),
+        ("cosine", 0.8, [1.0, 0.8535534, 0.5, 0.1464466, 0.0]),
+    ],
+)
+def test_what_is_left_of_guidance_in_every_epoch(schedule, until, wanted):
+    shares = [guidance_share(epoch, schedule=schedule, until=until, epochs=5) for epoch in range(5)]
+    assert shares == pytest.approx(wanted, abs=1e-7)
