@@ -51,12 +51,21 @@ SETTINGS = {  # data.source is FOLDER/NAME
         "optim": {**BUDGET, "epochs": 10},
     },
 }
-RATES = {"adamw": (2e-3, 1e-3, 5e-4, 4e-3, 8e-3), "muon": (4e-3, 2e-3, 8e-3, 1e-3, 5e-4)}  # likely bests first
+RATES = {  # the same for each optimizer and side, likely bests first
+    ("adamw", True): (2e-3, 1e-3, 4e-3, 5e-4, 8e-3),
+    ("adamw", False): (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    ("muon", True): (4e-3, 2e-3, 8e-3, 1e-3, 5e-4),
+    ("muon", False): (4e-3, 2e-3, 8e-3, 1e-3, 5e-4),
+}
 LEVERS: dict[str, dict] = {
     "alternating flips": {"augment.flip": "alternating"},
     "linear": {"optim.schedule": "linear"},
     "flat, then linear": {"optim.schedule": "linear", "optim.flat": 0.5},
     "smoothed labels": {"optim.label_smoothing": 0.1},
+    "EMA 0.99": {"optim.ema": 0.99},
+    "flat, EMA 0.99": {"optim.ema": 0.99, "optim.flat": 0.9},
+    "guidance ends at 0.5": {"guidance.until": 0.5},
+    "guidance fades": {"guidance.schedule": "cosine"},
     "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
 }
 GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
@@ -100,7 +109,7 @@ class Book:
     def best_rate(self, optimizer: str, guided: bool) -> float:
         """Of the highest mean; of those with most seeds."""
         found = {}
-        for lr in RATES[optimizer]:
+        for lr in RATES[optimizer, guided]:
             if own := self.top1(optimizer=optimizer, lr=lr, guided=guided, lever=""):
                 found[lr] = (len(own), statistics.fmean(own))
         if not found:
@@ -109,10 +118,9 @@ class Book:
 
 
 def rate_cells(setting: str, seed: int) -> Iterator[Cell]:
-    for index in range(max(map(len, RATES.values()))):
-        for guided in (True, False):
-            for optimizer, rates in RATES.items():
-                yield Cell(setting, optimizer, rates[index], guided, "", seed)
+    for rates in zip(*RATES.values(), strict=True):
+        for (optimizer, guided), lr in zip(RATES, rates, strict=True):
+            yield Cell(setting, optimizer, lr, guided, "", seed)
 
 
 def lever_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:

@@ -201,6 +201,7 @@ class OptimConfig(Section):
     muon_momentum: Momentum = 0.95  # muon's matrices, Nesterov
     clip_norm: NotNegative = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
     label_smoothing: Momentum = 0.0  # share of every target that is spread over all classes
+    ema: Momentum = 0.0  # decay per update of the weights' running mean, which is then tested and exported; 0: none
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
 
     @model_validator(mode="after")

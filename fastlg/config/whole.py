@@ -90,6 +90,16 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _averaged(self):
+        engine = self.engine
+        if self.optim.ema and (engine.kind == "deepspeed" or engine.zero_stage or engine.deepspeed_config):
+            raise ValueError(
+                f"optim.ema is {self.optim.ema:g}, a mean that the plain engine keeps and DeepSpeed does not; set "
+                "optim.ema=0 or engine.kind=plain"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         return self.run.root / self.run.name

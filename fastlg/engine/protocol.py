@@ -39,11 +39,11 @@ class Engine(Protocol):
         back hold until the next call."""
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of the bare student, which the caller put in evaluation mode."""
+        """Logits [N, K] of the bare student, which the caller put in evaluation mode, or of its running mean."""
 
     def state_dict(self) -> dict:
-        """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU; complete on
-        rank 0, perhaps elsewhere."""
+        """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU, and of a
+        run with optim.ema its "average"; complete on rank 0, perhaps elsewhere."""
 
     def load_state_dict(self, state: dict) -> None: ...
 

@@ -192,6 +192,18 @@ def muon(tmp_path, monkeypatch):
         torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], wanted)
 
 
+@reaches("optim.ema")
+def ema(tmp_path, monkeypatch):
+    for decay, rate in ((0.5, 9 / 11), (0.1, 0.9)):
+        parts, batch, views = first_batch(*ALONE, "model.init=timm", f"optim.ema={decay}")
+        before = parts.unit.student.bare.head.weight.detach().clone()
+        parts.engine.step(views, batch, 16)
+        after = parts.unit.student.bare.head.weight.detach()
+        mean = parts.engine.state_dict()["average"]["weights"]["bare.head.weight"]
+        torch.testing.assert_close(mean, before + rate * (after - before))
+    assert "average" not in parts_of(*ALONE, "optim.ema=0").engine.state_dict()
+
+
 @reaches("engine.device", "engine.precision")
 def device_and_precision(tmp_path, monkeypatch):
     parts, _, views = first_batch(*ALONE, "engine.precision=bf16")
