@@ -66,6 +66,7 @@ LEVERS: dict[str, dict] = {
     "flat, EMA 0.99": {"optim.ema": 0.99, "optim.flat": 0.9},
     "guidance ends at 0.5": {"guidance.until": 0.5},
     "guidance fades": {"guidance.schedule": "cosine"},
+    "24, 32, 48 px": {"model.resolution": [[0.0, 24], [0.3, 32], [0.6, 48]]},
     "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
 }
 GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -16,6 +19,7 @@ from fastlg.data.views.mixing import Mixer
 from fastlg.engine.build import check_engine, engine_kind, new_engine
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import share_batch
+from fastlg.engine.schedule import image_size
 from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
@@ -190,10 +194,19 @@ def make_views(
             mixer=mixer,
             num_classes=num_classes,
             samples=samples,
+            student_size=sizes_of(config),
             dtype=torch.float32 if mixer is not None and mixer.active else dtype,
         )
     except ValueError as error:
         raise UserError(f"augment: {error}") from None
+
+
+def sizes_of(config: Config) -> Callable[[int], int] | None:
+    """Epoch -> side in px of what the student sees; None where that never changes."""
+    model = config.model
+    if not model.resolution:
+        return None
+    return partial(image_size, resolution=model.resolution, epochs=config.optim.epochs, full=model.image_size)
 
 
 def new_plan(config: Config, *, train: bool) -> SamplePlan:

@@ -88,7 +88,9 @@ def plan_cache(config: Config, stores: Stores, model: nn.Module, teacher_size: i
     maps = teacher(torch.zeros(1, 3, teacher_size, teacher_size, device=device)).maps
     shapes = [tuple(m.shape[1:]) for m in maps]
     moving = moving_crops(config.augment, stores.train)
-    compact = settings.cache_form == "compact" or (settings.cache_form == "auto" and not moving)
+    compact = settings.cache_form == "compact" or (
+        settings.cache_form == "auto" and not moving and not config.model.resolution
+    )
     if compact and config.guidance.transform != "linear":
         if settings.cache_form == "compact":
             raise UserError(f"guidance.transform {config.guidance.transform} needs teacher.cache_form=maps")

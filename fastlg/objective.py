@@ -51,6 +51,12 @@ class GuidedStudent(nn.Module):
                 impl=config.impl,
             )
 
+    def take_size(self, size: int) -> None:
+        """Images of ``size`` px come from now on."""
+        self.student.take_size(size)
+        if self.guidance is not None:
+            self.guidance.grids = self.student.grids
+
     def set_share(self, share: float) -> None:
         """What is left of both weights. It lies on the device, where compiled and captured steps read it anew."""
         if self.share is None:

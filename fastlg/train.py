@@ -127,20 +127,21 @@ def fit(parts: Parts, run: Run) -> None:
     parts.unit.train()
     for epoch in range(run.position.epoch, optim.epochs):
         parts.engine.set_learning_rate(learning_rate(epoch, **schedule))
-        fade(parts, epoch)
+        begin_epoch(parts, epoch)
         for views, batch in run.steps(batches(parts, epoch, run.position.batch)):
             run.after_step(parts.engine.step(views, batch, parts.step_total(run.position.batch)))
         run.after_epoch()
 
 
-def fade(parts: Parts, epoch: int) -> None:
-    """Sets what is left of the guidance in an epoch; at 0 the teacher rests."""
+def begin_epoch(parts: Parts, epoch: int) -> None:
+    """Sets the student to the size of the epoch's images, and what is left of the guidance; at 0 the teacher rests."""
+    if parts.views.student_size is not None:
+        parts.unit.take_size(parts.views.student_size(epoch))
     guidance, epochs = parts.config.guidance, parts.config.optim.epochs
-    if parts.teacher is None or not guidance.fades:
-        return
-    share = guidance_share(epoch, schedule=guidance.schedule, until=guidance.until, epochs=epochs)
-    parts.unit.set_share(share)
-    parts.engine.ask_teacher(share > 0)
+    if parts.teacher is not None and guidance.fades:
+        share = guidance_share(epoch, schedule=guidance.schedule, until=guidance.until, epochs=epochs)
+        parts.unit.set_share(share)
+        parts.engine.ask_teacher(share > 0)
 
 
 def batches(parts: Parts, epoch: int, start: int = 0) -> Iterator[tuple[Views, Batch]]:
@@ -165,6 +166,7 @@ def rehearse(parts: Parts) -> dict:
 def _rehearse(parts: Parts) -> dict:
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
+    begin_epoch(parts, 0)
     views = parts.views(batch, 0)
     total = int(ranks.total(torch.tensor(len(batch.labels), device=parts.device)))
     out = parts.engine.step(views, batch, total)

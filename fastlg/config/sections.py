@@ -36,6 +36,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Aspect = Annotated[float, Field(ge=0.01, le=100)]
 Deviation = Annotated[float, Field(ge=0.001, le=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution
+Size = Annotated[int, Field(ge=8, le=4096)]  # px
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Stage = Annotated[int, Field(ge=0, le=2)]
@@ -121,7 +122,8 @@ class ModelConfig(Section):
     """The network that is trained: a student of models/student.py or a resnet20/56/110."""
 
     name: Text
-    image_size: Annotated[int, Field(ge=8, le=4096)] = 224  # px
+    image_size: Size = 224  # px
+    resolution: list[tuple[Momentum, Size]] = []  # [share of the epochs, px from there on], up to image_size; vit, deit
     blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks, 0-based; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
     drop_path: Momentum = 0.1
@@ -132,6 +134,19 @@ class ModelConfig(Section):
     def is_cnn(self) -> bool:
         """Whether it is one of the CNNs that can teach."""
         return self.name in CNNS
+
+    @model_validator(mode="after")
+    def _rising(self):
+        steps = self.resolution
+        for name, values in (("shares", [share for share, _ in steps]), ("sizes", [size for _, size in steps])):
+            if any(low >= high for low, high in zip(values, values[1:], strict=False)):
+                raise ValueError(f"resolution has {name} {brief(values)}; each is larger than the one before")
+        if steps and (steps[0][0] != 0 or steps[-1][1] != self.image_size):
+            raise ValueError(
+                f"resolution is {brief([list(step) for step in steps])}; its first share is 0 and its last size is "
+                f"image_size, {self.image_size}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _different(self):

@@ -79,6 +79,8 @@ class Config(Section):
                     )
         if self.teacher.cache_form == "compact" and self.guidance.transform != "linear":
             raise ValueError(f"guidance.transform {self.guidance.transform} needs teacher.cache_form=maps")
+        if self.teacher.cache_form == "compact" and self.model.resolution:
+            raise ValueError("model.resolution changes the grid that teacher.cache_form=compact is made for; use maps")
         return self
 
     @model_validator(mode="after")

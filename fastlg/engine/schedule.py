@@ -1,8 +1,9 @@
-"""Learning rate and guidance as pure functions of the epoch."""
+"""Learning rate, guidance and image size as pure functions of the epoch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def learning_rate(
@@ -36,6 +37,12 @@ def guidance_share(epoch: int, *, schedule: str, until: float, epochs: int) -> f
     """What is left of the guidance's weights throughout 0-based ``epoch``: constant up to the share ``until`` of the
     epochs, or falling to 0 there in a line or a cosine, which begins with the first epoch."""
     return fall(schedule, epoch, 0.0, until * epochs)
+
+
+def image_size(epoch: int, *, resolution: Sequence[tuple[float, int]], epochs: int, full: int) -> int:
+    """Side in px of what the student sees throughout 0-based ``epoch``: that of the last entry (share, px) of
+    ``resolution`` that began before it or with it; ``full`` where there is none."""
+    return next((size for share, size in reversed(resolution) if share * epochs <= epoch), full)
 
 
 def fall(schedule: str, epoch: int, begin: float, end: float) -> float:

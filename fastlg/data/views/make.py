@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastlg.batch import Batch, Views
@@ -32,6 +33,8 @@ class ViewMaker:
         mixer, num_classes: mixup and CutMix, which both views share and ``Views.targets`` tells; None for none.
         samples: length of the training store. All its draws are then made once per epoch and kept on the device (about
             50 bytes a sample), and a batch takes its rows; None draws for every batch anew. The views are the same.
+        student_size: epoch -> side in pixels that the student's finished view is reduced to in training, bilinear with
+            antialias; None leaves it. The teacher's is cut before that, and nothing that is drawn depends on it.
 
     Raises:
         ValueError: a spec or option that does not exist, on the first call at the latest.
@@ -52,6 +55,7 @@ class ViewMaker:
         mixer: Mixer | None = None,
         num_classes: int = 0,
         samples: int | None = None,
+        student_size: Callable[[int], int] | None = None,
     ):
         if teacher_source not in ("student", "source"):
             raise ValueError(f"teacher_source={teacher_source!r}; choose student or source")
@@ -65,6 +69,7 @@ class ViewMaker:
         self.teacher_source = teacher_source
         self.mixer, self.num_classes = mixer, num_classes
         self.samples = samples
+        self.student_size = student_size
         self._kept: tuple[tuple, ViewDraw, Mix | None] | None = None  # what the draws are of; those of all samples
 
     def __call__(self, batch: Batch, epoch: int, train: bool = True) -> Views:
@@ -86,6 +91,8 @@ class ViewMaker:
             teacher = teacher if mix is None else mix_images(teacher, mix)
         elif teacher is None:
             teacher = teacher_view(student, self.teacher_size)
+        if train and self.student_size is not None:
+            student = _reduced(student, self.student_size(epoch))
         return Views(student, teacher, targets, batch.crop, batch.flip)
 
     def _augmented(self, batch: Batch, draw: ViewDraw, teacher_size: int | None) -> tuple[Tensor, Tensor | None]:
@@ -131,3 +138,11 @@ class ViewMaker:
 
     def _normalise(self, images: Tensor, flip: Tensor | None) -> Tensor:
         return normalise(images, self.mean, self.std, flip=flip, dtype=self.dtype)
+
+
+def _reduced(images: Tensor, size: int) -> Tensor:
+    """[N, 3, S, S] -> [N, 3, size, size] in the same dtype, computed in float32."""
+    if images.shape[-1] == size:
+        return images
+    small = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
+    return small.to(images.dtype)

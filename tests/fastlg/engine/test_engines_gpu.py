@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cache_cases import PLAIN, built, parts_of
-from engine_cases import FADES, trained
+from engine_cases import FADES, RISES, trained
 
 from fastlg.assemble import assemble
 from fastlg.config import load_config
@@ -29,6 +29,8 @@ ON = {
     "graph, drop path": ("engine.graph=true", "model.drop_path=0.3"),
     "graph, muon": ("engine.graph=true", "optim.name=muon"),
     "graph, guidance that ends": ("engine.graph=true", *FADES),
+    "graph, rising resolution": ("engine.graph=true", *RISES),
+    "compile, rising resolution": ("engine.compile=true", *RISES),
     "graph, averaged weights": ("engine.graph=true", "optim.ema=0.9"),
     "compile, guidance that ends": ("engine.compile=true", *FADES),
     "compile, muon": ("engine.compile=true", "optim.name=muon"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from fastlg.engine.schedule import guidance_share, learning_rate
+from fastlg.engine.schedule import guidance_share, image_size, learning_rate
 
 VIT = {"lr": 5e-4, "min_lr": 5e-6, "warmup_epochs": 20, "warmup_factor": 1e-3}
 CNN = {"lr": 0.1, "min_lr": 0.0, "warmup_epochs": 0, "warmup_factor": 1e-3}
@@ -83,3 +83,11 @@ def test_a_warm_up_covers_the_beginning_of_any_schedule():
 def test_what_is_left_of_guidance_in_every_epoch(schedule, until, wanted):
     shares = [guidance_share(epoch, schedule=schedule, until=until, epochs=5) for epoch in range(5)]
     assert shares == pytest.approx(wanted, abs=1e-7)
+
+
+def test_the_size_of_every_epoch_is_that_of_the_last_entry_which_began():
+    steps = [(0.0, 96), (0.4, 160), (0.7, 224)]
+    sizes = [image_size(epoch, resolution=steps, epochs=10, full=224) for epoch in range(10)]
+    assert sizes == [96] * 4 + [160] * 3 + [224] * 3
+    assert [image_size(epoch, resolution=steps, epochs=3, full=224) for epoch in range(3)] == [96, 96, 160]
+    assert image_size(5, resolution=[], epochs=10, full=48) == 48

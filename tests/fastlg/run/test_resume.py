@@ -77,6 +77,7 @@ LEVERS = (
     "augment.flip=alternating",
     "guidance.schedule=cosine",
     "guidance.until=0.8",
+    "model.resolution=[[0, 16], [0.5, 32]]",
 )
 
 
