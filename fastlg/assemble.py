@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -18,6 +21,7 @@ from fastlg.drloc import DenseRelativeLoc, loss_weight
 from fastlg.engine.build import check_engine, engine_kind, new_engine
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import share_batch
+from fastlg.engine.schedule import image_size
 from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
@@ -78,7 +82,9 @@ def assemble(
     teacher = cached
     if norm_stats is not None:
         teacher = new_online_teacher(config, teacher_model, device, dtype, switches)
-    unit = GuidedStudent(model, teacher.dims if teacher else [], config.guidance, config.drloc)
+    unit = GuidedStudent(
+        model, teacher.dims if teacher else [], config.guidance, config.drloc, config.optim.label_smoothing
+    )
     use_fused_attention(unit.student, switches.fused_attention)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
     if switches.channels_last and config.model.is_cnn:
@@ -220,10 +226,19 @@ def make_views(
             num_classes=num_classes,
             pairs=pairs,
             samples=samples,
+            student_size=sizes_of(config),
             dtype=torch.float32 if mixer is not None and mixer.active else dtype,
         )
     except ValueError as error:
         raise UserError(f"augment: {error}") from None
+
+
+def sizes_of(config: Config) -> Callable[[int], int] | None:
+    """Epoch -> side in px of what the student sees; None where that never changes."""
+    model = config.model
+    if not model.resolution:
+        return None
+    return partial(image_size, resolution=model.resolution, epochs=config.optim.epochs, full=model.image_size)
 
 
 def new_plan(config: Config, *, train: bool) -> SamplePlan:
@@ -236,7 +251,7 @@ def new_plan(config: Config, *, train: bool) -> SamplePlan:
         seed=config.run.seed,
         scale=augment.crop_scale,
         ratio=augment.crop_ratio,
-        flip_probability=augment.flip,
+        flip=augment.flip,
         interpolation=augment.interpolation,
         drop_last=optim.drop_last,
         rank=ranks.rank(),

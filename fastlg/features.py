@@ -88,7 +88,9 @@ def plan_cache(config: Config, stores: Stores, model: nn.Module, teacher_size: i
     maps = teacher(torch.zeros(1, 3, teacher_size, teacher_size, device=device)).maps
     shapes = [tuple(m.shape[1:]) for m in maps]
     moving = moving_crops(config.augment, stores.train)
-    compact = settings.cache_form == "compact" or (settings.cache_form == "auto" and not moving)
+    compact = settings.cache_form == "compact" or (
+        settings.cache_form == "auto" and not moving and not config.model.resolution
+    )
     if compact and config.guidance.transform != "linear":
         if settings.cache_form == "compact":
             raise UserError(f"guidance.transform {config.guidance.transform} needs teacher.cache_form=maps")
@@ -99,7 +101,7 @@ def plan_cache(config: Config, stores: Stores, model: nn.Module, teacher_size: i
     if compact:
         own = new_model(config.model, config.teacher, len(stores.class_names)).grids
         grids = [g if math.prod(g) < math.prod(shape[1:]) else None for g, shape in zip(own, shapes, strict=True)]
-    fixed = "flip" if config.augment.flip > 0 else "none"
+    fixed = "none" if config.augment.flip == 0 else "flip"
     fingerprint = Fingerprint(
         version=__version__,
         teacher=weights_digest(model),

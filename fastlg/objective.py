@@ -30,16 +30,25 @@ class GuidedStudent(nn.Module):
 
     with w = ``logits_weight`` (0 unless ``logits`` is soft or hard), beta = ``weight`` and lambda = ``drloc.weight`` as
     its schedule has it: the teacher's losses add up, where the reference code lets one overwrite the other. Without
-    ``teacher_dims`` the teacher's are left out. Raises UserError for a student that lacks what a loss looks at.
+    ``teacher_dims`` the teacher's are left out. cls is the cross-entropy with targets smoothed by ``label_smoothing``
+    (Szegedy et al. 2016). Where guidance fades, w and beta shrink to the share that ``set_share`` was last told.
+
+    Raises UserError for a student that lacks what a loss looks at.
     """
 
     def __init__(
-        self, student: nn.Module, teacher_dims: list[int], config: GuidanceConfig, drloc: DrlocConfig | None = None
+        self,
+        student: nn.Module,
+        teacher_dims: list[int],
+        config: GuidanceConfig,
+        drloc: DrlocConfig | None = None,
+        label_smoothing: float = 0.0,
     ):
         super().__init__()
         self.student = student
-        self.config = config
+        self.config, self.label_smoothing = config, label_smoothing
         self.guidance = self.drloc = None
+        self.share: Tensor | None = None  # no buffer: DDP would send it round at every step, DeepSpeed would round it
         if teacher_dims:
             self.guidance = GuidanceLoss(
                 student.dims,
@@ -56,21 +65,40 @@ class GuidedStudent(nn.Module):
             is_pooled = place.is_pooled if drloc.pool == "auto" else drloc.pool
             self.drloc = DenseRelativeLoc(*place.shape, drloc, is_pooled=is_pooled, std=place.std)
 
+    def take_size(self, size: int) -> None:
+        """Images of ``size`` px come from now on."""
+        self.student.take_size(size)
+        if self.guidance is not None:
+            self.guidance.grids = self.student.grids
+
+    def set_share(self, share: float) -> None:
+        """What is left of both weights. It lies on the device, where compiled and captured steps read it anew."""
+        if self.share is None:
+            self.share = torch.ones((), device=next(self.parameters()).device)
+        self.share.fill_(share)
+
+    def _now(self, weight: float) -> float | Tensor:
+        return weight if self.share is None else weight * self.share
+
     def forward(self, images: Tensor, targets: Tensor, guide=None, pairs: tuple[Tensor, Tensor] = ()) -> StepOutput:
-        """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide or None; pairs:
-        ``pairs`` and ``pair_weight`` of batch.Views, read where there is a drloc loss."""
+        """images float [N, 3, S, S]; targets int64 [N] or probabilities [N, K]; guide: teacher.Guide, or None where
+        there is no teacher, or its share is 0; pairs: ``pairs`` and ``pair_weight`` of batch.Views, read where there is
+        a drloc loss."""
         logits, features = self.student(images)
         # A student with a distillation token answers twice: to the labels first, and to the teacher last.
         answers = [own.float() for own in (logits if isinstance(logits, tuple) else (logits,))]
         logits, answer = answers[0], answers[-1]
-        loss = loss_cls = F.cross_entropy(logits, targets)
+        loss = loss_cls = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         loss_guidance = loss_drloc = loss_cls.new_zeros(())
-        if self.guidance is not None:
+        if self.guidance is not None and guide is None:
+            # With a gradient of zeros, as at a weight of 0: DDP and ZeRO wait for the gradient of every parameter.
+            loss = loss + 0 * sum(parameter.sum() for parameter in self.guidance.parameters())
+        elif self.guidance is not None:
             if self.config.logits != "none":
                 distilled = distillation_loss(answer, guide.logits.float(), self.config.logits, self.config.temperature)
-                loss = torch.lerp(loss_cls, distilled, self.config.logits_weight)
+                loss = torch.lerp(loss_cls, distilled, self._now(self.config.logits_weight))
             loss_guidance = self._guidance_loss(features[: len(guide.maps)], guide.maps)
-            loss = loss + self.config.weight * loss_guidance
+            loss = loss + self._now(self.config.weight) * loss_guidance
         if self.drloc is not None:
             ends, weight = pairs
             each = self.drloc(features[-1], ends)

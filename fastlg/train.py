@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from fastlg.data.stores import Stores, open_stores
 from fastlg.engine.build import stand_in
 from fastlg.engine.precision import pick_device, uses_cuda
 from fastlg.engine.prefetch import prefetched
-from fastlg.engine.schedule import learning_rate
+from fastlg.engine.schedule import guidance_share, learning_rate
 from fastlg.features import expect_features, find_features
 from fastlg.models.build import new_model
 from fastlg.ranks.say import say
@@ -128,13 +129,25 @@ def _train(config: Config, resume: str) -> dict:
 def fit(parts: Parts, run: Run) -> None:
     """The training loop."""
     optim = parts.config.optim
-    schedule = optim.model_dump(include={"lr", "min_lr", "warmup_epochs", "warmup_factor", "epochs"})
+    schedule = optim.model_dump(include=set(signature(learning_rate).parameters) - {"epoch"})
     parts.unit.train()
     for epoch in range(run.position.epoch, optim.epochs):
         parts.engine.set_learning_rate(learning_rate(epoch, **schedule))
+        begin_epoch(parts, epoch)
         for views, batch in run.steps(batches(parts, epoch, run.position.batch)):
             run.after_step(parts.engine.step(views, batch, parts.step_total(run.position.batch)))
         run.after_epoch()
+
+
+def begin_epoch(parts: Parts, epoch: int) -> None:
+    """Sets the student to the size of the epoch's images, and what is left of the guidance; at 0 the teacher rests."""
+    if parts.views.student_size is not None:
+        parts.unit.take_size(parts.views.student_size(epoch))
+    guidance, epochs = parts.config.guidance, parts.config.optim.epochs
+    if parts.teacher is not None and guidance.fades:
+        share = guidance_share(epoch, schedule=guidance.schedule, until=guidance.until, epochs=epochs)
+        parts.unit.set_share(share)
+        parts.engine.ask_teacher(share > 0)
 
 
 def batches(parts: Parts, epoch: int, start: int = 0) -> Iterator[tuple[Views, Batch]]:
@@ -159,6 +172,7 @@ def rehearse(parts: Parts) -> dict:
 def _rehearse(parts: Parts) -> dict:
     batch = next(iter(parts.train_loader.epoch(0)))
     batch = batch._replace(**{name: value[:2] for name, value in batch._asdict().items()})
+    begin_epoch(parts, 0)
     views = parts.views(batch, 0)
     total = int(ranks.total(torch.tensor(len(batch.labels), device=parts.device)))
     out = parts.engine.step(views, batch, total)

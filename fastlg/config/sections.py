@@ -36,6 +36,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Aspect = Annotated[float, Field(ge=0.01, le=100)]
 Deviation = Annotated[float, Field(ge=0.001, le=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution
+Size = Annotated[int, Field(ge=8, le=4096)]  # px
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Stage = Annotated[int, Field(ge=0, le=2)]
@@ -96,7 +97,7 @@ class AugmentConfig(Section):
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip: Fraction = 0.5
+    flip: Fraction | Literal["alternating"] = 0.5  # alternating: half of the images, the other half an epoch later
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     erase: Fraction = 0.25
     mixup: Alpha = 0.0  # alpha of its Beta distribution; 0 is off
@@ -121,7 +122,8 @@ class ModelConfig(Section):
     """The network that is trained: a student of models/student.py or a resnet20/56/110."""
 
     name: Text
-    image_size: Annotated[int, Field(ge=8, le=4096)] = 224  # px
+    image_size: Size = 224  # px
+    resolution: list[tuple[Momentum, Size]] = []  # [share of the epochs, px from there on], up to image_size; vit, deit
     blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks, 0-based; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
     drop_path: Momentum = 0.1
@@ -133,6 +135,19 @@ class ModelConfig(Section):
     def is_cnn(self) -> bool:
         """Whether it is one of the CNNs that can teach."""
         return self.name in CNNS
+
+    @model_validator(mode="after")
+    def _rising(self):
+        steps = self.resolution
+        for name, values in (("shares", [share for share, _ in steps]), ("sizes", [size for _, size in steps])):
+            if any(low >= high for low, high in zip(values, values[1:], strict=False)):
+                raise ValueError(f"resolution has {name} {brief(values)}; each is larger than the one before")
+        if steps and (steps[0][0] != 0 or steps[-1][1] != self.image_size):
+            raise ValueError(
+                f"resolution is {brief([list(step) for step in steps])}; its first share is 0 and its last size is "
+                f"image_size, {self.image_size}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _different(self):
@@ -170,6 +185,13 @@ class GuidanceConfig(Section):
     logits_token: Literal["class", "distillation"] = "class"  # whose logits answer to the teacher's
     logits_weight: Fraction = 0.5
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how both weights go from theirs to 0
+    until: Share = 1.0  # share of the epochs after which they are 0 and the teacher is asked no more
+
+    @property
+    def fades(self) -> bool:
+        """Whether the weights change in a run."""
+        return self.schedule != "constant" or self.until < 1
 
     @model_validator(mode="after")
     def _possible(self):
@@ -202,13 +224,15 @@ class DrlocConfig(Section):
 
 
 class OptimConfig(Section):
-    """Optimizer and timm's per-epoch cosine schedule."""
+    """Optimizer and learning rate, which is one throughout an epoch (engine/schedule.py)."""
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for matrices of hidden layers, adamw for the rest
     lr: Positive = 5e-4
     min_lr: NotNegative = 5e-6
     warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20
     warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
+    schedule: Literal["cosine", "linear"] = "cosine"  # how lr falls to min_lr; cosine: as timm's
+    flat: Momentum = 0.0  # share of the epochs, warm-up included, before it begins to fall
     epochs: Epochs = 300
     global_batch_size: Batch = 128
     weight_decay: NotNegative = 0.05
@@ -216,6 +240,8 @@ class OptimConfig(Section):
     momentum: Momentum = 0.9  # sgd, Nesterov
     muon_momentum: Momentum = 0.95  # muon's matrices, Nesterov
     clip_norm: NotNegative = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
+    label_smoothing: Momentum = 0.0  # share of every target that is spread over all classes
+    ema: Momentum = 0.0  # decay per update of the weights' running mean, which is then tested and exported; 0: none
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
 
     @model_validator(mode="after")

@@ -90,6 +90,17 @@ class Config(Section):
                     )
         if self.teacher.cache_form == "compact" and self.guidance.transform != "linear":
             raise ValueError(f"guidance.transform {self.guidance.transform} needs teacher.cache_form=maps")
+        if self.teacher.cache_form == "compact" and self.model.resolution:
+            raise ValueError("model.resolution changes the grid that teacher.cache_form=compact is made for; use maps")
+        return self
+
+    @model_validator(mode="after")
+    def _one_grid_for_pairs(self):
+        if self.model.resolution and self.drloc.weight > 0:
+            raise ValueError(
+                f"drloc.weight is {self.drloc.weight:g}, whose pairs lie on one grid of tokens, but model.resolution "
+                f"{brief(self.model.resolution)} changes it; set model.resolution=[] or drloc.weight=0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -98,6 +109,16 @@ class Config(Section):
             raise ValueError(
                 f"optim.name is muon, which steps whole matrices, but engine.zero_stage {self.engine.zero_stage} cuts "
                 "them into flat parts; set engine.zero_stage=0 or optim.name=adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averaged(self):
+        engine = self.engine
+        if self.optim.ema and (engine.kind == "deepspeed" or engine.zero_stage or engine.deepspeed_config):
+            raise ValueError(
+                f"optim.ema is {self.optim.ema:g}, a mean that the plain engine keeps and DeepSpeed does not; set "
+                "optim.ema=0 or engine.kind=plain"
             )
         return self
 

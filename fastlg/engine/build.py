@@ -68,7 +68,8 @@ def new_engine(
     optimizer = build_optimizer(groups, optim, on_device=switches.graph)
     common = {"device": device, "dtype": dtype, "accumulation": share.accumulation, "is_compiled": switches.compile}
     if engine_kind(engine) == "plain":
-        return PlainEngine(unit, teacher, optimizer, clip_norm=optim.clip_norm, is_captured=switches.graph, **common)
+        own = {"clip_norm": optim.clip_norm, "ema": optim.ema, "is_captured": switches.graph}
+        return PlainEngine(unit, teacher, optimizer, **own, **common)
     return DeepSpeedEngine(unit, teacher, optimizer, config=_merged(engine, optim, dtype, share), **common)
 
 

@@ -12,7 +12,8 @@ WARM_UP_STEPS = 3  # real updates, made eagerly: libraries choose algorithms and
 
 
 class StepGraph:
-    """``update(views, batch, total)``, captured once its batches have the shape of the first one.
+    """``update(views, batch, total)``, captured once its batches have the shape of the first one, and anew when images
+    have another size.
 
     The warm-up and every batch of another shape run eagerly; they are ordinary updates. A captured update reads copies
     of its inputs at fixed addresses, the learning rate from a tensor, and random numbers from torch's generator, which
@@ -29,8 +30,9 @@ class StepGraph:
     def __call__(self, views: Views, batch: Batch, total: int) -> StepOutput:
         batch = batch._replace(images=batch.images[:0])  # whose pixels are in the views; nothing copies them
         shape = (total, *(tuple(tensor.shape) for tensor in (*views, *batch)))
-        if self.shape is None or (self.graph is None and total > self.shape[0]):
-            self.shape, self.eager_steps = shape, 0  # a resumed run may begin with the short last batch of an epoch
+        if self.shape is None or (self.graph is None and total > self.shape[0]) or self._has_another_size(views):
+            # A resumed run may begin with the short last batch of an epoch; image sizes change between epochs.
+            self.shape, self.eager_steps, self.graph = shape, 0, None
         if shape != self.shape:
             return self.update(views, batch, total)
         if self.graph is None and self.eager_steps < WARM_UP_STEPS:
@@ -42,6 +44,9 @@ class StepGraph:
             own.copy_(new)
         self.graph.replay()
         return self.output
+
+    def _has_another_size(self, views: Views) -> bool:
+        return tuple(views.student.shape[1:]) != self.shape[1][1:]
 
     def _on_side_stream(self, views: Views, batch: Batch, total: int) -> StepOutput:
         """As torch asks for before a capture: what backward keeps per stream must not be tied to the default one."""

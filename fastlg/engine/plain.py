@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
+from fastlg.engine.average import Average
 from fastlg.engine.graph import StepGraph
 from fastlg.engine.protocol import (
     BesideTeacher,
@@ -30,6 +31,7 @@ class PlainEngine(BesideTeacher):
         optimizer: over the unit's parameters.
         accumulation: forward and backward passes per update.
         clip_norm: gradients are scaled down to this L2 norm; 0 leaves them.
+        ema: decay of the student's running mean (average.py), which then predicts; 0: the student itself does.
         is_compiled: the unit goes through torch.compile.
         is_captured: whole updates are replayed as a CUDA graph; the optimizer was built ``on_device``.
     """
@@ -44,6 +46,7 @@ class PlainEngine(BesideTeacher):
         dtype: torch.dtype,
         accumulation: int = 1,
         clip_norm: float = 0.0,
+        ema: float = 0.0,
         is_compiled: bool = False,
         is_captured: bool = False,
     ):
@@ -56,6 +59,7 @@ class PlainEngine(BesideTeacher):
         if ranks.world_size() > 1:
             # Buckets of torch's 25 MB would hold the whole of a tiny student, and overlap with nothing of its backward.
             self.trained = DistributedDataParallel(self.trained, gradient_as_bucket_view=True, bucket_cap_mb=5)
+        self.average = Average(unit.student, ema) if ema else None
         self.graph = StepGraph(self._update) if is_captured else None
 
     def set_learning_rate(self, lr: float) -> None:
@@ -65,6 +69,11 @@ class PlainEngine(BesideTeacher):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+
+    def ask_teacher(self, is_asked: bool) -> None:
+        if self.graph is not None and is_asked != self.is_asked:
+            self.graph = StepGraph(self._update)
+        super().ask_teacher(is_asked)
 
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         return (self.graph or self._update)(views, batch, total)
@@ -86,6 +95,8 @@ class PlainEngine(BesideTeacher):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         return joined_outputs(outputs)
 
     def _without_exchange(self):
@@ -93,18 +104,24 @@ class PlainEngine(BesideTeacher):
         return self.trained.no_sync() if isinstance(self.trained, DistributedDataParallel) else nullcontext()
 
     def predict(self, images: Tensor) -> Tensor:
+        student = self.unit.student  # eagerly: compiling it would cost as much as tens of evaluations
         with autocast(self.device, self.dtype):
-            return self.unit.student(images)[0]  # eagerly: compiling it would cost as much as tens of evaluations
+            if self.average is None:
+                return student(images)[0]
+            return torch.func.functional_call(student, self.average.weights, (images,))[0]
 
     def state_dict(self) -> dict:
         return {
             "unit": {name: value.detach().cpu() for name, value in self.unit.state_dict().items()},
             "optimizer": named_optimizer_state(self.unit, self.optimizer),
             "scaler": self.scaler.state_dict(),
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.unit.load_state_dict(state["unit"])
         load_named_optimizer_state(self.unit, self.optimizer, state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if state["scaler"]:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **state["scaler"]})

@@ -27,8 +27,11 @@ class Engine(Protocol):
 
     def set_learning_rate(self, lr: float) -> None: ...
 
+    def ask_teacher(self, is_asked: bool) -> None:
+        """Whether the steps from now on are guided."""
+
     def guide(self, views: Views, batch: Batch):
-        """What the teacher says of a batch, in the run's precision; None when the run is unguided."""
+        """What the teacher says of a batch, in the run's precision; None when it is not asked, or there is none."""
 
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         """One update on this rank's share of ``total`` samples; what comes back is of this rank's share. No host sync
@@ -36,11 +39,11 @@ class Engine(Protocol):
         back hold until the next call."""
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of the bare student, which the caller put in evaluation mode."""
+        """Logits [N, K] of the bare student, which the caller put in evaluation mode, or of its running mean."""
 
     def state_dict(self) -> dict:
-        """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU; complete on
-        rank 0, perhaps elsewhere."""
+        """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU, and of a
+        run with optim.ema its "average"; complete on rank 0, perhaps elsewhere."""
 
     def load_state_dict(self, state: dict) -> None: ...
 
@@ -48,8 +51,13 @@ class Engine(Protocol):
 class BesideTeacher:
     """The part of an engine that asks its ``teacher``; None is unguided."""
 
+    is_asked = True
+
+    def ask_teacher(self, is_asked: bool) -> None:
+        self.is_asked = is_asked
+
     def guide(self, views: Views, batch: Batch):
-        if self.teacher is None:
+        if self.teacher is None or not self.is_asked:
             return None
         with autocast(self.device, self.dtype):
             return self.teacher(views.teacher, batch)

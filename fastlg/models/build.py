@@ -24,6 +24,8 @@ def build_model(
     if config.is_cnn:
         if guided:
             raise UserError(f"model.name {config.name} is a CNN, which cannot be guided; remove the teacher section")
+        if config.resolution:
+            raise UserError(f"model.resolution {config.resolution}: {config.name} takes none")
         if config.args:
             raise UserError(f"model.args {config.args}: {config.name} takes none")
         return CNNS[config.name](num_classes)
@@ -36,6 +38,8 @@ def build_model(
         init=config.init,
         model_args=config.args,
     )
+    for _, size in config.resolution:  # which are refused here if they are; the last one is the model's own
+        student.take_size(size)
     if guided and config.blocks == "auto":
         by_stage = guided_blocks(student.depth, 3, config.fraction)
         student.guide([by_stage[stage] for stage in stages])

@@ -17,6 +17,7 @@ from fastlg.errors import UserError, brief, first_line
 from fastlg.models.convolutions import use_patch_products
 from fastlg.models.families import PREFIXES, SUPPORTED, Family, Place, family_of, fill_relative_positions, place_of
 from fastlg.models.init import as_reference
+from fastlg.models.resolution import grid_at, prepare, takes_sizes
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
 RESERVED = {
@@ -83,6 +84,19 @@ class Student(nn.Module):
             raise UserError(_cut_off(family, self.bare, name, image_size, self.model_args))
         self._place: Place | None = None
         self.guide(blocks)
+
+    def take_size(self, size: int) -> None:
+        """From now on images of ``size`` px are taken too, and ``grids`` are those of that size.
+
+        Raises UserError for models that take one size, and for sizes that leave a border unseen.
+        """
+        if not takes_sizes(self.bare):
+            raise UserError(f"model.resolution: {self.name} takes images of one size; use a vit_* or deit_*, or none")
+        if size % math.lcm(*self.bare.patch_embed.patch_size):
+            patch = " x ".join(map(str, self.bare.patch_embed.patch_size))
+            raise UserError(f"model.resolution: patches of {patch} px leave out a border of {size} px; use a multiple")
+        prepare(self.bare, size)
+        self._shapes = [shape._replace(grid=grid_at(self.bare, size)) for shape in self._shapes]
 
     def guide(self, blocks: Sequence[int]) -> None:
         """Chooses anew the blocks whose tokens are handed out. Raises UserError for blocks that do not exist."""

@@ -77,7 +77,7 @@ def _batches(images: int, most: int, unit: int) -> list[int]:
 def say_plan(parts: Parts) -> None:
     """The facts of a run before it starts, one line each."""
     config, stores, engine = parts.config, parts.stores, parts.engine
-    size = config.model.image_size
+    size = " to ".join(dict.fromkeys(str(size) for _, size in config.model.resolution)) or config.model.image_size
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parts.unit.student.parameters())
     precision = str(engine.dtype).removeprefix("torch.")
     say(f"run      {config.run_dir}  seed {config.run.seed}")

@@ -25,7 +25,7 @@ from fastlg.run.plan import teacher_advice
 
 
 def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[Config, nn.Module, list[str]]:
-    """(config, model with its trained weights on the CPU, class names) of a run folder.
+    """(config, model with its trained weights on the CPU, class names) of a run folder; averaged ones with optim.ema.
 
     ``which`` is last or best. Raises UserError when the folder holds no run or no whole checkpoint; ``fix`` says what
     to do about one that is missing or damaged.
@@ -46,8 +46,19 @@ def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[C
         refuse_other(config_from(state["config"], str(path)), config, str(path), fix="put the run's own file back")
     model = new_model(config.model, config.teacher, len(class_names))
     prefix = "student."
-    _fill(model, {k.removeprefix(prefix): v for k, v in unit.items() if str(k).startswith(prefix)}, path)
+    weights = {k.removeprefix(prefix): v for k, v in unit.items() if str(k).startswith(prefix)}
+    if config.optim.ema:
+        weights = _averaged(state, path)
+    _fill(model, weights, path)
     return config, model.eval(), class_names
+
+
+def _averaged(state: dict, path: Path) -> dict:
+    """The running mean of a student's weights. Raises UserError."""
+    average = state["engine"].get("average") if isinstance(state.get("engine"), dict) else None
+    if not isinstance(average, dict) or not isinstance(average.get("weights"), dict):
+        raise UserError(f"checkpoint {path} holds no averaged weights, though its run has optim.ema; it was altered")
+    return average["weights"]
 
 
 def _fill(model: nn.Module, weights: dict, path: Path) -> None:

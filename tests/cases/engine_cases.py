@@ -15,7 +15,7 @@ from fastlg.config import Config, load_config
 from fastlg.data.stores import open_stores
 from fastlg.models.resnet_cifar import resnet20
 from fastlg.run.metrics import Meter
-from fastlg.train import batches
+from fastlg.train import batches, begin_epoch
 
 STEPS = 20
 PLAIN = ("model.drop_path=0", "augment.rand_augment=null", "engine.device=cpu", "optim.warmup_epochs=0")
@@ -38,6 +38,11 @@ TWO_RANKS = {
         "optim.global_batch_size=20",
     ),
 }
+RISES = ("optim.epochs=5", "model.resolution=[[0, 16], [0.4, 32]]")
+TWO_RANKS["rising resolution"] = RISES
+FADES = ("optim.epochs=6", "guidance.schedule=linear", "guidance.until=0.5")  # in 20 steps of 4 an epoch it also ends
+TWO_RANKS["guidance that ends, averaged weights"] = (*FADES, "optim.ema=0.9")
+TWO_RANKS["guidance that ends, zero2"] = ("engine.zero_stage=2", *FADES)
 BF16 = ("engine.precision=bf16",)
 ONE_RANK = {  # DeepSpeed keeps hold of the process group it first saw, so its cases share a process of their own
     "bf16": BF16,
@@ -70,6 +75,7 @@ def losses(parts, config: Config, steps: int) -> list[float]:
     parts.engine.set_learning_rate(config.optim.lr)
     seen, epoch, meter = [], 0, Meter(parts.device)
     while True:
+        begin_epoch(parts, epoch)
         for step, (views, batch) in enumerate(batches(parts, epoch)):
             meter.update(parts.engine.step(views, batch, parts.step_total(step)), step)
             seen.append(meter.read()[0].loss)

@@ -33,6 +33,9 @@ def assert_same_run(one, other) -> None:
     assert first["unit"].keys() == second["unit"].keys()
     for name, value in first["unit"].items():
         assert torch.equal(value, second["unit"][name]), name
+    assert first["engine"].keys() == second["engine"].keys()
+    for name, value in first["engine"].get("average", {"weights": {}})["weights"].items():
+        assert torch.equal(value, second["engine"]["average"]["weights"][name]), name
     for name, moments in first["engine"]["optimizer"].items():
         for moment, value in moments.items():
             assert torch.equal(value, second["engine"]["optimizer"][name][moment]), (name, moment)

@@ -83,6 +83,20 @@ def test_total_is_classification_distillation_and_guidance_together(parts, logit
     assert out.correct.item() == (scores.argmax(1) == labels).sum().item() and out.count.item() == N
 
 
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_smoothed_targets_spread_their_share_evenly_over_all_classes(parts, is_mixed):
+    student, images, labels, guide = parts
+    targets = F.one_hot(labels, K).double()
+    if is_mixed:
+        targets = 0.7 * targets + 0.3 * targets.flip(0)
+    given = targets.float() if is_mixed else labels
+    out = GuidedStudent(student, [3, 5], GuidanceConfig(weight=0.5), label_smoothing=0.2)(images, given, guide)
+    smoothed = 0.8 * targets + 0.2 / K
+    cls = -(smoothed * student(images)[0].double().log_softmax(1)).sum(1).mean()
+    assert out.loss_cls.item() == pytest.approx(cls.item(), rel=1e-6)
+    assert (out.loss - 0.5 * out.loss_guidance).item() == pytest.approx(cls.item(), rel=1e-6)
+
+
 def test_only_student_and_projections_learn_and_both_do(parts):
     student, images, labels, guide = parts
     unit = GuidedStudent(student, [3, 5], GuidanceConfig())
@@ -90,6 +104,40 @@ def test_only_student_and_projections_learn_and_both_do(parts):
     for name, parameter in unit.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert {name.split(".")[0] for name, _ in unit.named_parameters()} == {"student", "guidance"}
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize("logits", ["none", "soft"])
+def test_both_teacher_losses_shrink_to_the_share_that_is_left_without_a_compilation_anew(parts, logits, backend):
+    student, images, labels, guide = parts
+    unit = GuidedStudent(student, [3, 5], GuidanceConfig(weight=1.7, logits=logits, logits_weight=0.4))
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters
+    counted.clear()
+    run = torch.compile(unit, backend=backend, dynamic=False) if backend else unit
+    whole = unit(images, labels, guide)
+    cls, guidance = whole.loss_cls.item(), whole.loss_guidance.item()
+    distilled = (whole.loss.item() - 1.7 * guidance - 0.6 * cls) / 0.4
+    for share in (1.0, 0.5, 0.1, 0.0):
+        unit.set_share(share)
+        weight = 0.4 * share if logits == "soft" else 0.0
+        wanted = (1 - weight) * cls + weight * distilled + 1.7 * share * guidance
+        assert run(images, labels, guide).loss.item() == pytest.approx(wanted, rel=1e-6)
+    assert counted["stats"]["unique_graphs"] == (1 if backend else 0)
+
+
+def test_a_teacher_that_rests_is_a_share_of_nothing_and_every_parameter_has_its_gradient(parts):
+    student, images, labels, guide = parts
+    gradients = []
+    for seen in (guide, None):
+        unit = GuidedStudent(student, [3, 5], GuidanceConfig())
+        unit.zero_grad()
+        unit.set_share(0.0)
+        unit(images, labels, seen).loss.backward()
+        assert all(parameter.grad is not None for parameter in unit.parameters())
+        assert all(not parameter.grad.any() for parameter in unit.guidance.parameters())
+        gradients.append([parameter.grad.clone() for parameter in student.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def test_without_a_teacher_it_is_plain_classification(parts):

@@ -46,6 +46,7 @@ class SamplePlan:
     batch_size        samples per process and step
     train             False: whole images in store order, every image once, bilinear as the reference evaluates
     scale, ratio      range of a crop's share of the image's area, and of its width / height
+    flip              probability of a mirror image, or alternating (``draw_flips``)
     interpolation     how training crops are resized: bicubic or bilinear
     drop_last         leave the last partial training batch out, as the reference does
     rank, world_size  this process among those that share every step
@@ -57,7 +58,7 @@ class SamplePlan:
     seed: int = 0
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_probability: float = 0.5
+    flip: float | str = 0.5
     interpolation: str = "bicubic"
     drop_last: bool = True
     rank: int = 0
@@ -110,7 +111,7 @@ class SamplePlan:
             boxes = torch.cat([torch.zeros_like(own), own], dim=1)
             return Draw(sample_ids, boxes, torch.zeros(len(sample_ids), dtype=torch.bool))
         boxes = draw_crops(self.seed, epoch, sample_ids, own, scale=self.scale, ratio=self.ratio)
-        return Draw(sample_ids, boxes, draw_flips(self.seed, epoch, sample_ids, self.flip_probability))
+        return Draw(sample_ids, boxes, draw_flips(self.seed, epoch, sample_ids, self.flip))
 
     def blocks(self, sizes: Tensor, epoch: int, start_batch: int = 0) -> Iterator[tuple[Draw, list[int]]]:
         """Many batches at a time, from ``start_batch`` on: what they draw, and the samples in each of them."""
@@ -175,9 +176,16 @@ def _centre_crops(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> 
     return torch.stack([torch.floor((height - h) / 2), torch.floor((width - w) / 2), h, w], dim=1).long()
 
 
-def draw_flips(seed: int, epoch: int, sample_ids: Tensor, probability: float = 0.5) -> Tensor:
-    """Which samples are mirrored, bool [N]."""
-    return uniforms(sample_seeds(seed, epoch, sample_ids, "flip"), 1)[:, 0] < probability
+def draw_flips(seed: int, epoch: int, sample_ids: Tensor, flip: float | str = 0.5) -> Tensor:
+    """Which samples are mirrored, bool [N]: each with probability ``flip``, or ``alternating``.
+
+    That is every second epoch, one half of the samples in the even ones and the other half in the odd ones (K. Jordan,
+    arXiv 2404.00498): two epochs show both sides of every image, where independent draws repeat one in half the cases.
+    """
+    if flip == "alternating":
+        is_first = uniforms(sample_seeds(seed, 0, sample_ids, "flip"), 1)[:, 0] < 0.5
+        return is_first ^ bool(epoch % 2)
+    return uniforms(sample_seeds(seed, epoch, sample_ids, "flip"), 1)[:, 0] < flip
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastlg.batch import Batch, Views
@@ -34,6 +35,8 @@ class ViewMaker:
         pairs: draws ``Views.pairs`` and their weight; None leaves both empty.
         samples: length of the training store. All its draws are then made once per epoch and kept on the device (about
             50 bytes a sample), and a batch takes its rows; None draws for every batch anew. The views are the same.
+        student_size: epoch -> side in pixels that the student's finished view is reduced to in training, bilinear with
+            antialias; None leaves it. The teacher's is cut before that, and nothing that is drawn depends on it.
 
     Raises:
         ValueError: a spec or option that does not exist, on the first call at the latest.
@@ -55,6 +58,7 @@ class ViewMaker:
         num_classes: int = 0,
         pairs: PairSampler | None = None,
         samples: int | None = None,
+        student_size: Callable[[int], int] | None = None,
     ):
         if teacher_source not in ("student", "source"):
             raise ValueError(f"teacher_source={teacher_source!r}; choose student or source")
@@ -68,6 +72,7 @@ class ViewMaker:
         self.teacher_source = teacher_source
         self.mixer, self.num_classes = mixer, num_classes
         self.pairs, self.samples = pairs, samples
+        self.student_size = student_size
         self._kept: tuple[tuple, ViewDraw, Mix | None] | None = None  # what the draws are of; those of all samples
 
     def __call__(self, batch: Batch, epoch: int, train: bool = True) -> Views:
@@ -92,6 +97,8 @@ class ViewMaker:
         pairs = batch.labels.new_empty(0), student.new_empty(0)
         if train and self.pairs is not None:
             pairs = self.pairs(batch.sample_ids.to(student.device), epoch)
+        if train and self.student_size is not None:
+            student = _reduced(student, self.student_size(epoch))
         return Views(student, teacher, targets, batch.crop, batch.flip, *pairs)
 
     def _augmented(self, batch: Batch, draw: ViewDraw, teacher_size: int | None) -> tuple[Tensor, Tensor | None]:
@@ -137,3 +144,11 @@ class ViewMaker:
 
     def _normalise(self, images: Tensor, flip: Tensor | None) -> Tensor:
         return normalise(images, self.mean, self.std, flip=flip, dtype=self.dtype)
+
+
+def _reduced(images: Tensor, size: int) -> Tensor:
+    """[N, 3, S, S] -> [N, 3, size, size] in the same dtype, computed in float32."""
+    if images.shape[-1] == size:
+        return images
+    small = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
+    return small.to(images.dtype)

@@ -138,6 +138,17 @@ def flip_rand_augment_and_erase(tmp_path, monkeypatch):
     assert 0 < half.sum() < 16
 
 
+@reaches("augment.flip")
+def alternating_flips(tmp_path, monkeypatch):
+    parts = parts_of(*ALONE, "augment.flip=alternating", "optim.global_batch_size=78")
+    shown = []
+    for epoch in range(3):
+        batch = next(iter(parts.train_loader.epoch(epoch)))
+        shown.append(parts.views(batch, epoch).student[batch.sample_ids.argsort()])
+    assert torch.equal(shown[0], shown[2]) and torch.equal(shown[0], shown[1].flip(3))
+    assert not torch.equal(shown[0], shown[1])
+
+
 @reaches("augment.mean", "augment.std")
 def mean_and_std(tmp_path, monkeypatch):
     for mean, std in (("[0.1,0.2,0.3]", "[0.4,0.5,0.6]"), ("[0.1,0.2,0.3]", "[1,1,0.25]"), ("[0,0,0]", "[1,1,0.25]")):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches, teacher_model
 from timm.layers import DropPath
 from tiny_project import TEACHER
@@ -16,7 +18,7 @@ from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
 from fastlg.features import find_features, plan_cache
 from fastlg.teacher.recipe import teacher_config
-from fastlg.train import find_or_train_teacher
+from fastlg.train import begin_epoch, find_or_train_teacher
 
 CACHED = (*BARE, "teacher.mode=auto", "teacher.cache_dtype=fp32")
 MOVING = ("augment.crop_scale=[0.3,0.6]", "augment.crop_ratio=[0.7,1.4]")
@@ -56,22 +58,24 @@ def drop_path_and_init(tmp_path, monkeypatch):
         assert (student.bare.head.weight.abs().sum() == 0) == (init == "reference")
 
 
-def by_hand(parts, views, norm_stats: str = "batch") -> dict[str, torch.Tensor]:
-    """Every part of the loss in float64, from the student's tokens and a teacher run here."""
+def by_hand(parts, views, norm_stats: str = "batch", side: int = 4) -> dict[str, torch.Tensor]:
+    """Every part of the loss in float64, from the student's tokens on a grid of ``side`` and a teacher run here."""
     config, unit = parts.config, parts.unit
     guide, settings = teacher_model().train(norm_stats == "batch"), config.guidance
     with torch.no_grad():
-        small = F.interpolate(views.student, size=(16, 16), mode="bilinear", align_corners=False)
+        small = views.teacher
+        if side == 4:
+            small = F.interpolate(views.student, size=(16, 16), mode="bilinear", align_corners=False)
         hints, maps = guide(small)
         logits, tokens = unit.student(views.student)
     logits, hints, total = logits.double(), hints.double(), torch.zeros((), dtype=torch.float64)
     for index, (own, stage) in enumerate(zip(tokens, config.teacher.stages, strict=True)):
-        own, teacher = own[:, 1:].double().transpose(1, 2).unflatten(2, (4, 4)), maps[stage].double()
+        own, teacher = own[:, 1:].double().transpose(1, 2).unflatten(2, (side, side)), maps[stage].double()
         if settings.transform == "linear":
             projection = unit.guidance.projections[index]
             own = torch.einsum("nchw,dc->ndhw", own, projection.weight.detach().double())
             own = own + projection.bias.detach().double()[:, None, None]
-        own, teacher = (F.interpolate(m, (max(4, teacher.shape[2]),) * 2, mode="bilinear") for m in (own, teacher))
+        own, teacher = (F.interpolate(m, (max(side, teacher.shape[2]),) * 2, mode="bilinear") for m in (own, teacher))
         if settings.transform == "attention":
             own, teacher = (F.normalize(m.square().mean(1).flatten(1), dim=1) for m in (own, teacher))
         elif settings.transform == "similarity":
@@ -208,6 +212,39 @@ def first_weights(tmp_path, monkeypatch):
     started = parts_of(*ALONE, f"model.weights={tmp_path / 'donor.pth'}").unit.student.bare.state_dict()
     assert all(torch.equal(started[name], value) for name, value in donor.items())
     assert not torch.equal(started["blocks.0.attn.qkv.weight"], drawn["blocks.0.attn.qkv.weight"])
+
+
+@reaches("model.resolution")
+def resolution(tmp_path, monkeypatch):
+    steps = ("optim.epochs=4", "model.resolution=[[0, 16], [0.5, 24], [0.75, 32]]")
+    parts, full = parts_of(*BARE, "model.init=timm", *steps), parts_of(*BARE, "optim.epochs=4")
+    for epoch, size in enumerate((16, 16, 24, 32)):
+        batch = next(iter(parts.train_loader.epoch(epoch)))
+        views, whole = parts.views(batch, epoch), full.views(batch, epoch)
+        assert batch.images.shape[1:3] == (32, 32) and torch.equal(views.teacher, whole.teacher)
+        for seen, image in zip(views.student[0], whole.student[0], strict=True):
+            truth = Image.fromarray(image.numpy()).resize((size, size), Image.Resampling.BILINEAR)
+            torch.testing.assert_close(seen, torch.tensor(np.asarray(truth)), rtol=1e-4, atol=1e-4)
+        begin_epoch(parts, epoch)
+        truth = by_hand(parts, views, side=size // 8)
+        out = parts.engine.step(views, batch, len(batch.labels))
+        assert out.loss.item() == pytest.approx(truth["loss"].item(), rel=1e-4)
+        tested = next(iter(parts.test_loader.epoch(0)))
+        assert parts.engine.predict(parts.views(tested, 0, train=False).student).shape[1] == 3, "always in full size"
+    for wrong, words in (
+        ("[[0.1, 16], [0.5, 32]]", "first share is 0"),
+        ("[[0, 16], [0.5, 24]]", "last size is image_size, 32"),
+        ("[[0, 24], [0.5, 16], [0.6, 32]]", "each is larger than the one before"),
+        ("[[0, 16], [0, 32]]", "each is larger than the one before"),
+    ):
+        with pytest.raises(UserError, match=words):
+            config_of(f"model.resolution={wrong}")
+    with pytest.raises(UserError, match="leave out a border of 20 px"):
+        parts_of(*BARE, "model.resolution=[[0, 20], [0.5, 32]]")
+    with pytest.raises(UserError, match="cache_form=compact"):
+        config_of(*CACHED, *steps, "teacher.cache_form=compact")
+    job = plan_cache(config_of(*CACHED, *steps), open_stores(config_of().data), teacher_model(), 16)
+    assert job.fingerprint.grids == (None,) * 3, "maps, which any grid can be compared with"
 
 
 @reaches("guidance.impl")

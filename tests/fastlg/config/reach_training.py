@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches
+from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches, teacher_model
 from torch import nn
 
 import fastlg.engine.build as build_engine
@@ -21,6 +21,7 @@ from fastlg.engine.build import engine_kind, new_engine
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.switches import decide
 from fastlg.errors import UserError
+from fastlg.teacher.online import OnlineTeacher
 
 SWITCHES = ("compile", "graph", "prefetch", "channels_last", "fold_norms", "fused_attention")
 
@@ -63,6 +64,40 @@ def record(tmp_path, monkeypatch):
     assert [row["epoch"] for row in rows if row["kind"] == "eval"] == [2, 4, 5]
     assert replaced.count("last.pt") == 2 * epochs, "within each epoch, and at its end"
     assert not (tmp_path / "mine" / "tensorboard").exists()
+
+
+@reaches("optim.schedule", "optim.flat", "optim.label_smoothing")
+def schedule_and_smoothing(tmp_path, monkeypatch):
+    lr, low = 2e-3, 1e-4
+    own = (f"optim.lr={lr}", f"optim.min_lr={low}", "optim.warmup_epochs=0", "optim.epochs=4", "log.every_steps=3")
+    tiny = ("model.args.depth=1", "model.blocks=[0]", "optim.schedule=linear", "optim.label_smoothing=1e-9")
+    rows, _ = recorded(tmp_path, monkeypatch, *own, *tiny, "optim.flat=0.5")
+    rates = [row["lr"] for row in rows if row["kind"] == "train"]
+    assert rates == pytest.approx([lr, lr, lr, (lr + low) / 2], rel=1e-9)
+    for smoothing in (0.0, 0.3):
+        parts, batch, views = first_batch(*ALONE, "model.init=timm", f"optim.label_smoothing={smoothing}")
+        targets = (1 - smoothing) * nn.functional.one_hot(batch.labels, 3) + smoothing / 3
+        truth = -(targets * parts.unit.student(views.student)[0].log_softmax(1)).sum(1).mean().item()
+        assert parts.engine.step(views, batch, 16).loss.item() == pytest.approx(truth, rel=1e-5)
+
+
+@reaches("guidance.schedule", "guidance.until")
+def guidance_schedule(tmp_path, monkeypatch):
+    teacher = OnlineTeacher.__call__
+    asked = []
+    monkeypatch.setattr(OnlineTeacher, "__call__", lambda *views: (asked.append(1), teacher(*views))[1])
+    monkeypatch.setattr(training, "find_or_train_teacher", lambda *_, **__: (teacher_model(), 16))
+    tiny = ("model.args.depth=1", "model.blocks=[0]", "teacher.stages=[1]", "optim.epochs=5", "log.every_steps=3")
+    for schedule, until, shares in (("linear", 0.8, (1, 0.75, 0.5, 0.25, 0)), ("constant", 0.4, (1, 1, 0, 0, 0))):
+        own = (f"guidance.schedule={schedule}", f"guidance.until={until}", f"run.root={tmp_path / schedule}")
+        asked.clear()
+        training.train(config_of(*BARE, *own, *tiny, "run.name=mine", "optim.global_batch_size=26"))
+        lines = (tmp_path / schedule / "mine" / "metrics.jsonl").read_text().splitlines()
+        train = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+        for row, share in zip(train, shares, strict=True):
+            wanted = row["loss_cls"] + 2.5 * share * row["loss_guidance"]
+            assert row["loss"] == pytest.approx(wanted, rel=1e-5) and (row["loss_guidance"] > 0) is (share > 0)
+        assert len(asked) == 3 * sum(share > 0 for share in shares), "a teacher that rests is not run"
 
 
 @reaches("log.tensorboard", "log.eval_epochs", "log.checkpoint_steps")
@@ -155,6 +190,18 @@ def muon(tmp_path, monkeypatch):
             parts.engine.step(views, batch, 16)
         wanted = momentum * (1 - momentum) * seen[0] + (1 - momentum) * seen[1]
         torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], wanted)
+
+
+@reaches("optim.ema")
+def ema(tmp_path, monkeypatch):
+    for decay, rate in ((0.5, 9 / 11), (0.1, 0.9)):
+        parts, batch, views = first_batch(*ALONE, "model.init=timm", f"optim.ema={decay}")
+        before = parts.unit.student.bare.head.weight.detach().clone()
+        parts.engine.step(views, batch, 16)
+        after = parts.unit.student.bare.head.weight.detach()
+        mean = parts.engine.state_dict()["average"]["weights"]["bare.head.weight"]
+        torch.testing.assert_close(mean, before + rate * (after - before))
+    assert "average" not in parts_of(*ALONE, "optim.ema=0").engine.state_dict()
 
 
 @reaches("engine.device", "engine.precision")

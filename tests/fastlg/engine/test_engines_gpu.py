@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cache_cases import PLAIN, built, parts_of
-from engine_cases import trained
+from engine_cases import FADES, RISES, trained
 
 from fastlg.assemble import assemble
 from fastlg.config import load_config
@@ -28,6 +28,11 @@ ON = {
     "graph, a smaller last batch": ("engine.graph=true", "optim.drop_last=false"),
     "graph, drop path": ("engine.graph=true", "model.drop_path=0.3"),
     "graph, muon": ("engine.graph=true", "optim.name=muon"),
+    "graph, guidance that ends": ("engine.graph=true", *FADES),
+    "graph, rising resolution": ("engine.graph=true", *RISES),
+    "compile, rising resolution": ("engine.compile=true", *RISES),
+    "graph, averaged weights": ("engine.graph=true", "optim.ema=0.9"),
+    "compile, guidance that ends": ("engine.compile=true", *FADES),
     "compile, muon": ("engine.compile=true", "optim.name=muon"),
 }
 
@@ -88,8 +93,8 @@ def test_a_captured_run_is_deterministic(project, optimizer):
 
 @pytest.mark.parametrize(
     "switch",
-    [(), ("optim.name=muon",), ("engine.graph=true", "engine.prefetch=true")],
-    ids=["eager", "muon", "graph"],
+    [(), ("optim.name=muon",), ("optim.ema=0.9",), ("engine.graph=true", "engine.prefetch=true")],
+    ids=["eager", "muon", "average", "graph"],
 )
 def test_the_host_never_waits_for_the_device_between_reports(project, switch):
     config = load_config("student.yaml", ["engine.device=cuda", "engine.precision=bf16", *EAGER, *switch])

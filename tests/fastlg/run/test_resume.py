@@ -69,18 +69,32 @@ def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(shared_project
     assert_same_run(uninterrupted, run)
 
 
-def test_muon_killed_in_its_second_epoch_resumes_to_the_same_bits(shared_project):
-    muon = ("optim.name=muon", "optim.clip_norm=1.0", "optim.epochs=2")
-    status, _, err = finish(start(shared_project, *muon, name="muon"))
+LEVERS = (
+    "optim.schedule=linear",
+    "optim.flat=0.5",
+    "optim.label_smoothing=0.1",
+    "optim.ema=0.9",
+    "augment.flip=alternating",
+    "guidance.schedule=cosine",
+    "guidance.until=0.8",
+    "model.resolution=[[0, 16], [0.5, 32]]",
+)
+
+
+@pytest.mark.parametrize("levers", [(), LEVERS], ids=["muon", "muon and every lever"])
+def test_killed_in_its_second_epoch_a_run_resumes_to_the_same_bits(shared_project, levers):
+    muon = ("optim.name=muon", "optim.clip_norm=1.0", "optim.epochs=2", *levers)
+    runs, whole, killed = shared_project / "runs", f"muon{len(levers)}", f"muon{len(levers)}-killed"
+    status, _, err = finish(start(shared_project, *muon, name=whole))
     assert status == 0, err
-    process = start(shared_project, *muon, name="muon-killed")
-    wait_for_rows(shared_project / "runs" / "muon-killed", STEPS + 5, process)
+    process = start(shared_project, *muon, name=killed)
+    wait_for_rows(runs / killed, STEPS + 5, process)
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
-    status, out, err = finish(start(shared_project, *muon, name="muon-killed"))
+    status, out, err = finish(start(shared_project, *muon, name=killed))
     assert status == 0 and "resumed" in out, err
-    assert_same_run(shared_project / "runs" / "muon", shared_project / "runs" / "muon-killed")
-    saved = load_checkpoint(shared_project / "runs" / "muon" / "checkpoints" / "last.pt")["engine"]["optimizer"]
+    assert_same_run(runs / whole, runs / killed)
+    saved = load_checkpoint(runs / whole / "checkpoints" / "last.pt")["engine"]["optimizer"]
     assert {key for own in saved.values() for key in own} == {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}
 
 

@@ -46,7 +46,7 @@ def test_cached_maps_give_an_unaugmented_batch_the_loss_of_the_online_teacher(pr
     assert cache.transforms == "crop and flip" and cache.grids == [None] * 3
     one, two = parts_of(config, stores), parts_of(config, stores, cache)
     # no square fits a whole image, so every box falls back to the largest one of an allowed ratio: the image itself
-    plan = SamplePlan(size=32, batch_size=11, train=True, scale=(1, 1), ratio=(0.1, 10), flip_probability=0)
+    plan = SamplePlan(size=32, batch_size=11, train=True, scale=(1, 1), ratio=(0.1, 10), flip=0)
     batch = next(iter(TorchLoader(stores.train, plan).epoch(0)))
     assert torch.equal(batch.crop, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(11, 4)) and not batch.flip.any()
     assert_same_step(one, two, batch)
@@ -58,6 +58,16 @@ def test_fixed_crops_with_flips_train_as_with_the_online_teacher(project, form):
     assert cache.transforms == "flip" and any(cache.grids) == (form == "compact")
     one, two = parts_of(config, stores), parts_of(config, stores, cache)
     for batch in list(one.train_loader.epoch(0))[:2]:
+        assert 0 < batch.flip.sum() < len(batch.flip)
+        assert_same_step(one, two, batch)
+
+
+def test_alternating_flips_read_either_side_of_an_image_from_the_cache(project):
+    config, stores, cache = built(*FIXED, *RUNNING, "augment.flip=alternating")
+    assert cache.transforms == "flip"
+    one, two = parts_of(config, stores), parts_of(config, stores, cache)
+    for epoch in range(2):
+        batch = next(iter(one.train_loader.epoch(epoch)))
         assert 0 < batch.flip.sum() < len(batch.flip)
         assert_same_step(one, two, batch)
 

@@ -101,6 +101,19 @@ def test_flips_come_at_their_probability_and_apart_from_the_boxes():
     assert stats.ks_2samp(areas[flips], areas[~flips]).pvalue > 1e-3
 
 
+def test_alternating_flips_show_each_image_both_ways_in_any_two_epochs_and_half_of_them_at_a_time():
+    ids = torch.arange(DRAWS)
+    first = draw_flips(1, 0, ids, "alternating")
+    assert stats.binomtest(int(first.sum()), DRAWS, 0.5).pvalue > 1e-3
+    for epoch in range(1, 6):
+        flips = draw_flips(1, epoch, ids, "alternating")
+        assert torch.equal(flips, first if epoch % 2 == 0 else ~first) and flips.dtype == torch.bool
+    some = torch.tensor([7, 3, 900])
+    assert torch.equal(draw_flips(1, 3, some, "alternating"), ~first[some]), "whatever the batch"
+    other = draw_flips(2, 0, ids, "alternating")
+    assert stats.binomtest(int((other ^ first).sum()), DRAWS, 0.5).pvalue > 1e-3, "another seed, another half"
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 4099])
 def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own(count):
     order = epoch_order(5, 2, count)

@@ -1,0 +1,232 @@
+"""Levers of the recipe on real images: top-1 against epochs and seconds, guided and unguided, over seeds.
+
+    python benchmarks/recipe.py mini rates|levers|all --images FOLDER [--seeds 3] [--out runs/recipe] [--also NAME ...]
+    python benchmarks/recipe.py mini table [--out runs/recipe] [--results benchmarks/results]
+
+Every cell is one ``fastlg train`` of a setting below with overrides. Its row is appended to OUT/SETTING.jsonl as soon
+as it is there, and a cell whose row is there already is not trained again: stop it when you like, the same command goes
+on. ``rates`` gives each optimizer the same learning rates, for a comparison at one rate flatters whoever it suits;
+``levers`` then adds one lever at a time to Muon, guided and unguided each at its own best rate so far. ``table`` prints
+what there is and writes it to recipe-SETTING.json.
+
+One teacher, seed 0, guides all seeds of a setting, so the spread is the students' own. Seconds are processor time of
+the whole training, evaluations included: a shared machine's wall clock says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from harness import Stamp
+
+from fastlg.config import Config, config_from
+from fastlg.data.stores import open_stores
+from fastlg.errors import RunError, UserError
+from fastlg.run.report import read_metrics
+from fastlg.teacher.recipe import teacher_config
+from fastlg.train import train
+
+WEAK = {"rand_augment": None, "erase": 0.0}  # crop and flip alone
+VIT = {"name": "vit_tiny_patch16_224", "image_size": 48, "blocks": [0, 2, 3], "drop_path": 0.0}
+SMALL = {**VIT, "args": {"patch_size": 8, "depth": 4}}
+BUDGET = {"warmup_epochs": 1, "warmup_factor": 0.2, "global_batch_size": 32}
+TEACHER = {"augment.crop_scale": [0.5, 1.0], "augment.flip": 0.5, "optim.epochs": 6, "optim.global_batch_size": 32}
+SETTINGS = {  # data.source is FOLDER/NAME
+    "mini": {  # 10 classes, 1,500 images; a DeiT of 4 blocks and 36 tokens
+        "data": {"source": "cifar100-mini", "label_column": "label", "workers": 0},
+        "augment": WEAK,
+        "model": SMALL,
+        "teacher": {"recipe": "quickstart_teacher", "overrides": TEACHER},
+        "optim": {**BUDGET, "epochs": 10},
+    },
+}
+RATES = {  # the same for each optimizer and side, likely bests first
+    ("adamw", True): (2e-3, 1e-3, 4e-3, 5e-4, 8e-3),
+    ("adamw", False): (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    ("muon", True): (4e-3, 2e-3, 8e-3, 1e-3, 5e-4),
+    ("muon", False): (4e-3, 2e-3, 8e-3, 1e-3, 5e-4),
+}
+LEVERS: dict[str, dict] = {
+    "alternating flips": {"augment.flip": "alternating"},
+    "linear": {"optim.schedule": "linear"},
+    "flat, then linear": {"optim.schedule": "linear", "optim.flat": 0.5},
+    "smoothed labels": {"optim.label_smoothing": 0.1},
+    "EMA 0.99": {"optim.ema": 0.99},
+    "flat, EMA 0.99": {"optim.ema": 0.99, "optim.flat": 0.9},
+    "guidance ends at 0.5": {"guidance.until": 0.5},
+    "guidance fades": {"guidance.schedule": "cosine"},
+    "24, 32, 48 px": {"model.resolution": [[0.0, 24], [0.3, 32], [0.6, 48]]},
+    "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
+}
+GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
+
+
+class Cell(NamedTuple):
+    """One training: ``lever`` names an entry of LEVERS, "" is none."""
+
+    setting: str
+    optimizer: str
+    lr: float
+    guided: bool
+    lever: str
+    seed: int
+
+    def overrides(self) -> dict:
+        own = {"optim.name": self.optimizer, "optim.lr": self.lr, "optim.min_lr": self.lr / 100, "run.seed": self.seed}
+        return {**own, **({} if self.guided else {"teacher": None}), **LEVERS.get(self.lever, {})}
+
+
+class Book:
+    """The rows of one setting, on disk as they come."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.rows = [json.loads(line) for line in lines]
+
+    def has(self, cell: Cell) -> bool:
+        return any(row["cell"] == cell._asdict() for row in self.rows)
+
+    def add(self, row: dict) -> None:
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def top1(self, **what) -> list[float]:
+        """Last top-1 of all seeds of the cells that agree with ``what``."""
+        return [row["top1_last"] for row in self.rows if what.items() <= row["cell"].items()]
+
+    def best_rate(self, optimizer: str, guided: bool) -> float:
+        """Of the highest mean; of those with most seeds."""
+        found = {}
+        for lr in RATES[optimizer, guided]:
+            if own := self.top1(optimizer=optimizer, lr=lr, guided=guided, lever=""):
+                found[lr] = (len(own), statistics.fmean(own))
+        if not found:
+            raise SystemExit(f"{self.path} has no rates of {optimizer} yet; run rates first")
+        return max(found, key=found.get)
+
+
+def rate_cells(setting: str, seed: int) -> Iterator[Cell]:
+    for rates in zip(*RATES.values(), strict=True):
+        for (optimizer, guided), lr in zip(RATES, rates, strict=True):
+            yield Cell(setting, optimizer, lr, guided, "", seed)
+
+
+def lever_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    for lever, overrides in LEVERS.items():
+        for guided in (True, False):
+            if guided or not any(key.startswith(GUIDED_ONLY) for key in overrides):
+                yield Cell(setting, "muon", book.best_rate("muon", guided), guided, lever, seed)
+
+
+def base(setting: str, images: Path, out: Path) -> Config:
+    tree = json.loads(json.dumps(SETTINGS[setting]))
+    tree["data"]["source"] = str(images / tree["data"]["source"])
+    tree |= {"run": {"root": str(out / "work"), "name": setting}, "log": {"tensorboard": False}}
+    return config_from(tree, setting)
+
+
+def with_teacher(config: Config) -> tuple[Config, float]:
+    """The config with one trained teacher for all seeds, and that one's top-1."""
+    recipe = teacher_config(config, open_stores(config.data).fingerprints)
+    top1 = train(recipe, waits=True)["top1_last"]
+    return config.replace({"teacher.weights": str(recipe.run_dir)}), top1
+
+
+def measure(cell: Cell, config: Config, teacher_top1: float) -> dict:
+    """Trains one cell, from its start; its folder is gone afterwards."""
+    name = "-".join(map(str, cell)).replace(".", "_")
+    config = config.replace({**cell.overrides(), "run.name": name})
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+    stamp = asdict(Stamp.of(torch.device("cpu"), " ".join(["python benchmarks/recipe.py", *sys.argv[1:]])))
+    start = time.process_time()
+    summary = train(config)
+    spent = time.process_time() - start
+    curve = [[row["epoch"], row["top1"]] for row in read_metrics(config.run_dir) if row["kind"] == "eval"]
+    shutil.rmtree(config.run_dir)
+    return {
+        "cell": cell._asdict(),
+        "overrides": cell.overrides(),
+        **{key: summary[key] for key in ("top1_last", "top1_best", "top5_last", "epochs", "wall_s")},
+        "processor_s": spent,
+        "curve": curve,
+        "teacher_top1": teacher_top1 if cell.guided else None,
+        "stamp": stamp,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """One line per cell over its seeds: mean, smallest and largest top-1 of the last epoch, processor seconds."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        cell = row["cell"]
+        groups.setdefault((cell["lever"], cell["guided"], cell["optimizer"], cell["lr"]), []).append(row)
+    lines = ["| lever | side | optimizer | rate | seeds | top-1 % | from - to | processor s |"]
+    lines.append("|---|---|---|---:|---:|---:|---:|---:|")
+    for (lever, guided, optimizer, lr), own in sorted(groups.items()):
+        top1 = [row["top1_last"] for row in own]
+        seconds = statistics.median(row["processor_s"] for row in own)
+        spread = f"{min(top1):.1f} - {max(top1):.1f}"
+        cells = (lever or "none", "guided" if guided else "unguided", optimizer, f"{lr:g}", len(own))
+        lines.append(f"| {' | '.join(map(str, cells))} | {statistics.fmean(top1):.1f} | {spread} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="recipe.py", description=__doc__.splitlines()[0])
+    parser.add_argument("setting", choices=SETTINGS)
+    parser.add_argument("what", choices=("rates", "levers", "all", "table"))
+    parser.add_argument("--images", type=Path, help="the folder that holds the settings' images")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", metavar="LEVER", help="of the levers, these")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipe"))
+    parser.add_argument("--results", type=Path, help="where recipe-SETTING.json is written")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    book = Book(options.out / f"{options.setting}.jsonl")
+    if options.what != "table":
+        if options.images is None:
+            parser.error("give --images")
+        config, teacher_top1 = with_teacher(base(options.setting, options.images, options.out))
+        for cell in todo(options, book):
+            if not book.has(cell):
+                book.add(measure(cell, config, teacher_top1))
+                with contextlib.suppress(BrokenPipeError):
+                    print(f"recipe {book.rows[-1]['top1_last']:.1f} % {cell}", flush=True)
+    print(table(book.rows))
+    if options.results:
+        path = options.results / f"recipe-{options.setting}.json"
+        path.write_text(json.dumps({"setting": SETTINGS[options.setting], "recipe": book.rows}, indent=1) + "\n")
+    return 0
+
+
+def todo(options: argparse.Namespace, book: Book) -> Iterator[Cell]:
+    """All rates of all seeds come before the levers, whose rates they choose."""
+    if options.what in ("rates", "all"):
+        for seed in range(options.seeds):
+            yield from rate_cells(options.setting, seed)
+    if options.what in ("levers", "all"):
+        for seed in range(options.seeds):
+            for cell in lever_cells(options.setting, seed, book):
+                if not options.only or cell.lever in options.only:
+                    yield cell
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, RunError) as error:
+        print(f"recipe.py: {error}", file=sys.stderr)
+        sys.exit(2)
