@@ -12,8 +12,19 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .checks import check_boxes, check_flip, check_images, check_resample, check_seeds, fill_colour, kind, three
-from .images import RaggedImages, image_sizes, takes_triton
+from .inputs import (
+    RaggedImages,
+    check_boxes,
+    check_flip,
+    check_images,
+    check_resample,
+    check_seeds,
+    fill_colour,
+    image_sizes,
+    kind,
+    takes_triton,
+    three,
+)
 from .plain import augment as augment_torch
 from .plain import resize as resize_torch
 from .rand_augment import LEVELS, OP_NAMES, RandAugmentSpec, draw_rand_augment, parse_rand_augment

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .api import ERASED_AREA, ERASED_RATIO
-from .checks import check_flip, check_images, check_resample, check_seeds, fill_colour, three
-from .images import takes_triton
+from .inputs import check_flip, check_images, check_resample, check_seeds, fill_colour, takes_triton, three
 from .plain import augment as augment_torch
 from .rand_augment import RandAugmentDraw, RandAugmentSpec, draw_rand_augment
 
