@@ -157,7 +157,9 @@ def batches(parts: Parts, epoch: int, start: int = 0) -> Iterator[tuple[Views, B
         return parts.views(batch, epoch)
 
     loader = parts.train_loader.epoch(epoch, start)
-    return prefetched(loader, make_views, parts.device, is_ahead=parts.switches.prefetch)
+    if parts.switches.prefetch:
+        return prefetched(loader, make_views, parts.device)
+    return ((make_views(batch), batch) for batch in loader)
 
 
 def rehearse(parts: Parts) -> dict:

@@ -14,17 +14,13 @@ STEPS_AHEAD = 2  # steps that may wait on the device; what they read cannot be u
 
 
 def prefetched(
-    batches: Iterable[Batch], make_views: Callable[[Batch], Views], device: torch.device, *, is_ahead: bool
+    batches: Iterable[Batch], make_views: Callable[[Batch], Views], device: torch.device
 ) -> Iterator[tuple[Views, Batch]]:
-    """(views, batch) of each batch; with ``is_ahead`` the next one is cut and augmented on a CUDA stream of its own.
+    """(views, batch) of each batch; the next one is cut and augmented on a CUDA stream of its own.
 
     The host then runs at most STEPS_AHEAD steps ahead of the device: whatever it enqueued keeps its views and images,
     which at a batch of 1024 is half a gigabyte a step.
     """
-    if not is_ahead:
-        for batch in batches:
-            yield make_views(batch), batch
-        return
     side, iterator = side_stream(device), iter(batches)
     side.wait_stream(torch.cuda.current_stream(device))  # which may still write what the loader reads
 

@@ -68,16 +68,15 @@ def views(one: Batch) -> Views:
     return Views(one.images.float(), one.images.float(), one.labels, one.crop, one.flip, empty, empty)
 
 
-@pytest.mark.parametrize("is_ahead", [True, False])
-def test_every_batch_comes_once_in_order_with_its_own_views(cuda, is_ahead):
-    pairs = list(prefetch.prefetched(map(batch, range(7)), views, CUDA, is_ahead=is_ahead))
+def test_every_batch_comes_once_in_order_with_its_own_views(cuda):
+    pairs = list(prefetch.prefetched(map(batch, range(7)), views, CUDA))
     assert [int(own.labels) for _, own in pairs] == list(range(7))
     assert all(torch.equal(seen.targets, own.labels) for seen, own in pairs)
 
 
 def test_one_stream_serves_all_epochs(cuda):
     for _ in range(5):
-        list(prefetch.prefetched(map(batch, range(3)), views, CUDA, is_ahead=True))
+        list(prefetch.prefetched(map(batch, range(3)), views, CUDA))
     assert cuda.streams == 1
 
 
@@ -88,5 +87,5 @@ def test_the_host_makes_views_at_most_two_steps_ahead_of_the_device(cuda):
         waiting.append(cuda.pending)
         return views(one)
 
-    list(prefetch.prefetched(map(batch, range(50)), make, CUDA, is_ahead=True))
+    list(prefetch.prefetched(map(batch, range(50)), make, CUDA))
     assert len(waiting) == 50 and max(waiting) < prefetch.STEPS_AHEAD

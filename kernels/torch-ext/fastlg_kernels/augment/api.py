@@ -13,8 +13,18 @@ import torch
 from torch import Tensor
 
 from ..devices import takes_triton
-from .checks import check_boxes, check_flip, check_images, check_resample, check_seeds, fill_colour, kind, three
-from .images import RaggedImages, image_sizes
+from .inputs import (
+    RaggedImages,
+    check_boxes,
+    check_flip,
+    check_images,
+    check_resample,
+    check_seeds,
+    fill_colour,
+    image_sizes,
+    kind,
+    three,
+)
 from .plain import augment as augment_torch
 from .plain import resize as resize_torch
 from .rand_augment import LEVELS, OP_NAMES, RandAugmentSpec, draw_rand_augment, parse_rand_augment

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..devices import takes_triton
 from .api import ERASED_AREA, ERASED_RATIO
-from .checks import check_flip, check_images, check_resample, check_seeds, fill_colour, three
+from .inputs import check_flip, check_images, check_resample, check_seeds, fill_colour, three
 from .plain import augment as augment_torch
 from .rand_augment import RandAugmentDraw, RandAugmentSpec, draw_rand_augment
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images import RaggedImages, image_views
+from ..inputs import RaggedImages, image_views
 
 COEFFICIENT_BITS = 22
 _HALF_BITS = 11

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..images import RaggedImages
+from ..inputs import RaggedImages
 from ..plain.resize import COEFFICIENT_BITS, SUPPORT_PX, vertical_first
 
 _BLOCK = 1024

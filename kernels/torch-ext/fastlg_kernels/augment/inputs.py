@@ -1,13 +1,43 @@
-"""What the public augmentation functions check; every message names the value and the fix."""
+"""What callers hand in: images in two forms, and the checks of all arguments; every message names value and fix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .images import RaggedImages
+
+class RaggedImages(NamedTuple):
+    """Images of mixed sizes stored back to back; the other form is a dense batch, uint8 [N, H, W, 3].
+
+    Attributes:
+        data: uint8 [bytes], RGB pixels of every stored image in row-major HWC order.
+        offsets: int64 [N], first byte of each image of the batch; any order, repeats allowed.
+        sizes: int64 [N, 2], height and width of each image of the batch in pixels; like offsets on any device.
+    """
+
+    data: Tensor
+    offsets: Tensor
+    sizes: Tensor
+
+
+def image_views(images: Tensor | RaggedImages) -> list[Tensor]:
+    """Views [h, w, 3] of each image."""
+    if isinstance(images, Tensor):
+        return list(images.unbind())
+    views = []
+    for offset, (height, width) in zip(images.offsets.tolist(), images.sizes.tolist(), strict=True):
+        views.append(images.data[offset : offset + height * width * 3].view(height, width, 3))
+    return views
+
+
+def image_sizes(images: Tensor | RaggedImages) -> Tensor:
+    """int64 [N, 2]: height and width of each image."""
+    if isinstance(images, Tensor):
+        return torch.tensor(images.shape[1:3]).expand(images.shape[0], 2)
+    return images.sizes
 
 
 def check_images(images: Tensor | RaggedImages) -> int:
