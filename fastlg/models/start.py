@@ -127,24 +127,21 @@ def _heads_to_keep(own: dict[str, Tensor], given: dict[str, Tensor], is_other_cl
 
 
 def _refuse_unfit(own: dict[str, Tensor], given: dict[str, Tensor], kept: Sequence[str], where: str) -> None:
-    """Raises UserError that names what does not fit, the first few of it."""
+    """Raises UserError that names what does not fit, of each kind the first."""
     wanted = [name for name in own if name.partition(".")[0] not in kept]
-    problems = [f"no {name}" for name in wanted if name not in given]
-    problems += [f"{brief(name)} is not in the model" for name in given if name not in own]
-    for name in wanted:
-        value = given.get(name)
-        if value is None:
-            continue
-        if value.shape != own[name].shape:
-            problems.append(f"{name} is {_shape(value)}, not {_shape(own[name])}")
-        elif not bool(torch.isfinite(value).all()):
-            problems.append(f"{name} is not finite")
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{where} does not fit the model ({'; '.join(problems[:3])}{more}); give a checkpoint of the same "
-            "model.name and model.args"
-        )
+    there = [name for name in wanted if name in given]
+    same = [name for name in there if given[name].shape == own[name].shape]
+    unequal = [f"{name} is {_shape(given[name])}, not {_shape(own[name])}" for name in there if name not in same]
+    problems = [
+        [f"no {name}" for name in wanted if name not in given],
+        [f"{brief(name)} is not in the model" for name in given if name not in own],
+        unequal,
+        [f"{name} is not finite" for name in same if not bool(torch.isfinite(given[name]).all())],
+    ]
+    found = [f"{kind[0]}{f' and {len(kind) - 1} more' if kind[1:] else ''}" for kind in problems if kind]
+    if found:
+        fix = "give a checkpoint of the same model.name and model.args"
+        raise UserError(f"{where} does not fit the model: {'; '.join(found)}; {fix}")
 
 
 def _shape(value: Tensor) -> list[int]:

@@ -60,10 +60,7 @@ def load_checkpoint(path: Path, *, fix: str = RESUME_ELSEWHERE) -> dict:
             fix = f"it is a run folder: give {inside}"
         raise UserError(f"there is no checkpoint {path}; {fix}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums it writes
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"checksum of {damaged} is wrong")
+        expect_whole(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file; each means the same here
         is_shut = isinstance(error, PermissionError)
@@ -73,6 +70,14 @@ def load_checkpoint(path: Path, *, fix: str = RESUME_ELSEWHERE) -> dict:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UserError(f"checkpoint {path} has format {found}; this fastlg reads format {FORMAT}")
     return state
+
+
+def expect_whole(path: Path) -> None:
+    """Looks at the checksums that torch writes and does not look at. Raises ValueError, BadZipFile or OSError."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"checksum of {damaged} is wrong")
 
 
 def _link_atomically(source: Path, target: Path) -> None:

@@ -91,7 +91,9 @@ def say_plan(parts: Parts) -> None:
             f"block {block} ~ stage {stage}"
             for block, stage in zip(parts.unit.student.blocks, parts.teacher.stages, strict=True)
         )
-        say(f"guidance {pairs}; weight {config.guidance.weight}, {config.teacher.norm_stats} statistics")
+        own, token = config.guidance, f"the {config.guidance.logits_token} token"
+        logits = f"; {own.logits} logits for {token}, weight {own.logits_weight}" if own.logits != "none" else ""
+        say(f"guidance {pairs}; weight {own.weight}, {config.teacher.norm_stats} statistics{logits}")
     if (own := parts.unit.drloc) is not None:
         say(
             f"drloc    {config.drloc.mode} loss of {config.drloc.sample_size} pairs an image on a grid of {own.side} x "

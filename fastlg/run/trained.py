@@ -3,8 +3,9 @@ whatever a network's training may start from."""
 
 from __future__ import annotations
 
+import errno
+import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from fastlg.config import Config, config_from, read_saved_config
 from fastlg.data.stores import Stores
 from fastlg.errors import UserError, first_line
-from fastlg.files.reading import is_file
+from fastlg.files.reading import is_file, what_is
 from fastlg.models.build import new_model
 from fastlg.models.start import start_from
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
-from fastlg.run.checkpoint import LAST, load_checkpoint
+from fastlg.run.checkpoint import LAST, expect_whole, load_checkpoint
 from fastlg.run.folder import expect_run, read_summary, refuse_other, runs_near
 from fastlg.run.plan import teacher_advice
 
@@ -120,22 +121,18 @@ def begin_from(model: nn.Module, weights: Path, classes: list[str]) -> str:
     weights  a run folder (its last checkpoint), a folder that ``fastlg export`` wrote, or a file: safetensors, or what
              torch.load reads with weights_only=True
     """
-    path, trained = weights, None
-    if path.is_dir():
-        export = path / "model.safetensors"
-        if is_file(export):
-            path = export
-        else:
-            expect_run(path)
-            path = path / "checkpoints" / LAST
-    elif not path.is_file():
-        raise UserError(
-            f"model.weights {weights} does not exist; give a run folder or a checkpoint file; {runs_near(weights)}"
-        )
+    path, exported = weights, weights / "model.safetensors"
+    if is_file(exported):
+        path = exported
+    elif path.is_dir():
+        expect_run(path)
+        path = path / "checkpoints" / LAST
+    elif not is_file(path):
+        why = f"is {kind}" if (kind := what_is(path)) else "does not exist"
+        raise UserError(f"model.weights {path} {why}; give a run folder or a checkpoint file; {runs_near(path)}")
     state = _read_file(path, "model.weights", "a run folder")
-    if isinstance(state, dict) and isinstance(state.get("class_names"), list):
-        trained = state["class_names"]
-    is_other = trained is not None and trained != list(classes)
+    trained = state.get("class_names") if isinstance(state, dict) else None
+    is_other = isinstance(trained, list) and trained != list(classes)
     return start_from(model, state, f"model.weights {weights}", is_other_classes=is_other)
 
 
@@ -144,9 +141,12 @@ def _read_file(path: Path, field: str, instead: str) -> dict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):  # as torch writes them since 1.6
+            expect_whole(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise half a dozen types for a file they cannot read
-        reason = "it is truncated or no checkpoint" if isinstance(error, UnpicklingError) else first_line(error)
+        is_legible = isinstance(error, OSError) and error.errno != errno.EINVAL  # which torch gives for a cut file
+        reason = first_line(error) if is_legible else "it is truncated or no checkpoint"
         raise UserError(
             f"{field} {path} cannot be read: {reason}; give {instead}, or a file of tensors that torch.load reads with "
             "weights_only=True"

@@ -115,8 +115,8 @@ def test_the_loss_is_recorded_and_told_where_it_is_on_and_only_there(here, fastl
 def test_a_student_with_a_distillation_token_trains_and_evaluates_by_the_mean_of_both(name, kind, here, fastlg):
     config = write_network(here, "vit_tiny_patch16_224" if name.startswith("deit") else "pit_ti_224")
     own = (f"model.name={name}", f"run.name={name}-{kind}", f"guidance.logits={kind}")
-    status, _, err = fastlg("train", config, *own, "guidance.logits_token=distillation")
-    assert status == 0, err
+    status, out, err = fastlg("train", config, *own, "guidance.logits_token=distillation")
+    assert status == 0 and f"; {kind} logits for the distillation token, weight 0.5" in out, err
     run = here / "runs" / f"{name}-{kind}"
     unit = load_checkpoint(run / "checkpoints" / "last.pt")["unit"]
     assert all(unit[f"student.bare.{head}.weight"].abs().sum() > 0 for head in ("head", "head_dist")), "both learn"
