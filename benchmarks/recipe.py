@@ -1,6 +1,6 @@
 """Levers of the recipe on real images: top-1 against epochs and seconds, guided and unguided, over seeds.
 
-    python benchmarks/recipe.py mini rates|levers|all --images FOLDER [--seeds 3] [--out runs/recipe] [--also NAME ...]
+    python benchmarks/recipe.py mini rates|levers|all --images FOLDER [--seeds 3] [--only LEVER ...]
     python benchmarks/recipe.py mini table [--out runs/recipe] [--results benchmarks/results]
 
 Every cell is one ``fastlg train`` of a setting below with overrides. Its row is appended to OUT/SETTING.jsonl as soon
@@ -16,7 +16,6 @@ the whole training, evaluations included: a shared machine's wall clock says lit
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shutil
 import statistics
@@ -32,7 +31,7 @@ from harness import Stamp
 
 from fastlg.config import Config, config_from
 from fastlg.data.stores import open_stores
-from fastlg.errors import RunError, UserError
+from fastlg.errors import RunError, Stopped, UserError
 from fastlg.run.report import read_metrics
 from fastlg.teacher.recipe import teacher_config
 from fastlg.train import train
@@ -163,7 +162,7 @@ def measure(cell: Cell, config: Config, teacher_top1: float) -> dict:
         "processor_s": spent,
         "curve": curve,
         "teacher_top1": teacher_top1 if cell.guided else None,
-        "stamp": stamp,
+        **stamp,
     }
 
 
@@ -203,12 +202,11 @@ def main() -> int:
         for cell in todo(options, book):
             if not book.has(cell):
                 book.add(measure(cell, config, teacher_top1))
-                with contextlib.suppress(BrokenPipeError):
-                    print(f"recipe {book.rows[-1]['top1_last']:.1f} % {cell}", flush=True)
+                print(f"recipe {book.rows[-1]['top1_last']:.1f} % {cell}", flush=True)
     print(table(book.rows))
     if options.results:
         path = options.results / f"recipe-{options.setting}.json"
-        path.write_text(json.dumps({"setting": SETTINGS[options.setting], "recipe": book.rows}, indent=1) + "\n")
+        path.write_text(json.dumps({"setting": SETTINGS[options.setting], "rows": book.rows}, indent=1) + "\n")
     return 0
 
 
@@ -230,3 +228,5 @@ if __name__ == "__main__":
     except (UserError, RunError) as error:
         print(f"recipe.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:  # within a cell, which the next call begins anew
+        sys.exit(stopped.status)

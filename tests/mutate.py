@@ -36,6 +36,7 @@ REACHES = "fastlg/config/test_config_reaches.py"
 RECORD, EVALUATION = "fastlg/run/test_run_record.py", "fastlg/run/test_evaluation.py"
 SUMS, DURABLE = "fastlg/ranks/test_rank_sums.py", "fastlg/files/test_durable.py"
 PLAIN_ENGINE, ASSEMBLE, RUN = "fastlg/engine/plain.py", "fastlg/assemble.py", "fastlg/run/run.py"
+RESUME, AVERAGE = "fastlg/run/test_resume.py -k lever", "fastlg/engine/test_average.py -k evaluated"
 POSITION = "fastlg/run/position.py"
 FAULTS = [
     Fault(
@@ -114,6 +115,29 @@ FAULTS = [
         "first = warmup_factor * lr",
         "first = 1e-3 * lr",
         f"{REACHES} -k record",
+    ),
+    Fault("smoothing lost", ASSEMBLE, ", config.optim.label_smoothing)", ")", f"{REACHES} -k smoothing"),
+    Fault(
+        "flips alternate never", "fastlg/data/loaders/crops.py", "bool(epoch % 2)", "False", f"{REACHES} -k alternat"
+    ),
+    Fault(
+        "teacher never rests",
+        "fastlg/train.py",
+        "ask_teacher(share > 0)",
+        "ask_teacher(True)",
+        f"{REACHES} -k ance_sch",
+    ),
+    Fault("share never set", "fastlg/train.py", "        parts.unit.set_share(share)\n", "", f"{REACHES} -k ance_sch"),
+    Fault(
+        "grids of the full size",
+        "fastlg/objective.py",
+        "= self.student.grids",
+        "= self.guidance.grids",
+        f"{REACHES} -k resol",
+    ),
+    Fault("mean not loaded", PLAIN_ENGINE, "self.average.load_state_dict(state", "str(state", RESUME),
+    Fault(
+        "mean not evaluated", PLAIN_ENGINE, "if self.average is None:\n            ", "if True:\n            ", AVERAGE
     ),
     Fault("drop_last lost", ASSEMBLE, "        drop_last=optim.drop_last,\n", "", f"{REACHES} -k batch_sizes"),
     Fault(

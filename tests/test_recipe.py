@@ -1,0 +1,79 @@
+"""The ladder of recipes keeps a row per training, trains none twice, and gives a lever each side's own best rate."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from made_images import write_images
+from tiny_project import STUDENT, TEACHER
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import recipe  # noqa: E402
+
+TOP1 = {("muon", True, 1e-3): [50.0, 60.0], ("muon", True, 2e-3): [56.0, 57.0], ("muon", True, 4e-3): [90.0]}
+TOP1 |= {("muon", False, 1e-3): [40.0, 41.0], ("muon", False, 2e-3): [40.0, 40.0]}
+
+
+@pytest.fixture
+def ladder(tmp_path, monkeypatch):
+    """recipe.py told what("rates" | ...) of a setting of tiny images; some rates lie in its book already."""
+    for split in ("train", "test"):
+        write_images(tmp_path / "own" / split, per_class=8, seed=2)
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    model = {**STUDENT["model"], "args": {**STUDENT["model"]["args"], "depth": 3}}
+    tiny = {"data": {"source": "own", "workers": 0}, "model": model, "optim": {"epochs": 1, "global_batch_size": 8}}
+    tiny["teacher"] = {"recipe": str(tmp_path / "teacher.yaml")}
+    monkeypatch.setattr(recipe, "SETTINGS", {"tiny": tiny})
+    monkeypatch.setattr(recipe, "LEVERS", {"both": {"optim.ema": 0.5}, "one": {"guidance.until": 0.5}})
+    monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))
+    book = recipe.Book(tmp_path / "out.jsonl")
+    for (optimizer, guided, lr), scores in TOP1.items():
+        for seed, top1 in enumerate(scores):
+            cell = recipe.Cell("tiny", optimizer, lr, guided, "", seed)
+            book.add({"cell": cell._asdict(), "top1_last": top1, "processor_s": 3.0})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.jsonl").rename(tmp_path / "out" / "tiny.jsonl")
+
+    def run(*what: str) -> list[dict]:
+        own = ["recipe.py", "tiny", *what, "--images", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "1"]
+        monkeypatch.setattr(sys, "argv", own)
+        assert recipe.main() == 0
+        return [json.loads(line) for line in (tmp_path / "out" / "tiny.jsonl").read_text().splitlines()]
+
+    return run
+
+
+def test_levers_are_trained_once_at_the_best_rate_of_their_side(ladder, tmp_path, monkeypatch, capsys):
+    made = ladder("levers")[sum(map(len, TOP1.values())) :]
+    cells = [(row["cell"]["lever"], row["cell"]["guided"], row["cell"]["lr"]) for row in made]
+    assert cells == [("both", True, 2e-3), ("both", False, 1e-3), ("one", True, 2e-3)], "of most seeds, the best mean"
+    for row in made:
+        assert row["curve"] == [[1, row["top1_last"]]] and row["commit"] and row["processor_s"] > 0
+        assert (row["teacher_top1"] is not None) is row["cell"]["guided"]
+        assert row["overrides"]["optim.lr"] == 100 * row["overrides"]["optim.min_lr"] == row["cell"]["lr"]
+    assert sorted(path.name for path in (tmp_path / "out" / "work").iterdir()) == ["teachers"], "no run is left"
+    monkeypatch.setattr(recipe, "measure", None)
+    assert len(ladder("levers", "--results", str(tmp_path))) == len(made) + sum(map(len, TOP1.values()))
+    saved = json.loads((tmp_path / "recipe-tiny.json").read_text())
+    assert saved["rows"][-1] == made[-1] and saved["setting"]["optim"]["epochs"] == 1
+    lines = capsys.readouterr().out.splitlines()
+    for (optimizer, guided, lr), scores in TOP1.items():
+        side, mean = "guided" if guided else "unguided", statistics.fmean(scores)
+        spread = f"{min(scores):.1f} - {max(scores):.1f}"
+        assert f"| none | {side} | {optimizer} | {lr:g} | {len(scores)} | {mean:.1f} | {spread} | 3 |" in lines
+
+
+def test_every_side_and_optimizer_gets_the_same_rates_once():
+    cells = list(recipe.rate_cells("mini", 4))
+    rates = {}
+    for cell in cells:
+        rates.setdefault((cell.optimizer, cell.guided), []).append(cell.lr)
+    assert len(rates) == 4 and len({tuple(sorted(own)) for own in rates.values()}) == 1
+    assert all(len(set(own)) == len(own) for own in rates.values()) and {cell.seed for cell in cells} == {4}
