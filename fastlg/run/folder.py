@@ -15,9 +15,9 @@ from fastlg.run.checkpoint import LAST, load_checkpoint
 from fastlg.run.lock import LOCK
 
 # What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
-# computes. Images and teacher are compared by content; another device or number of ranks continues the run, though not
+# computes, and which published row it repeats. Images and teacher are compared by content; another device or number of ranks continues the run, though not
 # to the same bits.
-FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache")
+FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache", "paper")
 NEVER_FREE = ("engine.precision",)
 
 # What fastlg itself leaves in a folder. Without a config.yaml it is what a kill, a full disk or a deleted folder left
@@ -168,6 +168,6 @@ def _is_same_recipe(old: str | None, new: str | None) -> bool:
     if old is None or new is None:
         return False
     try:
-        return load_config(old) == load_config(new)
+        return load_config(old).replace({"paper": None}) == load_config(new).replace({"paper": None})
     except UserError:
         return Path(old).name == Path(new).name
