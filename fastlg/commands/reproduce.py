@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from fastlg.commands.many.go import run_table
-from fastlg.commands.many.rows import Row, group_name, plan, seeds_of
+from fastlg.commands.many.rows import Row, folder_name, group_name, plan, seeds_of
 from fastlg.commands.many.table import LeftOut, Table
 from fastlg.commands.sweep import without_name
 from fastlg.config import Config, PaperRow, dotted, load_config, parse_overrides, shipped_configs
@@ -69,8 +69,10 @@ def reproduce(
     group = called or group_name("paper", parse_overrides(overrides))
     entries = plan(rows, chosen, group)
     left_out = [own for own in LEFT_OUT.get(number, []) if _matches(own.row, only)]
-    table = Table(f"Table {number}: {TITLES[number]}", entries, chosen, list(overrides), left_out)
-    return run_table(table, first.run.root / group, f"table{number}", jobs=jobs, dry_run=dry_run)
+    title = f"Table {number}: {TITLES[number]}{f'; rows with {brief(only)} alone' if only else ''}"
+    table = Table(title, entries, chosen, overrides, left_out)
+    stem = f"table{number}{'-' + folder_name(only) if only else ''}"
+    return run_table(table, first.run.root / group, stem, jobs=jobs, dry_run=dry_run)
 
 
 def table_number(name: str) -> int:

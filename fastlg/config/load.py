@@ -68,13 +68,20 @@ def _shipped(path: Path) -> Path | None:
 
 
 def _listed(known: Sequence[str]) -> str:
-    """Names of shipped configs, those of one folder together."""
+    """Shipped configs by folder: the upper ones by name, how many are in each of the others."""
     folders: dict[str, list[str]] = {}
     for name in known:
         folder, _, own = name.rpartition("/")
         folders.setdefault(folder, []).append(own)
-    lists = (f"{folder}/: {', '.join(own)}" if folder else ", ".join(own) for folder, own in folders.items())
-    return "; ".join(lists) or "none"
+    upper, lower = [], []
+    for folder, own in sorted(folders.items(), key=lambda pair: (pair[0].count("/"), pair[0] != "")):
+        if "/" in folder:
+            lower.append(f"{folder}/ ({len(own)})")
+        else:
+            upper.append(
+                ", ".join(f"{folder}/{name}" if folder else name for name in own[:6]) + " ..." * (len(own) > 6)
+            )
+    return ", ".join([*upper, *lower]) or "none"
 
 
 def _configs_beside(path: Path) -> list[str]:

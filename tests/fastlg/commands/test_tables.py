@@ -6,8 +6,10 @@ import csv
 import json
 
 import pytest
+import torch
 from refusals import refused
 
+from fastlg.commands.many.pool import slots_for
 from fastlg.commands.many.rows import folder_name, group_name, seeds_of
 from fastlg.commands.reproduce import LEFT_OUT, TITLES, natural, overrides_for, rows_of
 from fastlg.commands.sweep import split_values
@@ -90,15 +92,15 @@ def test_a_dry_run_says_what_is_done_and_what_is_left_to_train(swept, project, f
 
 def test_paper_and_measured_stand_side_by_side_and_overrides_in_the_header(project, fastlg):
     name = "tables/table8/attention"
-    pretend(f"mine/{name}/seed1", name, "optim.epochs=2", last=40.0, best=41.5)
+    pretend(f"mine/{name}/seed1", name, "optim.epochs=2", "paper=null", last=40.0, best=41.5)
     arguments = ("reproduce", "Table 8", "optim.epochs=2", "run.name=mine", "--rows", "attention")
     status, out, err = fastlg(*arguments)
     assert status == 0, err
-    markdown = (project / "runs" / "mine" / "table8.md").read_text()
+    markdown = (project / "runs" / "mine" / "table8-attention.md").read_text()
     assert "| attention | 73.51 | 40.00 | 41.50 | 1 of 1 |" in markdown
     assert "overrides: optim.epochs=2 (what the paper trained is without them)" in out
     assert "a & b, torch 2.0, commit abc" in out
-    (row,) = json.loads((project / "runs" / "mine" / "table8.json").read_text())["rows"]
+    (row,) = json.loads((project / "runs" / "mine" / "table8-attention.json").read_text())["rows"]
     assert (row["row"], row["paper"], row["config"]) == ("attention", 73.51, name)
 
 
@@ -206,6 +208,21 @@ def test_folders_tell_apart_what_differs_and_only_that():
     strange = [folder_name(text) for text in ("a=[1, 2]", "a=[1,,2]", "a=x/y", "a=" + "9" * 300)]
     assert len(set(strange)) == 4 and all("/" not in name and len(name) < 120 for name in strange)
     assert sorted(["beta 10", "beta 2.5", "beta 2"], key=natural) == ["beta 2", "beta 2.5", "beta 10"]
+
+
+def test_each_run_at_once_gets_a_gpu_of_its_own_among_those_that_may_be_seen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert slots_for(2, "auto") == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-abc,7")
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in slots_for(3, "cuda")] == ["5", "GPU-abc", "7"]
+    assert slots_for(1, "cuda") == [{}]
+    with pytest.raises(UserError, match="--jobs is 4, but torch sees 3 GPUs"):
+        slots_for(4, "auto")
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert slots_for(4, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
 
 
 @pytest.mark.parametrize(

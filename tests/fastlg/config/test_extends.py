@@ -85,7 +85,7 @@ def test_a_saved_config_needs_its_base_no_more(folder):
         ({"row": {"extends": None}}, ["extends is null", "neither"]),
         ({"row": {"extends": "base", "optim": {"epoch": 3}}}, ["row.yaml (on ", "base.yaml)", "optim.epochs"]),
         ({"row": {"extends": "b"}, "b": "just words"}, ["b.yaml", "mapping"]),
-        ({"row": {"extends": "base", "paper": {"table": 77, "row": "x"}}}, ["paper is", "table, row, top1"]),
+        ({"row": {"extends": "base", "paper": {"table": 77, "row": "x"}}}, ["paper.table is '77'", "from 1 to 9"]),
         ({"row": {"extends": "base", "paper": {"table": 7, "rows": "x"}}}, ["paper.rows", "paper.row"]),
     ],
 )
