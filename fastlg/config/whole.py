@@ -22,6 +22,7 @@ from fastlg.config.sections import (
     LogConfig,
     ModelConfig,
     OptimConfig,
+    PaperRow,
     RunConfig,
     Section,
     TeacherConfig,
@@ -46,6 +47,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
     log: LogConfig = LogConfig()
+    paper: PaperRow | list[PaperRow] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +123,11 @@ class Config(Section):
                 "optim.ema=0 or engine.kind=plain"
             )
         return self
+
+    @property
+    def paper_rows(self) -> list[PaperRow]:
+        """The published rows that this run repeats: one run may stand in several tables."""
+        return self.paper if isinstance(self.paper, list) else [self.paper] if self.paper else []
 
     @property
     def run_dir(self) -> Path:
