@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from fastlg.data.store.store import Store
 from fastlg.errors import RunError
 
 LOOK_S = 5.0  # between two looks at the workers
+DYING_S = 2.0  # from the first file that a killed worker's end closes to the last
 PATIENCE_S = 20.0  # that a stopped worker gets to be woken
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -86,8 +88,9 @@ def _watched(batches: Iterator) -> Iterator:
 
 
 def _is_any_dead(workers: list) -> bool:
+    """Whether a worker has ended, or ends: its socket closes a moment before the system tells of its end."""
     try:
-        return any(not worker.is_alive() for worker in workers)
+        return bool(connection.wait([worker.sentinel for worker in workers], DYING_S))
     except RuntimeError:  # torch's, out of its handler of the signal that a child has ended
         return True
 

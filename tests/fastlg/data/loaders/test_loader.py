@@ -2,9 +2,11 @@
 
 import gc
 import io
+import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -202,6 +204,39 @@ def test_a_killed_or_stopped_worker_is_one_line_and_leaves_no_process(photos, mo
         list(batches)
     batches.close()
     assert children() <= before
+
+
+def end_slowly():
+    time.sleep(0.2)  # until the parent asks
+    os.closerange(3, 1024)
+    time.sleep(0.5)
+
+
+def test_a_worker_in_the_middle_of_its_end_counts_as_dead():
+    worker = multiprocessing.get_context("fork").Process(target=end_slowly)
+    worker.start()
+    assert torch_loader._is_any_dead([worker])
+    worker.join()
+
+
+def test_an_error_beside_workers_that_live_stays_what_it_is(monkeypatch):
+    class Failing:
+        def __init__(self, workers):
+            self._workers = workers
+
+        def __next__(self):
+            raise RuntimeError("something else")
+
+    monkeypatch.setattr(torch_loader, "DYING_S", 0.2)
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    try:
+        with pytest.raises(RuntimeError, match="something else"):
+            next(torch_loader._watched(Failing([worker])))
+        assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_a_worker_that_is_woken_goes_on_to_the_same_batches(photos, monkeypatch):
