@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from step_files import files_of_a_step
 from test_floors import FLOORS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,6 +15,7 @@ PACKAGES = {"fastlg": ROOT / "fastlg", "fastlg_kernels": ROOT / "kernels" / "tor
 BENCHMARKS = ROOT / "benchmarks"
 ROOMS = sorted({path.parent for path in BENCHMARKS.rglob("*.py")})
 MOST_ENTRIES = 12
+MOST_FILES = 29  # of one guided step
 
 
 def folders() -> dict[str, Path]:
@@ -60,6 +62,13 @@ def test_no_folder_is_a_lobby(folder):
     for kind in (Path.is_file, Path.is_dir):
         of_kind = sorted(path.name for path in entries if kind(path))
         assert len(of_kind) <= MOST_ENTRIES, of_kind
+
+
+def test_a_reader_of_one_guided_step_opens_few_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))
+    files = files_of_a_step(tmp_path)
+    assert {"fastlg/train.py", "fastlg/objective.py", "fastlg_kernels/guidance/plain.py"} < set(files)
+    assert len(files) <= MOST_FILES, files
 
 
 def test_the_page_draws_the_floors_that_are_enforced():

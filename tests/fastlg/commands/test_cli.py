@@ -12,7 +12,7 @@ import pytest
 
 from fastlg.ranks.stop import Stopped, StopRequest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_doctor_names_every_extra_and_the_command_that_adds_it(fastlg, monkeypatch):

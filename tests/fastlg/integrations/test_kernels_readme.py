@@ -14,7 +14,7 @@ from integration_cases import torchdistill_box, torchdistill_config
 
 from fastlg.models.resnet_cifar import resnet56
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 README = KERNELS / "README.md"
 
 
