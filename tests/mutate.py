@@ -293,8 +293,8 @@ FAULTS = [
     Fault(
         "cosine by hand",
         "fastlg/engine/schedule.py",
-        "math.cos(math.pi * epoch / epochs)",
-        "math.cos(math.pi * epoch / (epochs - 1))",
+        "math.cos(math.pi * passed / length)",
+        "math.cos(math.pi * passed / (length - 1))",
         "fastlg/engine/test_schedule.py",
     ),
 ]

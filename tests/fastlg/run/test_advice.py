@@ -118,7 +118,7 @@ def test_a_run_with_an_untrained_teacher_says_so_and_one_with_a_good_teacher_doe
 def test_chance_is_what_the_commonest_class_of_the_test_split_makes(project, monkeypatch):
     said = []
     trained = load_config("teacher.yaml")
-    monkeypatch.setattr(read_back, "load_trained", lambda *_: (trained, resnet20(2), ["a", "b"]))
+    monkeypatch.setattr(read_back, "load_trained", lambda *_, **__: (trained, resnet20(2), ["a", "b"]))
     monkeypatch.setattr(read_back, "read_summary", lambda _: {"top1_last": 81.0})
     monkeypatch.setattr(read_back, "say", said.append)
     labels = torch.tensor([0] * 80 + [1] * 20).numpy().astype(np.int64)
