@@ -4,7 +4,15 @@ Each part of fastlg receives its own section. Only cli.py, assemble.py, train.py
 """
 
 from fastlg.config.keys import dotted
-from fastlg.config.load import config_folders, config_from, find_config, load_config, read_saved_config, save_config
+from fastlg.config.load import (
+    config_folders,
+    config_from,
+    find_config,
+    load_config,
+    read_saved_config,
+    save_config,
+    shipped_configs,
+)
 from fastlg.config.overrides import parse_overrides
 from fastlg.config.sections import (
     AugmentConfig,
@@ -14,6 +22,7 @@ from fastlg.config.sections import (
     LogConfig,
     ModelConfig,
     OptimConfig,
+    PaperRow,
     RunConfig,
     TeacherConfig,
 )
@@ -28,6 +37,7 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "OptimConfig",
+    "PaperRow",
     "RunConfig",
     "TeacherConfig",
     "config_folders",
@@ -38,4 +48,5 @@ __all__ = [
     "parse_overrides",
     "read_saved_config",
     "save_config",
+    "shipped_configs",
 ]

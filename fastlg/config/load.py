@@ -16,6 +16,7 @@ from fastlg.files.atomic import write_whole
 from fastlg.files.kinds import refused_as
 from fastlg.files.reading import is_file, read_text, what_is
 
+EXTENDS = "extends"  # the key that names a base
 PATH = 200  # characters of a path that a message shows
 
 
@@ -30,13 +31,9 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if is_file(path):
         return path
-    stem = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
-    known = []
-    for folder in config_folders():
-        for candidate in (folder / stem, folder / f"{stem}.yaml"):
-            if is_file(candidate):
-                return candidate
-        known += [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
+    if (found := _shipped(path)) is not None:
+        return found
+    known = list(shipped_configs())
     try:
         kind = what_is(path)
     except OSError as error:
@@ -46,11 +43,45 @@ def find_config(name: str) -> Path:
     if scheme_of(name):
         raise UserError(f"config '{brief(name, PATH)}' is a source of images; {_beside_a_config(name)}")
     there = _configs_beside(path)
-    near = difflib.get_close_matches(str(stem)[:200].removesuffix(".yaml"), known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(_stem(path))[:200].removesuffix(".yaml"), known, n=1, cutoff=0.4)
     near = difflib.get_close_matches(f"{path.with_suffix('')}.yaml"[:200], there, n=1, cutoff=0.7) or near
     beside = f"; files there: {', '.join(there[:5])}{' ...' if len(there) > 5 else ''}" if there else ""
-    hint = f"did you mean {near[0]}?" if near else f"shipped configs: {', '.join(known) or 'none'}{beside}"
+    hint = f"did you mean {near[0]}?" if near else f"shipped configs: {_listed(known)}{beside}"
     raise UserError(f"config '{brief(name, PATH)}' is neither a file nor a shipped config; {hint}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of every shipped config."""
+    found = {}
+    for folder in reversed(config_folders()):
+        found |= {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+    return found
+
+
+def _stem(path: Path) -> Path:
+    return Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+
+
+def _shipped(path: Path) -> Path | None:
+    candidates = (folder / name for folder in config_folders() for name in (_stem(path), f"{_stem(path)}.yaml"))
+    return next((candidate for candidate in candidates if is_file(candidate)), None)
+
+
+def _listed(known: Sequence[str]) -> str:
+    """Shipped configs by folder: the upper ones by name, how many are in each of the others."""
+    folders: dict[str, list[str]] = {}
+    for name in known:
+        folder, _, own = name.rpartition("/")
+        folders.setdefault(folder, []).append(own)
+    upper, lower = [], []
+    for folder, own in sorted(folders.items(), key=lambda pair: (pair[0].count("/"), pair[0] != "")):
+        if "/" in folder:
+            lower.append(f"{folder}/ ({len(own)})")
+        else:
+            upper.append(
+                ", ".join(f"{folder}/{name}" if folder else name for name in own[:6]) + " ..." * (len(own) > 6)
+            )
+    return ", ".join([*upper, *lower]) or "none"
 
 
 def _configs_beside(path: Path) -> list[str]:
@@ -77,15 +108,68 @@ def _beside_a_config(images: object) -> str:
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML config, applies ``section.key=value`` overrides, validates. Raises UserError, one line."""
     path = find_config(name)
-    read = _read(path)
-    tree = {} if read is None else read  # a file of comments alone, and overrides
-    where = f"{brief(path, PATH)}{' is empty' if read is None else ''}"
-    _refuse_other_than_mapping(tree, brief(path, PATH), path)
+    tree, where = _whole_tree(path)
     texts = {key: override for override in overrides for key in parse_overrides([override])}
     config = laid_over(tree, parse_overrides(overrides), where, texts=texts)
     if not config.run.name:
         config = config.replace({"run.name": path.stem})
     return config
+
+
+def _whole_tree(path: Path) -> tuple[dict, str]:
+    """(what the file states, laid over what the config that it ``extends`` states; where that is, for messages)."""
+    tree, where = _tree(path)
+    if EXTENDS not in tree:
+        return tree, where
+    base = _base_of(path, tree.pop(EXTENDS))
+    below, _ = _tree(base)
+    if EXTENDS in below:
+        again = _base_of(base, below[EXTENDS])
+        reason = f"{brief(below[EXTENDS])}, which extends it" if _is_one_file(again, path) else "another one"
+        fix = "a base states everything, and one level is enough"
+        raise UserError(f"{where} extends {brief(base, PATH)}, which itself extends {reason}; {fix}")
+    if isinstance(below.get("run"), dict):
+        below["run"].pop("name", None)  # a run of its own
+    below.pop("paper", None)  # whose numbers are its own
+    return merged(below, tree), f"{where} (on {brief(base, PATH)})"
+
+
+def merged(below: dict, tree: dict) -> dict:
+    """``tree`` over ``below``, section by section; a list, a text or null replaces what was there."""
+    laid = dict(below)
+    for key, value in tree.items():
+        both = isinstance(value, dict) and isinstance(laid.get(key), dict)
+        laid[key] = merged(laid[key], value) if both else value
+    return laid
+
+
+def _base_of(path: Path, base: Any) -> Path:
+    """The file that ``extends: BASE`` in ``path`` means: one beside it, else a shipped config."""
+    where = f"{brief(path, PATH)}: {EXTENDS} is {brief(base)}"
+    if not isinstance(base, str) or not base.strip():
+        raise UserError(f"{where}; give the path of one YAML file, from this one's folder, or a shipped config's name")
+    beside = path.parent / base
+    found = beside if is_file(beside) else Path(f"{beside}.yaml")
+    found = found if is_file(found) else _shipped(Path(base))
+    if found is None:
+        near = difflib.get_close_matches(base[:200].removesuffix(".yaml"), list(shipped_configs()), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{where}, which is neither a file in {brief(path.parent, PATH)} nor a shipped config{hint}")
+    if _is_one_file(found, path):
+        raise UserError(f"{where}, which is this file itself; name another one")
+    return found
+
+
+def _is_one_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _tree(path: Path) -> tuple[dict, str]:
+    """(what one file states; the file, for messages)."""
+    read = _read(path)
+    tree = {} if read is None else read  # a file of comments alone, and overrides
+    _refuse_other_than_mapping(tree, brief(path, PATH), path)
+    return tree, f"{brief(path, PATH)}{' is empty' if read is None else ''}"
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -52,8 +52,11 @@ def problems(error: ValidationError, root: type[BaseModel], tree: dict) -> list[
 
 
 def _problem(error: Any, root: type[BaseModel], tree: Any) -> str:
-    section, annotation, names = root, root, []
+    section, annotation, names, forms = root, root, [], 0
     for part in error["loc"]:
+        if section is not None and part == section.__name__:  # of a field that may also be a list of such sections
+            forms += 1
+            continue
         if section is None or part not in section.model_fields:
             break  # inside a field: an element, or which form of it pydantic tried
         names.append(part)
@@ -61,7 +64,7 @@ def _problem(error: Any, root: type[BaseModel], tree: Any) -> str:
         section = section_of(annotation)
         tree = tree.get(part) if isinstance(tree, dict) else None
     key, reason = ".".join(names), error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing" and len(names) == len(error["loc"]):
+    if error["type"] == "missing" and len(names) + forms == len(error["loc"]):
         if section is not None:  # a section cannot be given as a value: what it needs can
             key += next((f".{name}" for name, own in section.model_fields.items() if own.is_required()), "")
         return f"{key}{MISSING}give it in the file or as {key}=VALUE"

@@ -234,3 +234,11 @@ class LogConfig(Section):
     eval_epochs: Epochs = 1  # evaluate every so many epochs, and always at the end
     eval_batch_size: Batch = 200  # per process
     tensorboard: bool = True
+
+
+class PaperRow(Section):
+    """The row of a table of arXiv 2207.10026 that a config repeats. Nothing of a run depends on it."""
+
+    table: Annotated[int, Field(ge=1, le=9)]
+    row: Text
+    top1: Annotated[float, Field(ge=0, le=100)] | None = None  # %, as published

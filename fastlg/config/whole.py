@@ -21,6 +21,7 @@ from fastlg.config.sections import (
     LogConfig,
     ModelConfig,
     OptimConfig,
+    PaperRow,
     RunConfig,
     Section,
     TeacherConfig,
@@ -44,6 +45,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
     log: LogConfig = LogConfig()
+    paper: PaperRow | list[PaperRow] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -89,6 +91,11 @@ class Config(Section):
                 "them into flat parts; set engine.zero_stage=0 or optim.name=adamw"
             )
         return self
+
+    @property
+    def paper_rows(self) -> list[PaperRow]:
+        """The published rows that this run repeats: one run may stand in several tables."""
+        return self.paper if isinstance(self.paper, list) else [self.paper] if self.paper else []
 
     @property
     def run_dir(self) -> Path:

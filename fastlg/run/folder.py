@@ -15,9 +15,9 @@ from fastlg.run.checkpoint import LAST, load_checkpoint
 from fastlg.run.lock import LOCK
 
 # What may differ between a checkpoint and the run that resumes it: where things lie, what is logged and which engine
-# computes. Images and teacher are compared by content; another device or number of ranks continues the run, though not
-# to the same bits.
-FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache")
+# computes, and which published row it repeats. Images and teacher are compared by content; another device or number of
+# ranks continues the run, though not to the same bits.
+FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache", "paper")
 NEVER_FREE = ("engine.precision",)
 
 # What fastlg itself leaves in a folder. Without a config.yaml it is what a kill, a full disk or a deleted folder left
@@ -148,9 +148,7 @@ def _strangers(folder: Path, files: tuple[str, ...], folders: tuple[str, ...]) -
 def refuse_other(saved: Config, config: Config, where: str, *, fix: str = "choose another run.name") -> None:
     """Raises UserError that names the differences between the config of a run and the one it shall go on with."""
     old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
-    differing = [
-        key for key in sorted(old.keys() | new.keys()) if not _may_differ(key) and old.get(key) != new.get(key)
-    ]
+    differing = [key for key in sorted(old.keys() | new.keys()) if not may_differ(key) and old.get(key) != new.get(key)]
     if "teacher.recipe" in differing and _is_same_recipe(old.get("teacher.recipe"), new.get("teacher.recipe")):
         differing.remove("teacher.recipe")
     if differing:
@@ -159,7 +157,8 @@ def refuse_other(saved: Config, config: Config, where: str, *, fix: str = "choos
         raise UserError(f"{where} belongs to another config ({changes}{more}); {fix}")
 
 
-def _may_differ(key: str) -> bool:
+def may_differ(key: str) -> bool:
+    """Whether a run may go on with another value of a dotted key than it began with."""
     return key not in NEVER_FREE and (key in FREE_ON_RESUME or key.partition(".")[0] in FREE_ON_RESUME)
 
 
@@ -168,6 +167,6 @@ def _is_same_recipe(old: str | None, new: str | None) -> bool:
     if old is None or new is None:
         return False
     try:
-        return load_config(old) == load_config(new)
+        return load_config(old).replace({"paper": None}) == load_config(new).replace({"paper": None})
     except UserError:
         return Path(old).name == Path(new).name

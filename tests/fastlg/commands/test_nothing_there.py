@@ -67,7 +67,15 @@ def test_of_many_runs_a_few_are_named(place, fastlg):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("nosuch", ["neither a file nor a shipped config", "shipped configs: cifar100/", "files there: own.yaml"]),
+        (
+            "nosuch",
+            [
+                "neither a file nor a shipped config",
+                "shipped configs: quickstart, ",
+                "cifar100/unguided/ (8)",
+                "files there: own.yaml",
+            ],
+        ),
         ("own", ["did you mean own.yaml?"]),
         ("onw.yaml", ["did you mean own.yaml?"]),
         ("cifar100/deit_tinny", ["did you mean cifar100/deit_tiny?"]),

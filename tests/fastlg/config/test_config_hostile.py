@@ -70,7 +70,7 @@ FILES = {
     "no key of a config": (b"version: 3\nservices: {web: {}}", ["unknown key version", "is it a config? Its"]),
     "keys without their section": (b"epochs: 3", ["unknown key epochs", "did you mean optim.epochs"]),
     "a text as a section": (b"data: images\nmodel: {name: x}", ["data is 'images'", "data.source=..."]),
-    "extends, which is no key": (b"extends: me.yaml\n" + GOOD.encode(), ["unknown key extends"]),
+    "a base that is not there": (b"extends: me.yaml\n" + GOOD.encode(), ["extends is me.yaml", "shipped config"]),
     "controls in a key": (b'"\\e[31mred\\n": 1', ["unknown key \\x1b[31mred\\n"]),
 }  # fmt: skip
 
