@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from fastlg.commands.many import arguments as many
+
 app = typer.Typer(
     name="fastlg",
     help="Train vision transformers on tiny datasets with locality guidance (arXiv 2207.10026).",
@@ -72,8 +74,14 @@ def compare(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     gpus: Gpus = None,
+    seeds: many.Seeds = None,
+    jobs: many.Jobs = 1,
 ) -> None:
-    """Train the same student without and with guidance, and show the difference."""
+    """Train the same student without and with guidance, and show the difference; with --seeds as a table."""
+    if seeds is not None or jobs != 1:
+        from fastlg.commands.sweep import compare_seeds
+
+        return compare_seeds(config, overrides or [], seeds, jobs=jobs, gpus=gpus, dry_run=dry_run)
     from fastlg.config import load_config
 
     loaded = load_config(config, overrides or [])
@@ -82,6 +90,10 @@ def compare(
     from fastlg.commands.compare import compare as run
 
     run(loaded, dry_run=dry_run)
+
+
+app.command()(many.reproduce)
+app.command()(many.sweep)
 
 
 @app.command("eval")

@@ -141,5 +141,5 @@ def test_help_imports_nothing_heavy():
         [sys.executable, "-m", "fastlg", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=HANG_S
     )
     assert helped.returncode == 0
-    for command in ("train", "compare", "eval", "export", "doctor"):
+    for command in ("train", "compare", "reproduce", "sweep", "eval", "export", "doctor"):
         assert command in helped.stdout

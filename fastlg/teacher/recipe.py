@@ -36,9 +36,14 @@ def teacher_config(config: Config, fingerprints: list[str]) -> Config:
     recipe = recipe.replace(overrides, "teacher.overrides")
     if not recipe.model.is_cnn or recipe.teacher is not None:
         raise UserError(f"teacher.recipe {config.teacher.recipe} trains {recipe.model.name}; it must train a CNN alone")
+    return as_teacher(recipe, fingerprints)
+
+
+def as_teacher(recipe: Config, fingerprints: list[str]) -> Config:
+    """``recipe`` named by everything that shapes the network it trains: what it is called among the teachers."""
     shaping = recipe.model_dump(
         mode="json", include={"augment": True, "model": True, "optim": True, "engine": {"precision"}}
     )
-    key = json.dumps([shaping, config.run.seed, fingerprints], sort_keys=True)
+    key = json.dumps([shaping, recipe.run.seed, fingerprints], sort_keys=True)
     name = f"{recipe.model.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     return recipe.replace({"run.name": name})

@@ -7,13 +7,16 @@ import json
 import math
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches
 from torch import nn
 
+import fastlg.commands.reproduce as reproducing
 import fastlg.engine.build as build_engine
 import fastlg.train as training
 from fastlg.config import Config
@@ -21,6 +24,20 @@ from fastlg.engine.build import engine_kind, new_engine
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.switches import decide
 from fastlg.errors import UserError
+
+
+@reaches("paper.table", "paper.row", "paper.top1")
+def paper(tmp_path, monkeypatch):
+    """They name the row of ``fastlg reproduce`` that a shipped config is."""
+    text = yaml.safe_load(Path("student.yaml").read_text())
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({**text, "paper": {"table": 8, "row": "mine", "top1": 12.5}}))
+    monkeypatch.setattr(reproducing, "shipped_configs", lambda: {str(path): path})
+    (row,) = reproducing.rows_of(8, [])
+    assert (row.label, row.paper, row.config.run.name) == ("mine", 12.5, "own")
+    with pytest.raises(UserError, match="no row of table7"):
+        reproducing.rows_of(7, [], "mine")
+
 
 SWITCHES = ("compile", "graph", "prefetch", "channels_last", "fold_norms", "fused_attention")
 

@@ -1,0 +1,1 @@
+"""Many runs and one table: what ``reproduce``, ``sweep`` and ``compare --seeds`` share."""

@@ -1,0 +1,50 @@
+"""The command lines of ``reproduce`` and ``sweep``; cli.py hangs them up. Imports nothing heavy before they run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Jobs = Annotated[
+    int, typer.Option(metavar="N", help="Runs at once: each on a GPU of its own, or N processes on a CPU.")
+]
+Seeds = Annotated[str | None, typer.Option(metavar="N", help="How many seeds (3), or which (0,5,7).")]
+Costs = Annotated[bool, typer.Option("--dry-run", help="List the runs with their epochs; train nothing.")]
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="table1 to table9 of arXiv 2207.10026.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Of every row, e.g. optim.epochs=10.")
+    ] = None,
+    seeds: Seeds = None,
+    rows: Annotated[str | None, typer.Option(metavar="TEXT", help="Only rows with this in their name.")] = None,
+    jobs: Jobs = 1,
+    dry_run: Costs = False,
+) -> None:
+    """Train or resume every row of a table of the paper, and show paper against measured.
+
+    What is complete is taken as it is; the same command goes on. Leaves RUNS/paper/TABLE.md, .tex, .csv and .json.
+    """
+    from fastlg.commands.reproduce import reproduce as run
+
+    run(table, overrides or [], seeds=seeds, only=rows, jobs=jobs, dry_run=dry_run)
+
+
+def sweep(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=A,B,C...", help="e.g. guidance.weight=0,1,2.5 run.seed=0,1,2"),
+    ] = None,
+    jobs: Jobs = 1,
+    dry_run: Costs = False,
+) -> None:
+    """Train every combination of the values given, and show them in one table, averaged over run.seed.
+
+    A key with one value is an override of every run. Commas in brackets or quotes do not part values.
+    """
+    from fastlg.commands.sweep import sweep as run
+
+    run(config, settings or [], jobs=jobs, dry_run=dry_run)

@@ -1,0 +1,132 @@
+"""``fastlg reproduce TABLE``: every row of a table of arXiv 2207.10026 that can be run, beside what was published.
+
+Tables 4 to 7 are numbered as the paper numbers them; its text was not at hand for the numbers of the others.
+A row is a shipped config whose ``paper`` names the table. What cannot be run is listed here, with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from fastlg.commands.many.go import run_table
+from fastlg.commands.many.rows import Row, folder_name, group_name, plan, seeds_of
+from fastlg.commands.many.table import LeftOut, Table
+from fastlg.commands.sweep import without_name
+from fastlg.config import Config, PaperRow, dotted, load_config, parse_overrides, shipped_configs
+from fastlg.errors import UserError, brief
+
+TITLES = {
+    1: "students on CIFAR-100 without and with guidance, 100 and 300 epochs",
+    2: "students on CIFAR-100, Flowers-102 and Chaoyang without and with guidance, 300 epochs",
+    3: "T2T-ViT-14 and CvT-13 beside a localisation loss, 100 epochs",
+    4: "DeiT-Ti on CIFAR-100 beside logit distillation, 100 epochs",
+    6: "depth of the guidance (R of Eq. 8), DeiT-Ti on CIFAR-100, 100 epochs",
+    7: "weight of the guidance (beta), DeiT-Ti on CIFAR-100, 100 epochs",
+    8: "how features are matched, DeiT-Ti on CIFAR-100, 100 epochs",
+    9: "depth of the teacher, DeiT-Ti on CIFAR-100, 100 epochs",
+}
+NO_RUNS = {5: "table5 holds attention distances of the runs of table2, nothing that is trained"}
+LEFT_OUT = {
+    2: [
+        LeftOut(f"{images}: ResNet-18 at 224 px", top1, "no ResNet-18 here")
+        for images, top1 in (("CIFAR-100", 79.00), ("Flowers-102", 69.23), ("Chaoyang", 84.71))
+    ],
+    3: [
+        LeftOut("T2T-ViT-14, CIFAR-100, L_drloc", 68.03, "no L_drloc here"),
+        LeftOut("CvT-13, CIFAR-100, L_drloc", 74.51, "no L_drloc here"),
+    ],
+    4: [LeftOut("soft and hard logits, distillation token", None, "no distillation token here")],
+}
+OF_ANY_RUN = ("run", "data", "engine", "log")  # sections that mean the same for a student and for a CNN
+
+
+def reproduce(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: str | None = None,
+    only: str | None = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> dict:
+    """Trains or resumes all rows of a table, over seeds, and returns its content; see many/go.py.
+
+    name       table1 to table9
+    overrides  ``section.key=value`` for every row: student settings for students alone, and a teacher that is a row
+               of its own takes what ``teacher.overrides`` says
+    seeds      how many from the configs' own on, or which: "3", "0,5,7"
+    only       rows that have this text in their name
+
+    Raises UserError for a table that is not there, before anything is trained.
+    """
+    number = table_number(name)
+    called, overrides = without_name(overrides)
+    rows = rows_of(number, overrides, only)
+    first = rows[0].config
+    chosen = seeds_of(seeds, first.run.seed)
+    group = called or group_name("paper", parse_overrides(overrides))
+    entries = plan(rows, chosen, group)
+    left_out = [own for own in LEFT_OUT.get(number, []) if _matches(own.row, only)]
+    title = f"Table {number}: {TITLES[number]}{f'; rows with {brief(only)} alone' if only else ''}"
+    table = Table(title, entries, chosen, overrides, left_out)
+    stem = f"table{number}{'-' + folder_name(only) if only else ''}"
+    return run_table(table, first.run.root / group, stem, jobs=jobs, dry_run=dry_run)
+
+
+def table_number(name: str) -> int:
+    """Of table7, 7 or "Table 7". Raises UserError that names the tables there are."""
+    found = re.fullmatch(r"(?:table)?[ _-]?([0-9]{1,3})", name.strip().lower())
+    number = int(found[1]) if found else 0
+    if number not in TITLES:
+        known = "; ".join(f"table{own} ({title})" for own, title in TITLES.items())
+        raise UserError(f"{NO_RUNS.get(number, f'there is no table {brief(name)}')}; tables: {known}")
+    return number
+
+
+def rows_of(number: int, overrides: Sequence[str], only: str | None = None) -> list[Row]:
+    """Raises UserError for overrides that no row takes, and where ``only`` leaves none."""
+    places = [
+        (place, name)
+        for name in shipped_configs()
+        for place in load_config(name).paper_rows
+        if place.table == number and _matches(place.row, only)
+    ]
+    if not places:
+        names = ", ".join(
+            sorted(own.row for name in shipped_configs() for own in load_config(name).paper_rows if own.table == number)
+        )
+        raise UserError(f"--rows {brief(only)} is in the name of no row of table{number}: {names}")
+    return [_row(place, name, overrides) for place, name in sorted(places, key=lambda own: natural(own[0].row))]
+
+
+def _row(place: PaperRow, name: str, overrides: Sequence[str]) -> Row:
+    own = tuple(overrides_for(load_config(name), overrides))
+    return Row({"row": place.row}, name, own, load_config(name, own), name, place.top1)
+
+
+def overrides_for(config: Config, overrides: Sequence[str]) -> list[str]:
+    """Those of a table's overrides that a row takes: no teacher's where there is none, and a CNN's own."""
+    kept = []
+    for text in overrides:
+        ((key, value),) = parse_overrides([text]).items()
+        if config.model.is_cnn and key.startswith("teacher.overrides"):
+            prefix = "teacher.overrides."
+            own = dotted(value) if key == prefix[:-1] else {key.removeprefix(prefix): value}
+            kept += [f"{field}={json.dumps(each, default=str)}" for field, each in own.items()]
+        elif config.model.is_cnn:
+            kept += [text] if key.partition(".")[0] in OF_ANY_RUN else []
+        elif config.teacher is not None or not key.startswith("teacher"):
+            kept.append(text)
+    return kept
+
+
+def natural(text: str) -> list:
+    """A key by which "beta 10" comes after "beta 2.5"."""
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?)", text.casefold())
+    return [(0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)]
+
+
+def _matches(row: str, only: str | None) -> bool:
+    return only is None or only.casefold() in row.casefold()
