@@ -32,6 +32,8 @@ def run_table(table: Table, folder: Path, name: str, *, jobs: int = 1, dry_run: 
         list_costs(table, singles)
         return table.as_json()
 
+    expect_writable(table, folder, name)
+
     def keep() -> None:
         with dispensable(f"the table {folder / name}", "it is written again after the next run"):
             forms.write(table, folder, name)
@@ -50,6 +52,14 @@ def run_table(table: Table, folder: Path, name: str, *, jobs: int = 1, dry_run: 
             "the table says which; the same command tries them again"
         )
     return table.as_json()
+
+
+def expect_writable(table: Table, folder: Path, name: str) -> None:
+    """Writes the table as it is before the runs. Raises UserError for a folder that cannot hold it."""
+    try:
+        forms.write(table, folder, name)
+    except RunError as error:
+        raise UserError(f"{error} (or choose another run.root or run.name)") from None
 
 
 def list_costs(table: Table, singles: list[Single]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastlg import __version__
-from fastlg.commands.many.rows import Row, Single
+from fastlg.commands.many.rows import Row, Single, shapes
 from fastlg.files.provenance import commit
 
 MEASURED = {"top1_last": "last epoch %", "top1_best": "best epoch %"}
@@ -61,7 +61,7 @@ class Table:
             f"seeds {', '.join(map(str, self.seeds))}{several}",
             f"overrides: {' '.join(self.overrides) or 'none'}",
         ]
-        if self.has_paper and self.overrides:
+        if self.has_paper and any(shapes(text.partition("=")[0].strip()) for text in self.overrides):
             lines[-1] += " (what the paper trained is without them)"
         stamps = [f"{s['device']}, torch {s['versions'].get('torch', '?')}, commit {s['commit']}" for s in self._full()]
         by = "; ".join(dict.fromkeys(stamps)) or f"commit {commit()}"

@@ -77,7 +77,7 @@ def test_rows_of_a_table_share_their_teacher_which_is_a_row_itself(project, fast
     (teacher,) = (project / "runs" / "teachers").iterdir()
     top1 = json.loads((teacher / "summary.json").read_text())["top1_last"]
     run = project / "runs" / "group" / "cifar100" / "deit_tiny" / "seed1"
-    guided, teachers = "table2-CIFAR-100--DeiT-Ti--guided-*.json", "table2-CIFAR-100--ResNet-56-*.json"
+    guided, teachers = "table2-*guided-*.json", "table2-*ResNet-56-*.json"
     (row,) = content(project, guided)["rows"]
     assert (row["row"], row["paper"]) == ("CIFAR-100: DeiT-Ti, guided", 78.15)
     assert row["top1_last"]["mean"] == json.loads((run / "summary.json").read_text())["top1_last"]

@@ -265,6 +265,19 @@ def test_a_mistake_is_one_line_before_anything_is_trained(project, fastlg, argum
     assert not (project / "runs").exists()
 
 
+@pytest.mark.parametrize("root", ["student.yaml", "/proc/nothing", "/dev/null"])
+def test_a_folder_that_cannot_hold_the_table_is_refused_before_anything_is_trained(project, fastlg, root):
+    refused(
+        fastlg("sweep", "student.yaml", "guidance.weight=0,1", f"run.root={root}"), "cannot write", root, "run.root"
+    )
+
+
+def test_overrides_that_no_number_depends_on_leave_the_comparison_with_the_paper(project, fastlg):
+    pretend("paper/tables/table8/attention/seed1", "tables/table8/attention", last=40.0, best=41.5)
+    status, out, err = fastlg("reproduce", "table8", "engine.device=cpu", "--rows", "attention")
+    assert status == 0 and "overrides: engine.device=cpu\n" in out, (out, err)
+
+
 def test_a_table_is_made_by_one_process(project, fastlg, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
