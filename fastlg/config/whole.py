@@ -130,11 +130,6 @@ class Config(Section):
         return self.paper if isinstance(self.paper, list) else [self.paper] if self.paper else []
 
     @property
-    def paper_rows(self) -> list[PaperRow]:
-        """The published rows that this run repeats: one run may stand in several tables."""
-        return self.paper if isinstance(self.paper, list) else [self.paper] if self.paper else []
-
-    @property
     def run_dir(self) -> Path:
         return self.run.root / self.run.name
 

@@ -40,19 +40,6 @@ def paper(tmp_path, monkeypatch):
         reproducing.rows_of(7, [], "mine")
 
 
-@reaches("paper.table", "paper.row", "paper.top1")
-def paper(tmp_path, monkeypatch):
-    """They name the row of ``fastlg reproduce`` that a shipped config is."""
-    text = yaml.safe_load(Path("student.yaml").read_text())
-    path = tmp_path / "own.yaml"
-    path.write_text(yaml.safe_dump({**text, "paper": {"table": 8, "row": "mine", "top1": 12.5}}))
-    monkeypatch.setattr(reproducing, "shipped_configs", lambda: {str(path): path})
-    (row,) = reproducing.rows_of(8, [])
-    assert (row.label, row.paper, row.config.run.name) == ("mine", 12.5, "own")
-    with pytest.raises(UserError, match="no row of table7"):
-        reproducing.rows_of(7, [], "mine")
-
-
 SWITCHES = ("compile", "graph", "prefetch", "channels_last", "fold_norms", "fused_attention")
 
 
