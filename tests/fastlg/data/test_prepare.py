@@ -264,7 +264,7 @@ def test_parts_that_rotted_on_disk_are_decoded_again(source, tmp_path, monkeypat
 
 def test_sigkill_at_any_moment_leaves_no_store_and_no_orphan(source, tmp_path):
     code = (
-        "import os, sys, time; from fastlg.data.store.store import make, make_split as p; prepare = make.prepare\n"
+        "import os, sys, time; from fastlg.data.store import make, make_split as p; prepare = make.prepare\n"
         "p._TASK_ROWS = 1; honest = p._decode_many\n"
         "def endless_after_the_first(*a):\n"
         "    try: os.mkdir('begun')\n"
