@@ -116,10 +116,14 @@ FAULTS = [
         "first = 1e-3 * lr",
         f"{REACHES} -k record",
     ),
-    Fault("smoothing lost", ASSEMBLE, ", config.optim.label_smoothing)", ")", f"{REACHES} -k smoothing"),
     Fault(
-        "flips alternate never", "fastlg/data/loaders/crops.py", "bool(epoch % 2)", "False", f"{REACHES} -k alternat"
+        "smoothing lost",
+        ASSEMBLE,
+        ", config.drloc, config.optim.label_smoothing",
+        ", config.drloc",
+        f"{REACHES} -k smoothing",
     ),
+    Fault("flips alternate never", "fastlg/data/loaders/plan.py", "bool(epoch % 2)", "False", f"{REACHES} -k alternat"),
     Fault(
         "teacher never rests",
         "fastlg/train.py",
@@ -241,7 +245,7 @@ FAULTS = [
     Fault(
         "teacher without seed",
         "fastlg/teacher/recipe.py",
-        "[shaping, config.run.seed, fingerprints]",
+        "[shaping, recipe.run.seed, fingerprints]",
         "[shaping, fingerprints]",
         RECORD,
     ),
