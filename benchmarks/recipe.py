@@ -26,9 +26,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from harness import Stamp
+if __name__ == "__main__":  # run by its path: the repository's own modules, whatever lies beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
+from benchmarks.harness.bench import Stamp
 from fastlg.config import Config, config_from
 from fastlg.data.stores import open_stores
 from fastlg.errors import RunError, Stopped, UserError

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from made_images import write_images
 from tiny_project import STUDENT, TEACHER
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import recipe  # noqa: E402
+from benchmarks import recipe
 
 TOP1 = {("muon", True, 1e-3): [50.0, 60.0], ("muon", True, 2e-3): [56.0, 57.0], ("muon", True, 4e-3): [90.0]}
 TOP1 |= {("muon", False, 1e-3): [40.0, 41.0], ("muon", False, 2e-3): [40.0, 40.0]}
