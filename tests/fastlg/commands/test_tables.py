@@ -112,7 +112,7 @@ def test_rows_that_overrides_make_alike_are_one_run_and_the_table_says_so(projec
     assert not (project / "runs" / "mine" / "tables" / "table7" / "beta_1.5").exists()
 
 
-PUBLISHED = {  # a few of the paper's numbers, from its text
+PUBLISHED = {  # a few of the paper's numbers, by row
     1: {"DeiT-Ti": 65.08, "DeiT-Ti, guided": 78.15, "PVT-Ti, guided, 100 epochs": 76.20},
     2: {"Flowers-102: PVT-Ti, guided": 70.61, "Chaoyang: PVT-Ti": 73.68, "Flowers-102: ResNet-56 at 32 px": 59.83},
     3: {"T2T-ViT-14, Flowers-102": 31.73, "CvT-13, CIFAR-100, guided": 76.55},
