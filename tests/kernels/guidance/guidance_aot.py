@@ -26,7 +26,7 @@ from fastlg_kernels.guidance import tiles as guidance_configs
 MULTIPROCESSORS = {"sm80": 108, "sm90": 132}
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024}
 SMALLEST_SHARED_LIMIT = 99 * 1024  # compute capability 8.6, 8.9 and 12.0
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 KERNELS = ("flat_kernel", "window_kernel", "weight_grad_kernel", "token_grad_kernel", "reduce_kernel")
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 

@@ -1,8 +1,8 @@
 """Tile sizes of the guidance kernels per GPU family: data, chosen by shape and layout; nothing is timed at run time.
 
-Every entry compiles without register spills for the shapes and layouts of guidance_aot.py that choose it
-(on others ptxas may spill some bytes), and the safe ones take at most 99 KiB of shared memory there, which every GPU
-from compute capability 8.0 on has.
+Every entry compiles without register spills for the shapes and layouts of guidance_aot.py that choose it, with
+Triton 3.6.0, 3.7.1, 3.8.0 and 3.9.0 (on others ptxas may spill some bytes), and the safe ones take at most 99 KiB of
+shared memory there, which every GPU from compute capability 8.0 on has.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ class Config(NamedTuple):
     programs                programs per multiprocessor
     warps, stages           as Triton means them
     fused                   keep the tokens of a tile on the chip and make the weight gradient from them
+    registers               most per thread; where nothing is said, ptxas may stop at 128, for two blocks on a
+                            multiprocessor, and spill what is beyond
     """
 
     tokens: int = 64
@@ -29,11 +31,13 @@ class Config(NamedTuple):
     warps: int = 8
     stages: int = 2
     fused: bool = False
+    registers: int | None = None
 
     @property
     def launch(self) -> dict:
         """Launch options. Fusing multiply-adds is named because Triton's default for it changes with its version."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **limit}
 
 
 ANY = 1 << 30
@@ -61,14 +65,15 @@ class Row(NamedTuple):
 SAFE = (
     Row("flat", 2, Config(tokens=64, channels=64, dims=32)),
     Row("flat", 4, Config(tokens=32, channels=32, dims=16, warps=4)),
-    Row("window", 2, Config(channels=32, dims=16, rows=32)),
+    Row("window", 2, Config(channels=32, dims=16, rows=32), plain=True),
+    Row("window", 2, Config(channels=32, dims=16, registers=255)),
     Row("window", 4, Config(channels=32, dims=16), plain=True),
     Row("window", 4, Config(channels=16, dims=16)),
     Row("weight_grad", 2, Config(tokens=64, channels=64, dims=64)),
     Row("weight_grad", 4, Config(tokens=32, channels=64, dims=32, warps=4)),
     Row("token_grad", 2, Config(tokens=128, channels=64, dims=64, stages=1), plain=True),
     Row("token_grad", 2, Config(tokens=64, channels=64, dims=64, stages=1)),
-    Row("token_grad", 4, Config(tokens=64, channels=64, dims=32, stages=1)),
+    Row("token_grad", 4, Config(tokens=32, channels=64, dims=32, warps=4, stages=1)),
 )
 WINDOW_16 = Config(dims=16, rows=32, programs=1, warps=16, stages=1, fused=True)
 HOPPER = (
@@ -79,6 +84,8 @@ HOPPER = (
     Row("window", 2, Config(dims=32, programs=1, stages=1, fused=True), channels=192, side=16, plain=True),
     Row("window", 2, Config(dims=16), dim=16, side=32, plain=True),
     Row("window", 2, Config(dims=32), side=16, plain=True),
+    Row("window", 2, Config(channels=32, dims=16, rows=32), side=32),
+    Row("token_grad", 4, Config(tokens=64, channels=64, dims=32, stages=1)),
 )
 FAMILIES = {"sm90": HOPPER + SAFE}
 
