@@ -58,11 +58,6 @@ def assemble(
     model = new_model(config.model, config.teacher, len(stores.class_names))
     if begins and config.model.weights is not None:
         say(f"start    {begin_from(model, config.model.weights, stores.class_names)}")
-    if config.teacher is not None and len(model.blocks) != len(config.teacher.stages):
-        raise UserError(
-            f"model.blocks {model.blocks} and teacher.stages {config.teacher.stages} differ in length; "
-            "each guided block needs one stage"
-        )
     cached = None
     if teacher_model is not None and features is not None:
         cached = new_cached_teacher(config, stores, features, device, share.per_rank)
@@ -82,13 +77,7 @@ def assemble(
     teacher = cached
     if norm_stats is not None:
         teacher = new_online_teacher(config, teacher_model, device, dtype, switches)
-    unit = GuidedStudent(
-        model, teacher.dims if teacher else [], config.guidance, config.drloc, config.optim.label_smoothing
-    )
-    use_fused_attention(unit.student, switches.fused_attention)
-    unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
-    if switches.channels_last and config.model.is_cnn:
-        unit = unit.to(memory_format=torch.channels_last)
+    unit = new_unit(config, model, teacher, device, switches)
     train_loader = new_loader(config, stores.train, device, train=True)
     return Parts(
         config=config,
@@ -120,6 +109,17 @@ def assemble(
         ),
         teacher_id=teacher_id,
     )
+
+
+def new_unit(
+    config: Config, model: nn.Module, teacher: OnlineTeacher | CachedTeacher | None, device: torch.device, on: Switches
+) -> GuidedStudent:
+    """What is trained: the student and every loss, on the device and in the memory layout of the run."""
+    dims = teacher.dims if teacher else []
+    unit = GuidedStudent(model, dims, config.guidance, config.drloc, config.optim.label_smoothing)
+    use_fused_attention(unit.student, on.fused_attention)
+    unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
+    return unit.to(memory_format=torch.channels_last) if on.channels_last and config.model.is_cnn else unit
 
 
 def new_online_teacher(

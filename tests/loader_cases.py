@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
 
 from fastlg.batch import Batch
 from fastlg.data.loaders.plan import SamplePlan
+from fastlg.data.sources.choose import open_source
+from fastlg.data.store.beton_write import write_beton
+from fastlg.data.store.make import open_store, prepare
+from fastlg.data.store.store import Store
 
 SIZES = [(17, 33), (64, 20), (31, 32), (50, 75), (5, 9), (40, 40), (96, 61), (33, 17)]  # height, width
 TRAIN_COUNT, TEST_COUNT = 21, 10
@@ -46,3 +53,15 @@ def assert_same_samples(batches: list[Batch], oracle: list[Batch]) -> None:
 def differences(batches: list[Batch], oracle: list[Batch]) -> torch.Tensor:
     """Absolute differences of all pixels, int32 [N, S, S, 3]."""
     return (joined(batches).images.int() - joined(oracle).images.int()).abs()
+
+
+def photographs_as_beton(shared: Path, folder: Path) -> Store:
+    """A store of photographs with their JPEG files in a .beton beside it."""
+    for i, path in enumerate(sorted((shared / "data/flowers17/decode-sample-256").glob("*.jpg"))[::16]):
+        for split in ("train", "test"):
+            of_class = folder / "source" / split / "ab"[i % 2]
+            of_class.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, of_class)
+    store = open_store(prepare(str(folder / "source"), folder / "store", workers=1), "train")
+    write_beton(store, mode="jpeg", source=open_source(str(folder / "source"), "train"))
+    return store

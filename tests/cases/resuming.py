@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from patience import HANG_S, wait_until
 
+from fastlg.engine.plain import PlainEngine
 from fastlg.run.checkpoint import load_checkpoint
 
 TIMES = {"images_per_s", "wall_s"}
@@ -39,3 +42,20 @@ def assert_same_run(one, other) -> None:
     for name, moments in first["engine"]["optimizer"].items():
         for moment, value in moments.items():
             assert torch.equal(value, second["engine"]["optimizer"][name][moment]), (name, moment)
+
+
+@contextmanager
+def cut_before_step(monkeypatch, number: int) -> Iterator[None]:
+    """Inside, a run of this process ends before its step ``number``, counted from 1, as a second Ctrl-C does."""
+    plain, taken = PlainEngine.step, []
+
+    def step(self, *arguments):
+        taken.append(1)
+        if len(taken) == number:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainEngine, "step", step)
+        yield
+    assert len(taken) == number

@@ -101,7 +101,8 @@ class _Alarm:
 
     def close(self) -> None:
         """Gives the signal back to whose it was, unless that is torch."""
-        if self.is_set and signal.getsignal(signal.SIGCHLD) == self._heard:
+        is_main = threading.current_thread() is threading.main_thread()  # else left open, and collected elsewhere
+        if self.is_set and is_main and signal.getsignal(signal.SIGCHLD) == self._heard:
             is_torchs = getattr(self.before, "__module__", "").startswith("torch.utils.data")
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if self.before is None or is_torchs else self.before)
 

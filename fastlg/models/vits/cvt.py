@@ -51,11 +51,7 @@ class ConvolutionalTransformer(TokenModel):
             )
             self.stages.append(stage)
         self.norm = nn.LayerNorm(self.num_features, eps=EPS)
-        self.feature_blocks = [sum(depths[: number + 1]) - 1 for number in range(len(depths))]
-        self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**number, "module": f"stages.{number}"}
-            for number, dim in enumerate(embed_dims)
-        ]
+        self.describe_pyramid(embed_dims, depths)
         self.init_weights()
 
     @torch.no_grad()

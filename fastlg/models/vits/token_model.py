@@ -45,6 +45,14 @@ class TokenModel(nn.Module):
         self.feature_blocks: list[int] = []
         self.reset_classifier(num_classes, global_pool)
 
+    def describe_pyramid(self, embed_dims: Sequence[int], depths: Sequence[int]) -> None:
+        """Sets ``feature_info`` and ``feature_blocks`` of stages on maps of a quarter, an eighth, ... of the image."""
+        self.feature_blocks = [sum(depths[: number + 1]) - 1 for number in range(len(depths))]
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**number, "module": f"stages.{number}"}
+            for number, dim in enumerate(embed_dims)
+        ]
+
     def walk(
         self, images: Tensor, wanted: frozenset[int] = frozenset(), until: int | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:

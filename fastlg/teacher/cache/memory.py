@@ -16,7 +16,6 @@ from fastlg.errors import UserError
 from fastlg.teacher.cache.shard import ShardedRows, agreed_minimum
 
 SHARE = 0.5  # of the free memory that "auto" lets a cache take
-PLACES = ("device", "shard", "host", "mmap")
 
 
 class RowReader:
@@ -118,7 +117,8 @@ class ReadAhead:
 
 
 def choose_place(size: int, device: torch.device, memory: str) -> str:
-    """One of PLACES for ``size`` bytes, the same on all ranks; "auto" takes the first that half of what is free holds.
+    """device, shard, host or mmap for ``size`` bytes, the same on all ranks; "auto" takes the first of them that half
+    of what is free holds.
 
     Raises UserError for a shard of one process.
     """

@@ -9,9 +9,8 @@ import timm
 import torch
 import yaml
 from refusals import refused
-from resuming import assert_same_run, rows
+from resuming import assert_same_run, cut_before_step, rows
 
-from fastlg.engine.plain import PlainEngine
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.run.trained import load_trained
 
@@ -69,16 +68,7 @@ def test_a_run_with_distances_stopped_in_the_middle_ends_in_the_same_bits_and_ex
     status, out, err = fastlg(*common, "run.name=whole")
     assert status == 0, err
     whole, cut = here / "runs" / "whole", here / "runs" / "cut"
-    plain, taken = PlainEngine.step, []
-
-    def step(self, *arguments):
-        taken.append(1)
-        if len(taken) == 7:  # in the second epoch
-            raise KeyboardInterrupt
-        return plain(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PlainEngine, "step", step)
+    with cut_before_step(monkeypatch, 7):  # in the second epoch
         assert fastlg(*common, "run.name=cut")[0] != 0
     status, out, err = fastlg(*common, "run.name=cut")
     assert status == 0 and "resumed" in out, err

@@ -9,10 +9,9 @@ import torch
 import yaml
 from made_images import write_images
 from refusals import refused
-from resuming import assert_same_run
+from resuming import assert_same_run, cut_before_step
 from safetensors.torch import save_file
 
-from fastlg.engine.plain import PlainEngine
 from fastlg.run.checkpoint import load_checkpoint
 
 SHORT = ("optim.epochs=1", "optim.global_batch_size=39", "teacher=null")
@@ -85,16 +84,7 @@ def test_a_stopped_run_goes_on_without_its_start_and_only_under_the_same_name(he
     shutil.copytree(donor, here / "runs" / "mine")
     common = ("train", "student.yaml", "teacher=null", "log.checkpoint_steps=1", "model.weights=runs/mine")
     assert fastlg(*common, "run.name=whole")[0] == 0
-    plain, taken = PlainEngine.step, []
-
-    def step(self, *arguments):
-        taken.append(1)
-        if len(taken) == 7:
-            raise KeyboardInterrupt
-        return plain(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PlainEngine, "step", step)
+    with cut_before_step(monkeypatch, 7):
         assert fastlg(*common, "run.name=cut")[0] != 0
     refused(fastlg(*common[:-1], "run.name=cut"), "model.weights", "another config")
     refused(fastlg(*common[:-1], "run.name=cut", "model.weights=runs/donor"), "model.weights", "another config")

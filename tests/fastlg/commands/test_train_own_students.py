@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 import yaml
+from resuming import cut_before_step
 
-from fastlg.engine.plain import PlainEngine
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.run.trained import load_trained
 
@@ -43,19 +43,8 @@ def test_a_guided_run_stopped_in_the_middle_ends_in_the_same_bits_and_is_evaluat
     assert status == 0, err
     whole, cut = project / "runs" / "whole", project / "runs" / "cut"
     assert all(row["loss_guidance"] > 0 for row in rows(whole) if row["kind"] == "train")
-
-    plain, taken = PlainEngine.step, []
-
-    def step(self, *arguments):
-        taken.append(1)
-        if len(taken) == 7:  # in the second epoch
-            raise KeyboardInterrupt
-        return plain(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PlainEngine, "step", step)
+    with cut_before_step(monkeypatch, 7):  # in the second epoch
         assert fastlg(*common, "run.name=cut")[0] != 0
-    assert len(taken) == 7
     status, out, err = fastlg(*common, "run.name=cut")
     assert status == 0 and "resumed" in out, err
     assert rows(whole) == rows(cut)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from engine_cases import DRLOC, TWO_RANKS, trained
 from patience import HANG_S
-from tiny_project import write_project
 
 from fastlg.assemble import assemble
 from fastlg.config import load_config
@@ -45,17 +44,10 @@ def assert_same(one: dict, other: dict, tolerance: float) -> None:
             torch.testing.assert_close(found, value, rtol=100 * tolerance, atol=tolerance)
 
 
-@pytest.fixture(scope="module")
-def plain_project(tmp_path_factory, image_folder):
-    folder = tmp_path_factory.mktemp("engines")
-    write_project(folder, image_folder)
-    return folder
-
-
 @pytest.fixture
-def here(plain_project, monkeypatch):
-    monkeypatch.chdir(plain_project)
-    monkeypatch.setenv("FASTLG_CACHE", str(plain_project / "cache"))
+def here(shared_project, monkeypatch):
+    monkeypatch.chdir(shared_project)
+    monkeypatch.setenv("FASTLG_CACHE", str(shared_project / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +129,13 @@ def outcomes(project, path, world_size: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def of_one_rank(plain_project, tmp_path_factory):
-    return outcomes(plain_project, tmp_path_factory.mktemp("one") / "outcomes.pt", 1)
+def of_one_rank(shared_project, tmp_path_factory):
+    return outcomes(shared_project, tmp_path_factory.mktemp("one") / "outcomes.pt", 1)
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(plain_project, tmp_path_factory):
-    return outcomes(plain_project, tmp_path_factory.mktemp("two") / "outcomes.pt", 2)
+def of_two_ranks(shared_project, tmp_path_factory):
+    return outcomes(shared_project, tmp_path_factory.mktemp("two") / "outcomes.pt", 2)
 
 
 @pytest.mark.parametrize("stage", range(4))

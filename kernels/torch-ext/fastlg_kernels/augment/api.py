@@ -12,7 +12,6 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..devices import takes_triton
 from .inputs import (
     RaggedImages,
     check_boxes,
@@ -23,6 +22,7 @@ from .inputs import (
     fill_colour,
     image_sizes,
     kind,
+    takes_triton,
     three,
 )
 from .plain import augment as augment_torch

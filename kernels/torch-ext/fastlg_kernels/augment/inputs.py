@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..devices import HAS_TRITON
+
 
 class RaggedImages(NamedTuple):
     """Images of mixed sizes stored back to back; the other form is a dense batch, uint8 [N, H, W, 3].
@@ -38,6 +40,11 @@ def image_sizes(images: Tensor | RaggedImages) -> Tensor:
     if isinstance(images, Tensor):
         return torch.tensor(images.shape[1:3]).expand(images.shape[0], 2)
     return images.sizes
+
+
+def takes_triton(images: Tensor) -> bool:
+    """Whether these images are worked on by the Triton kernels: they lie on a GPU and Triton is installed."""
+    return images.is_cuda and HAS_TRITON
 
 
 def check_images(images: Tensor | RaggedImages) -> int:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..devices import takes_triton
 from .api import ERASED_AREA, ERASED_RATIO
-from .inputs import check_flip, check_images, check_resample, check_seeds, fill_colour, three
+from .inputs import check_flip, check_images, check_resample, check_seeds, fill_colour, takes_triton, three
 from .plain import augment as augment_torch
 from .rand_augment import RandAugmentDraw, RandAugmentSpec, draw_rand_augment
 

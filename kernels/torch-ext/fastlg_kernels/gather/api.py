@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..devices import takes_triton
+from ..devices import HAS_TRITON
 
 RULES = ("exact", "cell")
 
@@ -57,7 +57,7 @@ def gather_maps(
     flip   bool [N] or None; only with boxes
     impl   "auto": one Triton kernel where the tensors are on a CUDA device, else torch; "triton", "torch"
     """
-    if impl == "triton" or (impl == "auto" and takes_triton(source)):
+    if impl == "triton" or (impl == "auto" and source.is_cuda and HAS_TRITON):
         from .launch import gather_triton
 
         return gather_triton(source, rows, boxes, flip, clip_to_box=rule == "cell")

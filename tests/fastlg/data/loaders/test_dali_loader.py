@@ -8,7 +8,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from loader_cases import TRAIN_COUNT, assert_same_samples, differences, joined, plan, write_pictures
+from loader_cases import (
+    TRAIN_COUNT,
+    assert_same_samples,
+    differences,
+    joined,
+    photographs_as_beton,
+    plan,
+    write_pictures,
+)
 
 from fastlg.data.loaders.torch import TorchLoader
 from fastlg.data.sources.choose import open_source
@@ -75,13 +83,7 @@ def test_pixels_away_from_the_edge_are_pillows_within_one_level(path, options):
 
 
 def test_photographs_are_pillows_within_one_level_on_995_of_1000_values_edges_included(shared, tmp_path):
-    for i, path in enumerate(sorted((shared / "data/flowers17/decode-sample-256").glob("*.jpg"))[::16]):
-        for split in ("train", "test"):
-            folder = tmp_path / "source" / split / "ab"[i % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, folder)
-    store = open_store(prepare(str(tmp_path / "source"), tmp_path / "store", workers=1), "train")
-    write_beton(store, mode="jpeg", source=open_source(str(tmp_path / "source"), "train"))
+    store = photographs_as_beton(shared, tmp_path)
     for train in (True, False):
         settings = plan(size=224, train=train)
         errors = differences(dali_loader(store, settings).epoch(0), TorchLoader(store, settings).epoch(0))

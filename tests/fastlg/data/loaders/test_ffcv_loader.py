@@ -9,7 +9,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from loader_cases import TRAIN_COUNT, assert_same_samples, differences, joined, plan, write_pictures
+from loader_cases import (
+    TRAIN_COUNT,
+    assert_same_samples,
+    differences,
+    joined,
+    photographs_as_beton,
+    plan,
+    write_pictures,
+)
 from patience import HANG_S
 from PIL import Image
 
@@ -279,13 +287,7 @@ def test_jpeg_pixels_stay_within_a_few_levels_of_pillows(ffcv, jpegs, options):
 
 
 def test_jpeg_photographs_stay_within_8_levels_and_1_on_average(ffcv, shared, tmp_path):
-    for i, path in enumerate(sorted((shared / "data/flowers17/decode-sample-256").glob("*.jpg"))[::16]):
-        for split in ("train", "test"):
-            folder = tmp_path / "source" / split / "ab"[i % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, folder)
-    store = open_store(prepare(str(tmp_path / "source"), tmp_path / "store", workers=1), "train")
-    write_beton(store, mode="jpeg", source=open_source(str(tmp_path / "source"), "train"))
+    store = photographs_as_beton(shared, tmp_path)
     settings = plan(size=224)
     error = differences(ffcv_loader(store, settings).epoch(0), TorchLoader(store, settings).epoch(0)).float()
     assert error.max() <= 8 and error.mean() < 1.2
