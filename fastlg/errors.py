@@ -36,11 +36,23 @@ class RunError(_OneLine):
 
 
 class Stopped(Exception):
-    """The run saved and leaves because of a signal. ``status`` is the shell's: 128 + signal number."""
+    """The run saved and leaves because of a signal. ``status`` is the shell's: 128 + signal number.
+
+    ``ASKS`` are the signals that ask for it: a scheduler's, Ctrl-C, SLURM's before it preempts a job (SIGUSR1, which
+    leaves as SIGTERM does), and that of a terminal or connection that is gone.
+    """
+
+    ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self, signum: int):
+        signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
         self.status = 128 + signum
         super().__init__(signal.Signals(signum).name)
+
+    @classmethod
+    def heard(cls) -> tuple[signal.Signals, ...]:
+        """ASKS, without SIGHUP below nohup, which has it ignored so that the run outlives its terminal."""
+        return tuple(one for one in cls.ASKS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN)
 
 
 class Silenced(Exception):

@@ -291,7 +291,7 @@ def _destroy_gloo() -> None:
 def _ignore_further_requests() -> None:
     """This process leaves in seconds; torchrun asks it to while it still finds out whom to name."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 
 import torch
 
-from fastlg.errors import UserError
+from fastlg.errors import Stopped, UserError
 from fastlg.ranks.say import say
 
 GRACE_S = 10.0  # for the other ranks to say what they have to say and leave by themselves
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def check_count(count: int, device: str) -> None:
@@ -40,7 +39,7 @@ def launch(count: int, arguments: list[str]) -> int:
     The first rank that fails takes the others with it; a signal to this process reaches all of them.
     """
     ranks = Ranks()
-    previous = {number: signal.signal(number, ranks.forward) for number in FORWARDED}
+    previous = {number: signal.signal(number, ranks.forward) for number in Stopped.heard()}
     try:
         ranks.start(count, arguments)
         return ranks.wait()
@@ -95,7 +94,7 @@ class Ranks:
         if code >= 0:
             return code
         if -code == self.forwarded:
-            return 128 + (signal.SIGTERM if self.forwarded == signal.SIGUSR1 else self.forwarded)
+            return Stopped(self.forwarded).status
         say(f"rank {rank} was ended by {signal.Signals(-code).name}")
         return 1
 

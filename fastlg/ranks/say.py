@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
+import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -15,13 +18,60 @@ from fastlg.errors import first_line, printable
 from fastlg.ranks.group import is_first
 
 
+def _to_nowhere(*streams: TextIO) -> None:
+    """Whoever read them left (``| head``, a closed terminal); the run goes on and its files hold everything."""
+    with open(os.devnull, "wb") as nowhere:
+        for stream in streams:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _is_gone(stream: TextIO) -> bool:
+    """Whether it leads to a terminal that was closed: to ``isatty`` that is no terminal any more."""
+    try:
+        termios.tcgetattr(stream.fileno())
+    except termios.error as error:
+        return error.args[0] == errno.EIO
+    return False
+
+
+class _Lasting:
+    """A stream that may outlive the terminal it leads to, whose writers get EIO from then on."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._tried(self.stream.write, text)
+
+    def flush(self) -> None:
+        self._tried(self.stream.flush)
+
+    def _tried(self, act: Callable, *arguments: str) -> Any:
+        try:
+            return act(*arguments)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            _to_nowhere(*filter(_is_gone, (sys.stdout, sys.stderr)))
+
+
 class _Console(Console):
     def __init__(self, **options):
         super().__init__(highlight=False, soft_wrap=True, emoji=False, **options)  # ":b:" in a path is no emoji
 
     def on_broken_pipe(self) -> None:
-        """Whoever read the output left (``| head``); the run goes on and its files hold everything."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)
+
+    @property
+    def file(self) -> TextIO:
+        return _Lasting(Console.file.fget(self))
+
+    @file.setter
+    def file(self, stream: TextIO) -> None:
+        Console.file.fset(self, stream)
 
 
 console = _Console()

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 become a request that the loop honours between two steps."""
+"""SIGTERM, SIGINT, SIGUSR1 and SIGHUP become a request that the loop honours between two steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from fastlg.ranks.group import Agreement
 class StopRequest:
     """``with StopRequest() as stop``: ``stop.poll()`` tells between two steps whether a signal came to any rank.
 
-    The same signal acts at once when it comes again. SIGUSR1 is what SLURM sends before it preempts a job; it leaves
-    with SIGTERM's status, 143. A rank whose launcher died asks to stop as if SIGTERM had come.
+    The same signal acts at once when it comes again. A rank whose launcher died asks to stop as if SIGTERM had come.
     """
-
-    HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self):
         self.signum: int | None = None
@@ -25,7 +22,7 @@ class StopRequest:
         self.launcher = int(launcher) if launcher.isdecimal() else 0
 
     def __enter__(self) -> StopRequest:
-        self.previous = {number: signal.signal(number, self._on_signal) for number in self.HANDLED}
+        self.previous = {number: signal.signal(number, self._on_signal) for number in Stopped.heard()}
         return self
 
     def __exit__(self, *exception) -> None:
@@ -48,6 +45,6 @@ class StopRequest:
         return agreed != 0
 
     def _on_signal(self, signum: int, frame) -> None:
-        self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
+        self.signum = signum
         # Its own handler alone: another signal that has come meanwhile would find none, which Python reports.
         signal.signal(signum, self.previous[signum])

@@ -18,7 +18,6 @@ import torch
 
 from fastlg.commands.many.rows import Single
 from fastlg.errors import RunError, Stopped, UserError, brief, printable
-from fastlg.ranks.launch import FORWARDED
 from fastlg.ranks.say import say
 from fastlg.run.report import Pulse
 
@@ -68,7 +67,7 @@ class Pool:
     def run(self, singles: Sequence[Single], on_end: Callable[[], None]) -> None:
         """``on_end`` is called after each. Raises Stopped when a signal came: the runs have saved and left."""
         waiting = deque(singles)
-        previous = {number: signal.signal(number, self._on_signal) for number in FORWARDED}
+        previous = {number: signal.signal(number, self._on_signal) for number in Stopped.heard()}
         try:
             with Pulse(lambda: f"at work  {len(self.going)} running, {len(waiting)} waiting"):
                 while self.going or (waiting and self.signum is None):
@@ -83,7 +82,7 @@ class Pool:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self.signum is not None:
-            raise Stopped(signal.SIGTERM if self.signum == signal.SIGUSR1 else self.signum)
+            raise Stopped(self.signum)
 
     def _begin(self, single: Single, on_end: Callable[[], None]) -> None:
         where = f"{single.label}, seed {single.seed}"
@@ -146,7 +145,8 @@ class Pool:
             except UserError as error:
                 single.why = str(error)
         if single.state == "running":
-            is_stopped = status in (130, 143) or (self.signum is not None and status < 0)
+            of_signals = [Stopped(number).status for number in Stopped.ASKS]
+            is_stopped = status in of_signals or (self.signum is not None and status < 0)
             single.state = "stopped" if is_stopped else "failed"
             single.why = single.why or _reason(own.last, status)
         result = single.why or f"top-1 {single.summary['top1_last']:.2f} %"

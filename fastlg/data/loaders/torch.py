@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastlg.batch import Batch
 from fastlg.data.loaders.plan import SamplePlan
 from fastlg.data.store.store import Store
-from fastlg.errors import RunError
+from fastlg.errors import RunError, Stopped
 
 LOOK_S = 5.0  # between two looks at the workers
 DEATH_S = 2.0  # from the end of a worker's connections to its own
@@ -181,7 +181,7 @@ def _is_stopped(pid: int) -> bool:
 
 def _leave_signals_to_the_parent(worker: int) -> None:
     """A scheduler, or Ctrl-C, signals every process of a job; the parent saves and then ends its workers itself."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in Stopped.ASKS:
         signal.signal(number, signal.SIG_IGN)
 
 

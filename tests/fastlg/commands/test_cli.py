@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,12 @@ def test_help_and_no_command_at_all_show_the_commands(fastlg):
         assert status == wanted and "compare" in out
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
-def test_a_stop_request_waits_for_the_loop_and_carries_the_shells_status(number, status):
+ENDS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "status"), ENDS)
+def test_a_stop_request_waits_for_the_loop_and_carries_the_shells_status(number, status, request):
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))  # as without nohup
     before = signal.getsignal(number)
     with StopRequest() as stop:
         stop.raise_if_set()

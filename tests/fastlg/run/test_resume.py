@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from patience import HANG_S, wait_until
 from resuming import assert_same_run, finish, wait_for_rows
 
 from fastlg.run.checkpoint import load_checkpoint
@@ -17,8 +18,8 @@ from fastlg.run.checkpoint import load_checkpoint
 STEPS = 19  # an epoch: 78 images in batches of 4, the last partial one dropped
 
 
-def start(folder, *overrides, name="student"):
-    command = [
+def command_of(name, *overrides):
+    return [
         sys.executable,
         "-m",
         "fastlg",
@@ -31,11 +32,17 @@ def start(folder, *overrides, name="student"):
         "log.every_steps=1",
         *overrides,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FASTLG_CACHE": str(folder / "cache")}
+
+
+def environment_of(folder):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "FASTLG_CACHE": str(folder / "cache")}
+
+
+def start(folder, *overrides, name="student"):
     return subprocess.Popen(
-        command,
+        command_of(name, *overrides),
         cwd=folder,
-        env=environment,
+        env=environment_of(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -113,6 +120,36 @@ def test_a_signal_saves_leaves_with_its_status_and_the_same_command_goes_on(
     assert 0 < position["epoch"] * STEPS + position["batch"] < 3 * STEPS
     code, out, err = finish(start(shared_project, "log.checkpoint_steps=0", name=name))
     assert code == 0 and "resumed" in out, err
+    assert_same_run(uninterrupted, run)
+
+
+AT_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("hang_up", ["SIG_DFL", "SIG_IGN"], ids=["alone", "below nohup"])
+def test_a_terminal_that_is_closed_loses_nothing(shared_project, uninterrupted, hang_up):
+    name, overrides = f"closed-{hang_up}", ("log.checkpoint_steps=0", "data.workers=2")
+    run, command = shared_project / "runs" / name, command_of(name, *overrides)
+    terminal, side = os.openpty()
+    at_it = [sys.executable, "-c", AT_A_TERMINAL, hang_up, *command[1:]]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), side)
+    process = subprocess.Popen(
+        at_it, cwd=shared_project, env=environment_of(shared_project), **streams, start_new_session=True
+    )
+    os.close(side)
+    wait_until(lambda: b"epoch 2/" in os.read(terminal, 1 << 16), lambda: process.poll() is None)
+    os.close(terminal)
+    assert process.wait(HANG_S) == (129 if hang_up == "SIG_DFL" else 0)  # 128 + SIGHUP
+    if hang_up == "SIG_DFL":
+        position = load_checkpoint(run / "checkpoints" / "last.pt")["position"]
+        assert 0 < position["epoch"] * STEPS + position["batch"] < 3 * STEPS
+        code, out, err = finish(start(shared_project, *overrides, name=name))
+        assert code == 0 and "resumed" in out, err
     assert_same_run(uninterrupted, run)
 
 
