@@ -6,22 +6,25 @@
 Every cell is one ``fastlg train`` of a setting below with overrides. Its row is appended to OUT/SETTING.jsonl as soon
 as it is there, and a cell whose row is there already is not trained again: stop it when you like, the same command goes
 on. ``rates`` gives each optimizer the same learning rates, for a comparison at one rate flatters whoever it suits;
-``levers`` then adds one lever at a time to Muon, guided and unguided each at its own best rate so far. ``table`` prints
-what there is and writes it to recipe-SETTING.json.
+and the best of each is trained with the other seeds; ``levers`` then adds one lever at a time to Muon, guided and
+unguided each at its own best rate so far. ``table`` prints what there is and writes it to recipe-SETTING.json.
 
 One teacher, seed 0, guides all seeds of a setting, so the spread is the students' own. Seconds are processor time of
-the whole training, evaluations included: a shared machine's wall clock says little.
+the whole training, evaluations included: a shared machine's wall clock says little. ``--jobs`` trains several cells at
+once, each on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -110,18 +113,22 @@ class Book:
         return [row["top1_last"] for row in self.rows if what.items() <= row["cell"].items()]
 
     def best_rate(self, optimizer: str, guided: bool) -> float:
-        """Of the highest mean; of those with most seeds."""
+        """The one with the highest top-1 at seed 0, which tries them all."""
         found = {}
         for lr in RATES[optimizer, guided]:
-            if own := self.top1(optimizer=optimizer, lr=lr, guided=guided, lever=""):
-                found[lr] = (len(own), statistics.fmean(own))
+            if own := self.top1(optimizer=optimizer, lr=lr, guided=guided, lever="", seed=0):
+                found[lr] = own[0]
         if not found:
             raise SystemExit(f"{self.path} has no rates of {optimizer} yet; run rates first")
         return max(found, key=found.get)
 
+    def best_rates(self) -> list[float]:
+        return [self.best_rate(optimizer, guided) for optimizer, guided in RATES]
 
-def rate_cells(setting: str, seed: int) -> Iterator[Cell]:
-    for rates in zip(*RATES.values(), strict=True):
+
+def rate_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    """Seed 0 tries every rate; the others are trained at the best of them."""
+    for rates in [book.best_rates()] if seed else zip(*RATES.values(), strict=True):
         for (optimizer, guided), lr in zip(RATES, rates, strict=True):
             yield Cell(setting, optimizer, lr, guided, "", seed)
 
@@ -147,10 +154,10 @@ def with_teacher(config: Config) -> tuple[Config, float]:
     return config.replace({"teacher.weights": str(recipe.run_dir)}), top1
 
 
-def measure(cell: Cell, config: Config, teacher_top1: float) -> dict:
+def measure(cell: Cell, overrides: dict, config: Config, teacher_top1: float) -> dict:
     """Trains one cell, from its start; its folder is gone afterwards."""
     name = "-".join(map(str, cell)).replace(".", "_")
-    config = config.replace({**cell.overrides(), "run.name": name})
+    config = config.replace({**overrides, "run.name": name})
     shutil.rmtree(config.run_dir, ignore_errors=True)
     stamp = asdict(Stamp.of(torch.device("cpu"), " ".join(["python benchmarks/recipe.py", *sys.argv[1:]])))
     start = time.process_time()
@@ -160,7 +167,7 @@ def measure(cell: Cell, config: Config, teacher_top1: float) -> dict:
     shutil.rmtree(config.run_dir)
     return {
         "cell": cell._asdict(),
-        "overrides": cell.overrides(),
+        "overrides": overrides,
         **{key: summary[key] for key in ("top1_last", "top1_best", "top5_last", "epochs", "wall_s")},
         "processor_s": spent,
         "curve": curve,
@@ -192,6 +199,7 @@ def main() -> int:
     parser.add_argument("what", choices=("rates", "levers", "all", "table"))
     parser.add_argument("--images", type=Path, help="the folder that holds the settings' images")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="cells trained at once")
     parser.add_argument("--only", nargs="*", metavar="LEVER", help="of the levers, these")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"))
     parser.add_argument("--results", type=Path, help="where recipe-SETTING.json is written")
@@ -202,10 +210,10 @@ def main() -> int:
         if options.images is None:
             parser.error("give --images")
         config, teacher_top1 = with_teacher(base(options.setting, options.images, options.out))
-        for cell in todo(options, book):
-            if not book.has(cell):
-                book.add(measure(cell, config, teacher_top1))
-                print(f"recipe {book.rows[-1]['top1_last']:.1f} % {cell}", flush=True)
+        for cells in phases(options, book):
+            for row in measured([cell for cell in cells if not book.has(cell)], config, teacher_top1, options.jobs):
+                book.add(row)
+                print(f"recipe {row['top1_last']:.1f} % {Cell(**row['cell'])}", flush=True)
     print(table(book.rows))
     if options.results:
         path = options.results / f"recipe-{options.setting}.json"
@@ -213,16 +221,26 @@ def main() -> int:
     return 0
 
 
-def todo(options: argparse.Namespace, book: Book) -> Iterator[Cell]:
-    """All rates of all seeds come before the levers, whose rates they choose."""
+def phases(options: argparse.Namespace, book: Book) -> Iterator[list[Cell]]:
+    """Cells that need no row of one another: what the next phase trains is chosen by the rows before it."""
     if options.what in ("rates", "all"):
-        for seed in range(options.seeds):
-            yield from rate_cells(options.setting, seed)
+        for seeds in ([0], range(1, options.seeds)):
+            yield [cell for seed in seeds for cell in rate_cells(options.setting, seed, book)]
     if options.what in ("levers", "all"):
-        for seed in range(options.seeds):
-            for cell in lever_cells(options.setting, seed, book):
-                if not options.only or cell.lever in options.only:
-                    yield cell
+        cells = (cell for seed in range(options.seeds) for cell in lever_cells(options.setting, seed, book))
+        yield [cell for cell in cells if not options.only or cell.lever in options.only]
+
+
+def measured(cells: list[Cell], config: Config, teacher_top1: float, jobs: int) -> Iterator[dict]:
+    """The row of each cell, as they come; with ``jobs`` above 1 each in a process of its own with one thread."""
+    if jobs == 1:
+        yield from (measure(cell, cell.overrides(), config, teacher_top1) for cell in cells)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(measure, cell, cell.overrides(), config, teacher_top1) for cell in cells]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 if __name__ == "__main__":
