@@ -1,13 +1,14 @@
 """Levers of the recipe on real images: top-1 against epochs and seconds, guided and unguided, over seeds.
 
-    python benchmarks/recipe.py mini rates|levers|all --images FOLDER [--seeds 3] [--only LEVER ...]
+    python benchmarks/recipe.py mini rates|levers|teachers|all --images FOLDER [--seeds 3] [--only LEVER ...]
     python benchmarks/recipe.py mini table [--out runs/recipe] [--results benchmarks/results]
 
 Every cell is one ``fastlg train`` of a setting below with overrides. Its row is appended to OUT/SETTING.jsonl as soon
 as it is there, and a cell whose row is there already is not trained again: stop it when you like, the same command goes
 on. ``rates`` gives each optimizer the same learning rates, for a comparison at one rate flatters whoever it suits;
 and the best of each is trained with the other seeds; ``levers`` then adds one lever at a time to Muon, guided and
-unguided each at its own best rate so far. ``table`` prints what there is and writes it to recipe-SETTING.json.
+unguided each at its own best rate so far; ``teachers`` trains the teacher itself with few epochs. ``table`` prints what
+there is and writes it to recipe-SETTING.json.
 
 One teacher, seed 0, guides all seeds of a setting, so the spread is the students' own. Seconds are processor time of
 the whole training, evaluations included: a shared machine's wall clock says little. ``--jobs`` trains several cells at
@@ -74,11 +75,13 @@ LEVERS: dict[str, dict] = {
     "24, 32, 48 px": {"model.resolution": [[0.0, 24], [0.3, 32], [0.6, 48]]},
     "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
 }
+TEACHERS = {("sgd", 6): (0.05, 0.1, 0.2), ("sgd", 2): (0.05, 0.1, 0.2), ("muon", 2): (4e-3, 8e-3, 1.6e-2)}  # epochs
+TEACHER_LEVER = "teacher, "
 GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
 
 
 class Cell(NamedTuple):
-    """One training: ``lever`` names an entry of LEVERS, "" is none."""
+    """One training: ``lever`` names an entry of LEVERS, or "teacher, N epochs"; "" is a student without any."""
 
     setting: str
     optimizer: str
@@ -89,7 +92,14 @@ class Cell(NamedTuple):
 
     def overrides(self) -> dict:
         own = {"optim.name": self.optimizer, "optim.lr": self.lr, "optim.min_lr": self.lr / 100, "run.seed": self.seed}
+        if self.epochs:
+            return {**own, "optim.epochs": self.epochs}
         return {**own, **({} if self.guided else {"teacher": None}), **LEVERS.get(self.lever, {})}
+
+    @property
+    def epochs(self) -> int:
+        """Of a teacher's training; 0 of a student's."""
+        return int(self.lever.split()[1]) if self.lever.startswith(TEACHER_LEVER) else 0
 
 
 class Book:
@@ -108,16 +118,11 @@ class Book:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def top1(self, **what) -> list[float]:
-        """Last top-1 of all seeds of the cells that agree with ``what``."""
-        return [row["top1_last"] for row in self.rows if what.items() <= row["cell"].items()]
-
-    def best_rate(self, optimizer: str, guided: bool) -> float:
+    def best_rate(self, optimizer: str, guided: bool, lever: str = "") -> float:
         """The one with the highest top-1 at seed 0, which tries them all."""
-        found = {}
-        for lr in RATES[optimizer, guided]:
-            if own := self.top1(optimizer=optimizer, lr=lr, guided=guided, lever="", seed=0):
-                found[lr] = own[0]
+        rows = (row for row in self.rows if {"seed": 0, "lever": lever}.items() <= row["cell"].items())
+        own = {"optimizer": optimizer, "guided": guided}
+        found = {row["cell"]["lr"]: row["top1_last"] for row in rows if own.items() <= row["cell"].items()}
         if not found:
             raise SystemExit(f"{self.path} has no rates of {optimizer} yet; run rates first")
         return max(found, key=found.get)
@@ -131,6 +136,13 @@ def rate_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
     for rates in [book.best_rates()] if seed else zip(*RATES.values(), strict=True):
         for (optimizer, guided), lr in zip(RATES, rates, strict=True):
             yield Cell(setting, optimizer, lr, guided, "", seed)
+
+
+def teacher_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    for (optimizer, epochs), rates in TEACHERS.items():
+        lever = f"{TEACHER_LEVER}{epochs} epochs"
+        for lr in [book.best_rate(optimizer, False, lever)] if seed else rates:
+            yield Cell(setting, optimizer, lr, False, lever, seed)
 
 
 def lever_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
@@ -147,17 +159,24 @@ def base(setting: str, images: Path, out: Path) -> Config:
     return config_from(tree, setting)
 
 
-def with_teacher(config: Config) -> tuple[Config, float]:
-    """The config with one trained teacher for all seeds, and that one's top-1."""
-    recipe = teacher_config(config, open_stores(config.data).fingerprints)
-    top1 = train(recipe, waits=True)["top1_last"]
-    return config.replace({"teacher.weights": str(recipe.run_dir)}), top1
+class Bases:
+    """What the cells of a setting override: a student's config with one trained teacher for all seeds, and that
+    teacher's own."""
+
+    def __init__(self, config: Config):
+        self.teacher = teacher_config(config, open_stores(config.data).fingerprints)
+        self.teacher_top1 = train(self.teacher, waits=True)["top1_last"]
+        self.student = config.replace({"teacher.weights": str(self.teacher.run_dir)})
+
+    def of(self, cell: Cell) -> Config:
+        """The config of ``cell``, by the name of its run."""
+        name = "-".join(map(str, cell)).replace(".", "_").replace(",", "").replace(" ", "_")
+        own = {"run.root": str(self.student.run.root), "run.name": name}
+        return (self.teacher if cell.epochs else self.student).replace({**cell.overrides(), **own})
 
 
 def measure(cell: Cell, overrides: dict, config: Config, teacher_top1: float) -> dict:
     """Trains one cell, from its start; its folder is gone afterwards."""
-    name = "-".join(map(str, cell)).replace(".", "_")
-    config = config.replace({**overrides, "run.name": name})
     shutil.rmtree(config.run_dir, ignore_errors=True)
     stamp = asdict(Stamp.of(torch.device("cpu"), " ".join(["python benchmarks/recipe.py", *sys.argv[1:]])))
     start = time.process_time()
@@ -188,7 +207,8 @@ def table(rows: list[dict]) -> str:
         top1 = [row["top1_last"] for row in own]
         seconds = statistics.median(row["processor_s"] for row in own)
         spread = f"{min(top1):.1f} - {max(top1):.1f}"
-        cells = (lever or "none", "guided" if guided else "unguided", optimizer, f"{lr:g}", len(own))
+        side = "teacher" if lever.startswith(TEACHER_LEVER) else "guided" if guided else "unguided"
+        cells = (lever or "none", side, optimizer, f"{lr:g}", len(own))
         lines.append(f"| {' | '.join(map(str, cells))} | {statistics.fmean(top1):.1f} | {spread} | {seconds:.0f} |")
     return "\n".join(lines)
 
@@ -196,7 +216,7 @@ def table(rows: list[dict]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="recipe.py", description=__doc__.splitlines()[0])
     parser.add_argument("setting", choices=SETTINGS)
-    parser.add_argument("what", choices=("rates", "levers", "all", "table"))
+    parser.add_argument("what", choices=("rates", "levers", "teachers", "all", "table"))
     parser.add_argument("--images", type=Path, help="the folder that holds the settings' images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="cells trained at once")
@@ -209,9 +229,9 @@ def main() -> int:
     if options.what != "table":
         if options.images is None:
             parser.error("give --images")
-        config, teacher_top1 = with_teacher(base(options.setting, options.images, options.out))
+        bases = Bases(base(options.setting, options.images, options.out))
         for cells in phases(options, book):
-            for row in measured([cell for cell in cells if not book.has(cell)], config, teacher_top1, options.jobs):
+            for row in measured([cell for cell in cells if not book.has(cell)], bases, options.jobs):
                 book.add(row)
                 print(f"recipe {row['top1_last']:.1f} % {Cell(**row['cell'])}", flush=True)
     print(table(book.rows))
@@ -229,17 +249,20 @@ def phases(options: argparse.Namespace, book: Book) -> Iterator[list[Cell]]:
     if options.what in ("levers", "all"):
         cells = (cell for seed in range(options.seeds) for cell in lever_cells(options.setting, seed, book))
         yield [cell for cell in cells if not options.only or cell.lever in options.only]
+    if options.what in ("teachers", "all"):
+        for seeds in ([0], range(1, options.seeds)):
+            yield [cell for seed in seeds for cell in teacher_cells(options.setting, seed, book)]
 
 
-def measured(cells: list[Cell], config: Config, teacher_top1: float, jobs: int) -> Iterator[dict]:
+def measured(cells: list[Cell], bases: Bases, jobs: int) -> Iterator[dict]:
     """The row of each cell, as they come; with ``jobs`` above 1 each in a process of its own with one thread."""
+    tasks = [(cell, cell.overrides(), bases.of(cell), bases.teacher_top1) for cell in cells]
     if jobs == 1:
-        yield from (measure(cell, cell.overrides(), config, teacher_top1) for cell in cells)
+        yield from (measure(*task) for task in tasks)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(measure, cell, cell.overrides(), config, teacher_top1) for cell in cells]
-        for future in as_completed(futures):
+        for future in as_completed([pool.submit(measure, *task) for task in tasks]):
             yield future.result()
 
 

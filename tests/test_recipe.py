@@ -66,6 +66,18 @@ def test_levers_are_trained_once_at_the_best_rate_of_their_side(ladder, tmp_path
         assert f"| none | {side} | {optimizer} | {lr:g} | {len(scores)} | {mean:.1f} | {spread} | 3 |" in lines
 
 
+def test_teachers_are_trained_by_their_own_recipe_with_other_epochs_and_rates(ladder, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "TEACHERS", {("sgd", 1): (0.05, 0.1), ("muon", 2): (1e-3,)})
+    made = ladder("teachers")[-3:]
+    found = [(row["cell"]["lever"], row["cell"]["optimizer"], row["cell"]["lr"], row["epochs"]) for row in made]
+    one, two = "teacher, 1 epochs", "teacher, 2 epochs"
+    assert found == [(one, "sgd", 0.05, 1), (one, "sgd", 0.1, 1), (two, "muon", 1e-3, 2)]
+    assert all(row["teacher_top1"] is None for row in made)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("model    resnet20") for line in lines) == 4, "the one that guides, and these"
+    assert any(line.startswith("| teacher, 2 epochs | teacher | muon | 0.001 | 1 |") for line in lines)
+
+
 def test_every_side_and_optimizer_gets_the_same_rates_once_and_its_best_of_them_again(tmp_path):
     book = recipe.Book(tmp_path / "mini.jsonl")
     cells = list(recipe.rate_cells("mini", 0, book))
