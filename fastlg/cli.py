@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, Resume, RunFolder, Which
+from fastlg.commands.line.ending import run_app
+from fastlg.commands.line.start import start_ranks
 from fastlg.commands.many import arguments as many
 
 app = typer.Typer(
@@ -19,21 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ConfigName = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config: cifar100/deit_tiny.")
-]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="e.g. optim.epochs=100")]
-Resume = Annotated[
-    str, typer.Option(help="auto: go on where the run stopped. never: refuse an existing run. Or a checkpoint.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, try one step, write no run.")]
-Gpus = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Start N ranks here, one per GPU (engine.device=cpu: processes)."),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME.")]
-Which = Annotated[str, typer.Option(help="Which checkpoint: last or best.")]
 
 
 @app.callback()
@@ -55,7 +40,7 @@ def train(
     from fastlg.config import load_config
 
     loaded = load_config(config, overrides or [])
-    _start_ranks(gpus, loaded)
+    start_ranks(gpus, loaded)
 
     from fastlg.ranks.say import say
     from fastlg.train import train as run
@@ -85,7 +70,7 @@ def compare(
     from fastlg.config import load_config
 
     loaded = load_config(config, overrides or [])
-    _start_ranks(gpus, loaded)
+    start_ranks(gpus, loaded)
 
     from fastlg.commands.compare import compare as run
 
@@ -207,28 +192,6 @@ def doctor() -> None:
     report()
 
 
-def _start_ranks(gpus: int | None, config) -> None:
-    """With ``--gpus`` this process only starts the ranks, which run this command again, and leaves as they do."""
-    from fastlg.ranks.place import drop_shell, expect_no_tasks, ignored, place
-
-    if os.environ.get("FASTLG_LAUNCHER"):
-        return
-    if note := ignored():
-        from fastlg.ranks.say import say
-
-        say(f"ignored  {note}")
-    if gpus is None:
-        return
-    drop_shell()
-    expect_no_tasks()
-    if place().world_size > 1:
-        return
-    from fastlg.ranks.launch import check_count, launch
-
-    check_count(gpus, config.engine.device)
-    sys.exit(launch(gpus, sys.argv[1:]))
-
-
 def _checked(which: str) -> str:
     from fastlg.errors import UserError
 
@@ -238,81 +201,5 @@ def _checked(which: str) -> str:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and status 2, a failed run one line and 1, a stopped run 143 or 130."""
-    from fastlg.errors import RunError, Silenced, Stopped, UserError, machine_fault
-
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # our lines say what torch's would, without stack frames
-    logger = logging.getLogger("fastlg")  # choices that parts made for the user, such as a label column
-    logger.setLevel(logging.INFO)
-    logger.handlers = [_Say()]
-    try:
-        status = app(standalone_mode=False)  # which would print an error in a box, once for every rank
-        if status == 130:  # typer's newer versions return it for a KeyboardInterrupt, and say nothing
-            raise KeyboardInterrupt
-        sys.exit(status if isinstance(status, int) else 0)
-    except UserError as error:
-        _fail(str(error), 2)
-    except RunError as error:
-        _fail(str(error), 1)
-    except Stopped as stopped:
-        _fail(f"stopped by {stopped}; the run is saved, the same command goes on", stopped.status)
-    except KeyboardInterrupt:
-        _fail("stopped by SIGINT", 130)
-    except Silenced as silenced:
-        _leave(silenced.status)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # typer's, of a command line that it cannot read
-            _fail_usage(error)
-        if not (line := machine_fault(error)):
-            raise
-        _fail(line, 1)
-
-
-class _Say(logging.Handler):
-    """Log records of the package as plain lines among the others; one marked ``once`` is not repeated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from fastlg.ranks.say import say
-
-        line = record.getMessage()
-        if getattr(record, "once", False):
-            if line in self.said:
-                return
-            self.said.add(line)
-        say(line)
-
-
-def _fail(line: str, status: int) -> None:
-    """Before the ranks meet, all fail alike and rank 0 speaks; then ``joined`` lets through what is to be said."""
-    from fastlg.errors import printable, shortened
-    from fastlg.ranks.place import is_first_by_environment
-
-    if _is_in_group() or is_first_by_environment():
-        print(f"fastlg: {shortened(printable(line))}", file=sys.stderr)
-    _leave(status)
-
-
-def _fail_usage(error) -> None:
-    """``error``: typer's. Without any command it has shown the help already, and has no message."""
-    message = error.format_message()
-    if not message:
-        _leave(error.exit_code)
-    _fail(f"{message} (fastlg --help, fastlg COMMAND --help)", error.exit_code)
-
-
-def _leave(status: int) -> None:
-    """sys.exit; a rank that leaves its group in the middle does not wait for threads that wait for the others."""
-    if not _is_in_group():
-        sys.exit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _is_in_group() -> bool:
-    ranks = sys.modules.get("fastlg.ranks")  # not imported yet: no group, and no need to import torch to say so
-    return ranks is not None and ranks.has_begun()
+    """Entry point."""
+    run_app(app)
