@@ -37,9 +37,11 @@ def train(
     gpus: Gpus = None,
 ) -> None:
     """Train a student (and its teacher, when there is none yet) by a config."""
+    from fastlg.commands.line.early import expect_run
     from fastlg.config import load_config
 
     loaded = load_config(config, overrides or [])
+    expect_run(loaded, resume)
     start_ranks(gpus, loaded)
 
     from fastlg.ranks.say import say
@@ -67,9 +69,11 @@ def compare(
         from fastlg.commands.sweep import compare_seeds
 
         return compare_seeds(config, overrides or [], seeds, jobs=jobs, gpus=gpus, dry_run=dry_run)
+    from fastlg.commands.line.early import expect_possible
     from fastlg.config import load_config
 
     loaded = load_config(config, overrides or [])
+    expect_possible(loaded)
     start_ranks(gpus, loaded)
 
     from fastlg.commands.compare import compare as run
@@ -87,11 +91,17 @@ def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last")
 
     data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders.
     """
-    from fastlg.commands.evaluate import evaluate_run
+    from fastlg.commands.line.early import expect_source
     from fastlg.config import parse_overrides
     from fastlg.ranks.say import say
+    from fastlg.run.folder import expect_run
 
-    result = evaluate_run(run, _checked(which), parse_overrides(overrides or []))
+    which, parsed = _checked(which), parse_overrides(overrides or [])
+    expect_run(run)
+    expect_source(parsed.get("data.source"))
+    from fastlg.commands.evaluate import evaluate_run
+
+    result = evaluate_run(run, which, parsed)
     say(
         f"{run} ({which}): top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
         f"cross entropy {result.loss:.4f}  over {result.count:,} images"
@@ -105,12 +115,16 @@ def export(
     which: Which = "last",
 ) -> None:
     """Write the bare student as safetensors that plain timm loads."""
-    from fastlg.commands.export import expect_empty, export_student, how_to_load
     from fastlg.ranks.say import say
+    from fastlg.run.folder import expect_run
+
+    which = _checked(which)
+    expect_run(run)
+    from fastlg.commands.export import expect_empty, export_student, how_to_load
     from fastlg.run.trained import load_trained
 
     expect_empty(out)
-    config, model, class_names = load_trained(run, _checked(which))
+    config, model, class_names = load_trained(run, which)
     export_student(model, out, class_names=class_names, config=config)
     say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
 
@@ -131,6 +145,9 @@ def prepare(
     preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would see.")] = None,
 ) -> None:
     """Decode and check every image once and write the store that training reads."""
+    from fastlg.commands.line.early import expect_source
+
+    expect_source(source)
     from fastlg.commands.prepare import check_preview, preview_store
     from fastlg.commands.prepare import prepare as run
 
@@ -158,10 +175,14 @@ def analyze(
 @app.command()
 def cache(config: ConfigName, overrides: Overrides = None) -> None:
     """Run a config's teacher once over its training images and keep what it says, for teacher.mode=cache."""
-    from fastlg.commands.cache import make_cache
+    from fastlg.commands.line.early import expect_possible
     from fastlg.config import load_config
 
-    make_cache(load_config(config, overrides or []))
+    loaded = load_config(config, overrides or [])
+    expect_possible(loaded)
+    from fastlg.commands.cache import make_cache
+
+    make_cache(loaded)
 
 
 @app.command()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import metadata, util
+from importlib import metadata
 
 import torch
 
 from fastlg import __version__
+from fastlg.commands.line.early import is_installed
 from fastlg.config import EngineConfig
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.switches import decide
@@ -41,7 +42,7 @@ def report() -> None:
     for package in ("triton", "timm", "numpy", "pillow"):
         say(f"  {package:<10} {_version(package)}")
     for extra, (modules, purpose) in EXTRAS.items():
-        missing = [module for module in modules if not _is_installed(module)]
+        missing = [module for module in modules if not is_installed(module)]
         found = ", ".join(f"{module} {_version(DISTRIBUTIONS.get(module, module))}" for module in modules)
         if missing:
             say(f"  {extra:<10} {', '.join(missing)} missing ({purpose}): pip install 'fastlg[{extra}]'")
@@ -59,13 +60,6 @@ def _say_engine() -> None:
     say(f"  engine     {str(dtype).removeprefix('torch.')}; on: {switches.on()}")
     if switches.why_off:
         say(f"             off: {switches.off()}")
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent of a dotted name
-        return False
 
 
 def _version(package: str) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from fastlg.commands.many.go import run_table
+from fastlg.commands.line.early import expect_possible
 from fastlg.commands.many.rows import Row, folder_name, group_name, plan, seeds_of
 from fastlg.commands.many.table import LeftOut, Table
 from fastlg.commands.sweep import without_name
@@ -67,6 +67,8 @@ def reproduce(
     called, overrides = without_name(overrides)
     rows = rows_of(number, overrides, only)
     first = rows[0].config
+    for row in rows:
+        expect_possible(row.config)
     chosen = seeds_of(seeds, first.run.seed)
     group = called or group_name("paper", parse_overrides(overrides))
     entries = plan(rows, chosen, group)
@@ -74,6 +76,8 @@ def reproduce(
     title = f"Table {number}: {TITLES[number]}{f'; rows with {brief(only)} alone' if only else ''}"
     table = Table(title, entries, chosen, overrides, left_out)
     stem = f"table{number}{'-' + folder_name(only) if only else ''}"
+    from fastlg.commands.many.go import run_table  # late: it imports torch
+
     return run_table(table, first.run.root / group, stem, jobs=jobs, dry_run=dry_run)
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from fastlg.commands.many.go import run_table
+from fastlg.commands.line.early import expect_possible
 from fastlg.commands.many.rows import Row, content, folder_name, group_name, plan, seeds_of
 from fastlg.commands.many.table import Table
 from fastlg.config import load_config, parse_overrides
@@ -32,11 +32,15 @@ def sweep(name: str, settings: Sequence[str], *, jobs: int = 1, dry_run: bool = 
         raise UserError(f"{count:,} combinations are too many; at most {MOST_ROWS:,}")
     rows = [_row(name, dict(zip(axes, values, strict=True)), constant) for values in itertools.product(*axes.values())]
     expect_different(rows)
+    for row in rows:
+        expect_possible(row.config)
     base = rows[0].config
     seeds = seeds or [base.run.seed]
     group = called or group_name(f"{base.run.name}-sweep", parse_overrides(constant))
     table = Table(f"{base.run.name}: {', '.join(axes) or 'seeds'}", plan(rows, seeds, group), seeds, constant)
     stem = folder_name(",".join(axes) or SEED)
+    from fastlg.commands.many.go import run_table  # late: it imports torch
+
     return run_table(table, base.run.root / group, stem, jobs=jobs, dry_run=dry_run)
 
 
@@ -68,7 +72,11 @@ def compare_seeds(
     rows = []
     for label, own in (("unguided", [*overrides, "teacher=null"]), ("guided", overrides)):
         rows.append(Row({"row": label}, name, tuple(own), load_config(name, own), label))
+    for row in rows:
+        expect_possible(row.config)
     table = Table(f"{config.run.name}: without and with guidance", plan(rows, chosen, group), chosen, list(overrides))
+    from fastlg.commands.many.go import run_table  # late: it imports torch
+
     return run_table(table, config.run.root / group, "compare", jobs=jobs, dry_run=dry_run)
 
 

@@ -7,8 +7,10 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("fastlg", "torch", "triton", "timm", "numpy", "pillow")
 
@@ -45,6 +47,8 @@ def versions() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """'NVIDIA H200' or 'cpu (x86_64, 2 threads)'."""
+    import torch  # late: whoever is refused before a run needs the stamps alone
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from fastlg.errors import first_line, printable
-from fastlg.ranks.group import is_first
+from fastlg.ranks.place import is_first_by_environment
 
 
 def _to_nowhere(*streams: TextIO) -> None:
@@ -82,10 +82,15 @@ def say(line: str) -> None:
 
     What a terminal would obey is escaped (``printable``), and so is what its encoding cannot hold.
     """
-    if is_first():
+    if _speaks():
         with _speaking:
             console.print(_encodable(printable(line)), markup=False)
             Spoken.at = time.monotonic()
+
+
+def _speaks() -> bool:
+    group = sys.modules.get("fastlg.ranks.group")  # not imported yet: no ranks have met, and there is no need of torch
+    return is_first_by_environment() if group is None else getattr(group, "is_first", is_first_by_environment)()
 
 
 _speaking = threading.RLock()  # held over a fork, so that no data worker is born into a half-written line

@@ -1,4 +1,7 @@
-"""Checkpoints that are whole or absent: written beside, flushed, renamed. Loaded with ``weights_only=True``."""
+"""Checkpoints that are whole or absent: written beside, flushed, renamed. Loaded with ``weights_only=True``.
+
+torch is imported by what needs it: a folder is looked through, and refused, without.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-
-import torch
 
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.files.atomic import sync, whole
@@ -26,6 +27,8 @@ def save_checkpoint(folder: Path, state: dict, *, best: bool = False) -> Path:
 
     Raises RunError when the disk is full or the folder cannot be written; the previous checkpoint survives.
     """
+    import torch
+
     buffer = io.BytesIO()  # serialised in memory, so that a full disk is a plain OSError of one write
     torch.save({"format": FORMAT, **state}, buffer)
     target = folder / LAST
@@ -59,6 +62,8 @@ def load_checkpoint(path: Path, *, fix: str = RESUME_ELSEWHERE) -> dict:
         if inside.is_file():
             fix = f"it is a run folder: give {inside}"
         raise UserError(f"there is no checkpoint {path}; {fix}")
+    import torch
+
     try:
         expect_whole(path)
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -28,6 +28,10 @@ FOLDERS_OF_RUN = ("checkpoints", "tensorboard")
 SHOWN = ("top1_last", "top1_best", "images_per_s", "wall_s", "epochs")  # numbers of a summary that are told
 MAX_SUMMARY = 1 << 20  # bytes
 OF_COMPARE = (LOCK, "summary.json", "curves.png")
+WEIGHTS = {  # what may be given as them
+    "model.weights": "a run folder or a checkpoint file",
+    "teacher.weights": "a teacher's run folder or a checkpoint file",
+}
 PARTS_OF_COMPARE = ("unguided", "guided")
 # Left by file systems and file managers: an open file that was removed on NFS, and the like.
 OF_NOBODY = re.compile(r"\.nfs\w+|\.DS_Store|\._.*|\.directory|Thumbs\.db|desktop\.ini")
@@ -79,6 +83,13 @@ def expect_run(folder: Path) -> None:
         raise UserError(f"there is no run {folder}; {runs_near(folder)}")
     why = "it holds no config.yaml" if kind == "a folder" else f"it is {kind}"
     raise UserError(f"{folder} is no run folder: {why}; {runs_near(folder)}")
+
+
+def expect_there(path: Path, field: str) -> None:
+    """Raises UserError where a config's ``field``, one of WEIGHTS, names neither a file nor a folder."""
+    if not (is_file(path) or path.is_dir()):
+        why = f"is {kind}" if (kind := what_is(path)) else "does not exist"
+        raise UserError(f"{field} {path} {why}; give {WEIGHTS[field]}; {runs_near(path)}")
 
 
 def runs_near(path: Path) -> str:

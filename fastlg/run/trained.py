@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from fastlg.config import Config, config_from, read_saved_config
 from fastlg.data.stores import Stores
 from fastlg.errors import UserError, first_line
-from fastlg.files.reading import is_file, what_is
+from fastlg.files.reading import is_file
 from fastlg.models.build import new_model
 from fastlg.models.start import start_from
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, expect_whole, load_checkpoint
-from fastlg.run.folder import expect_run, read_summary, refuse_other, runs_near
+from fastlg.run.folder import expect_run, expect_there, read_summary, refuse_other
 from fastlg.run.plan import teacher_advice
 
 
@@ -102,11 +102,7 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
 
 def _load_file(path: Path, recipe: Config, classes: list[str]) -> nn.Module:
     """A teacher from one file: a checkpoint of the reference code. Raises UserError with every mismatch."""
-    if not path.is_file():
-        raise UserError(
-            f"teacher.weights {path} does not exist; give a teacher's run folder or a checkpoint file; "
-            f"{runs_near(path)}"
-        )
+    expect_there(path, "teacher.weights")
     if path.name == LAST:
         raise UserError(f"teacher.weights {path}: give the run folder, {path.parent.parent}, not the file inside")
     model = new_model(recipe.model, None, len(classes))
@@ -127,9 +123,8 @@ def begin_from(model: nn.Module, weights: Path, classes: list[str]) -> str:
     elif path.is_dir():
         expect_run(path)
         path = path / "checkpoints" / LAST
-    elif not is_file(path):
-        why = f"is {kind}" if (kind := what_is(path)) else "does not exist"
-        raise UserError(f"model.weights {path} {why}; give a run folder or a checkpoint file; {runs_near(path)}")
+    else:
+        expect_there(path, "model.weights")
     state = _read_file(path, "model.weights", "a run folder")
     trained = state.get("class_names") if isinstance(state, dict) else None
     is_other = isinstance(trained, list) and trained != list(classes)

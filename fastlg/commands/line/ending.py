@@ -86,5 +86,5 @@ def _leave(status: int) -> None:
 
 
 def _is_in_group() -> bool:
-    ranks = sys.modules.get("fastlg.ranks")  # not imported yet: no group, and no need to import torch to say so
-    return ranks is not None and ranks.has_begun()
+    group = sys.modules.get("fastlg.ranks.group")  # not imported yet: no ranks have met, no need of torch to say so
+    return group is not None and group.has_begun()

@@ -21,7 +21,7 @@ def test_doctor_names_every_extra_and_the_command_that_adds_it(fastlg, monkeypat
 
     status, out, err = fastlg("doctor")
     assert status == 0 and "torch" in out and "timm" in out
-    monkeypatch.setattr(doctor, "_is_installed", lambda name: False)
+    monkeypatch.setattr(doctor, "is_installed", lambda name: False)
     status, out, err = fastlg("doctor")
     assert status == 0
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
