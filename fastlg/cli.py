@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fastlg.commands.line import config_commands
 from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, Resume, RunFolder, Which
-from fastlg.commands.line.ending import run_app
+from fastlg.commands.line.ending import run_app, show_version
 from fastlg.commands.line.start import start_ranks
 from fastlg.commands.many import arguments as many
 
@@ -16,7 +17,6 @@ app = typer.Typer(
     name="fastlg",
     help="Train vision transformers on tiny datasets with locality guidance (arXiv 2207.10026).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -24,8 +24,15 @@ app = typer.Typer(
 @app.callback()
 def of_all_commands(
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """The deepspeed launcher gives its option before the command; its environment says the same (ranks/place.py)."""
+
+
+app.command()(config_commands.configs)
+app.command()(config_commands.config)
 
 
 @app.command()
@@ -36,7 +43,14 @@ def train(
     dry_run: DryRun = False,
     gpus: Gpus = None,
 ) -> None:
-    """Train a student (and its teacher, when there is none yet) by a config."""
+    """Train a student (and its teacher, when there is none yet) by a config.
+
+    Set most: data.source, run.name, run.seed, model.name, model.image_size, optim.epochs, optim.lr,
+    optim.global_batch_size, guidance.weight, and teacher=null for no guidance.
+
+    The rest: `fastlg config --keys` tells what every key means, `fastlg config CONFIG` what a config resolves to,
+    `fastlg configs` which configs there are.
+    """
     from fastlg.commands.line.early import expect_run
     from fastlg.config import load_config
 

@@ -66,9 +66,9 @@ def _run_name(name: str) -> str:
 class RunConfig(Section):
     """Where the run lives: ``root/name``. An empty name is the config file's own."""
 
-    name: Annotated[str, AfterValidator(_run_name)] = ""
-    root: Path = _Path("runs")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    name: Annotated[str, AfterValidator(_run_name)] = ""  # a folder below root
+    root: Path = _Path("runs")  # folder of all runs, and of the teachers that they share
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of initial weights, order, crops, augmentation and drop path
 
 
 def scheme_of(source: str) -> str:
@@ -80,31 +80,31 @@ def scheme_of(source: str) -> str:
 class DataConfig(Section):
     """Which images, and how they are read. See data/sources/choose.py for the forms of ``source``."""
 
-    source: Annotated[Text, AfterValidator(_known_home)]
+    source: Annotated[Text, AfterValidator(_known_home)]  # a path, torchvision:NAME, hf://OWNER/NAME or demo:mnist5k
     label_column: str | None = None  # parquet, hf:// and .beton only
     image_column: str | None = None  # likewise
     holdout: Momentum = 0.0  # share of the training images to test on, instead of the test split
     download: bool = True  # torchvision: and hf:// sources may be fetched; false: what was fetched before is used
     store: Path | None = None  # where the decoded store is kept; None: the cache folder
-    on_bad: Literal["fail", "skip"] = "fail"
-    loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"
+    on_bad: Literal["fail", "skip"] = "fail"  # images that cannot be used: refuse the set, or leave them out
+    loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"  # what reads the store; pixels are the same
     workers: Annotated[int, Field(ge=0, le=1024)] = 2  # decode and loader processes
 
 
 class AugmentConfig(Section):
     """timm's train transform, by its parts; the defaults are the paper's."""
 
-    crop_scale: tuple[Share, Share] = (0.08, 1.0)
-    crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)  # share of the image's area that a random crop has
+    crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # width of a crop by its height
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of every change of size
     flip: Fraction | Literal["alternating"] = 0.5  # alternating: half of the images, the other half an epoch later
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    erase: Fraction = 0.25
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # RandAugment by timm's string; None: without
+    erase: Fraction = 0.25  # probability of random erasing
     mixup: Alpha = 0.0  # alpha of its Beta distribution; 0 is off
     cutmix: Alpha = 0.0  # alpha; with mixup too, half of the samples take each
-    mix_probability: Fraction = 1.0
+    mix_probability: Fraction = 1.0  # of a sample to be mixed, where mixup or cutmix is on
     mean: tuple[Fraction, Fraction, Fraction] = IMAGENET_MEAN  # of pixels as numbers from 0 to 1
-    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD  # likewise
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -121,13 +121,13 @@ CNNS = ("resnet20", "resnet56", "resnet110")
 class ModelConfig(Section):
     """The network that is trained: a student of models/student.py or a resnet20/56/110."""
 
-    name: Text
+    name: Text  # a timm name; a resnet20, 56 or 110 is a teacher
     image_size: Size = 224  # px
     resolution: list[tuple[Momentum, Size]] = []  # [share of the epochs, px from there on], up to image_size; vit, deit
     blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks, 0-based; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
-    drop_path: Momentum = 0.1
-    init: Literal["reference", "timm"] = "reference"
+    drop_path: Momentum = 0.1  # stochastic depth rate of the last block; it rises over the blocks
+    init: Literal["reference", "timm"] = "reference"  # whose initial weights, LayerNorm eps and drop path rule
     weights: Path | None = None  # a start: a run folder or export, a file of timm names, or the reference's checkpoint
     args: dict[str, Any] = {}  # handed to timm.create_model
 
@@ -159,15 +159,15 @@ class ModelConfig(Section):
 class TeacherConfig(Section):
     """The frozen CNN that guides. ``recipe`` is the config that trains it on the run's own data."""
 
-    recipe: Annotated[Text, AfterValidator(_known_home)]
+    recipe: Annotated[Text, AfterValidator(_known_home)]  # a config: a file or a shipped one's name
     weights: Path | None = None  # a teacher's run folder, or a checkpoint of the reference code; None: find or train
     overrides: Annotated[dict[str, Any], BY_KEY] = {}  # of the recipe, as in teacher.overrides.optim.epochs=100
-    stages: Annotated[list[Stage], Field(min_length=1)] = [0, 1, 2]
-    norm_stats: Literal["batch", "running"] = "batch"
+    stages: Annotated[list[Stage], Field(min_length=1)] = [0, 1, 2]  # whose maps guide, one for each guided block
+    norm_stats: Literal["batch", "running"] = "batch"  # of its batch norms; batch: as the reference code
     mode: Literal["online", "cache", "auto"] = "online"  # cache: features made by `fastlg cache`; auto: makes them
     cache: Path | None = None  # folder of the feature cache; None: named by its content, below the cache folder
     cache_form: Literal["auto", "maps", "compact"] = "auto"  # compact: on the student's grid, for fixed crops alone
-    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # of the features on disk
     cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
     cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student alone (README: -4 points)
     cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache/memory.py
@@ -177,14 +177,14 @@ class TeacherConfig(Section):
 class GuidanceConfig(Section):
     """The losses that the teacher adds. beta = 2.5 belongs to ``reduction: mean``."""
 
-    weight: NotNegative = 2.5
-    reduction: Literal["mean", "sum_channels"] = "mean"
-    transform: Literal["linear", "attention", "similarity"] = "linear"
-    impl: Literal["auto", "triton", "torch"] = "auto"
-    logits: Literal["none", "soft", "hard"] = "none"
+    weight: NotNegative = 2.5  # beta; 0: the teacher says nothing
+    reduction: Literal["mean", "sum_channels"] = "mean"  # of channels; mean: as the reference code; sum: Eq. 5
+    transform: Literal["linear", "attention", "similarity"] = "linear"  # what of the features is matched (table 8)
+    impl: Literal["auto", "triton", "torch"] = "auto"  # auto: Triton's kernels on a GPU; torch: their plain twin
+    logits: Literal["none", "soft", "hard"] = "none"  # distillation of the teacher's logits, too
     logits_token: Literal["class", "distillation"] = "class"  # whose logits answer to the teacher's
-    logits_weight: Fraction = 0.5
-    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+    logits_weight: Fraction = 0.5  # share of the classification loss that it replaces
+    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0  # of soft logits
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # how both weights go from theirs to 0
     until: Share = 1.0  # share of the epochs after which they are 0 and the teacher is asked no more
 
@@ -227,15 +227,15 @@ class OptimConfig(Section):
     """Optimizer and learning rate, which is one throughout an epoch (engine/schedule.py)."""
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for matrices of hidden layers, adamw for the rest
-    lr: Positive = 5e-4
-    min_lr: NotNegative = 5e-6
-    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20
+    lr: Positive = 5e-4  # learning rate after the warm-up, for global_batch_size as it is
+    min_lr: NotNegative = 5e-6  # where it ends
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20  # lr rises linearly over them
     warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
     schedule: Literal["cosine", "linear"] = "cosine"  # how lr falls to min_lr; cosine: as timm's
     flat: Momentum = 0.0  # share of the epochs, warm-up included, before it begins to fall
-    epochs: Epochs = 300
-    global_batch_size: Batch = 128
-    weight_decay: NotNegative = 0.05
+    epochs: Epochs = 300  # passes over the training images
+    global_batch_size: Batch = 128  # samples of one update, over all ranks
+    weight_decay: NotNegative = 0.05  # of matrices; biases, norms and tokens are spared
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # adamw
     momentum: Momentum = 0.9  # sgd, Nesterov
     muon_momentum: Momentum = 0.95  # muon's matrices, Nesterov
@@ -258,8 +258,8 @@ class EngineConfig(Section):
     where there is one, else CPU in fp32, and every switch that device and run allow (engine/switches.py)."""
 
     kind: Literal["auto", "plain", "deepspeed"] = "auto"  # auto: deepspeed where its fields below are set
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of autocast; weights and sums are fp32
     micro_batch_size: Batch | None = None  # most samples per process in one forward pass; None: no limit
     compile: Switch = "auto"  # torch.compile of student, objective and teacher
     graph: Switch = "auto"  # whole updates as a CUDA graph
@@ -280,16 +280,18 @@ class EngineConfig(Section):
 
 
 class LogConfig(Section):
+    """How often a run reports, tests and saves."""
+
     every_steps: Steps = 50  # the only host syncs of the loop are these reports
     checkpoint_steps: Steps | Literal[0] = 0  # extra checkpoints inside an epoch; 0: at epoch ends only
     eval_epochs: Epochs = 1  # evaluate every so many epochs, and always at the end
     eval_batch_size: Batch = 200  # per process
-    tensorboard: bool = True
+    tensorboard: bool = True  # also write TensorBoard's files
 
 
 class PaperRow(Section):
     """The row of a table of arXiv 2207.10026 that a config repeats. Nothing of a run depends on it."""
 
-    table: Annotated[int, Field(ge=1, le=9)]
-    row: Text
+    table: Annotated[int, Field(ge=1, le=9)]  # its number
+    row: Text  # its name there
     top1: Annotated[float, Field(ge=0, le=100)] | None = None  # %, as published

@@ -7,10 +7,24 @@ from typing import Annotated
 
 import typer
 
+from fastlg.commands.line.complete import complete_config, complete_override
+
 ConfigName = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config: cifar100/deit_tiny.")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, or a shipped config (fastlg configs): cifar100/deit_tiny.",
+        autocompletion=complete_config,
+    ),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="e.g. optim.epochs=100")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="e.g. optim.epochs=100; all keys: fastlg config --keys",
+        autocompletion=complete_override,
+    ),
+]
 Resume = Annotated[
     str, typer.Option(help="auto: go on where the run stopped. never: refuse an existing run. Or a checkpoint.")
 ]

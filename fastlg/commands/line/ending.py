@@ -40,6 +40,15 @@ def run_app(app: typer.Typer) -> None:
         _fail(line, 1)
 
 
+def show_version(is_asked: bool) -> None:
+    """``--version``: the version alone, and the end."""
+    if is_asked:
+        from fastlg import __version__
+
+        print(f"fastlg {__version__}")
+        raise typer.Exit()
+
+
 class _Say(logging.Handler):
     """Log records of the package as plain lines among the others; one marked ``once`` is not repeated."""
 

@@ -19,6 +19,8 @@ CASES = {
     # name: (arguments, what is said)
     "no config": (("train", "nosuch"), ["config 'nosuch' is neither a file nor a shipped config"]),
     "no command": (("trian",), ["'train'"]),
+    "no config to show": (("config", "nosuch"), ["config 'nosuch' is neither a file"]),
+    "no config to list": (("configs", "zzz"), ["no shipped config has zzz"]),
     "a wrong key": (("train", "student.yaml", "optim.epoch=1"), ["did you mean optim.epochs?"]),
     "a wrong value": (("train", "student.yaml", "optim.epochs=x"), ["optim.epochs is 'x'"]),
     "no images": (("train", "student.yaml", "data.source=nosuch"), ["data.source=nosuch: no such file or folder"]),
