@@ -135,11 +135,13 @@ def export(
     which = _checked(which)
     expect_run(run)
     from fastlg.commands.export import expect_empty, export_student, how_to_load
+    from fastlg.run.report import Pulse
     from fastlg.run.trained import load_trained
 
     expect_empty(out)
-    config, model, class_names = load_trained(run, which)
-    export_student(model, out, class_names=class_names, config=config)
+    with Pulse(lambda: f"export   {run}"):
+        config, model, class_names = load_trained(run, which)
+        export_student(model, out, class_names=class_names, config=config)
     say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
 
 

@@ -39,7 +39,8 @@ def train(config: Config, *, resume: str = "auto", dry_run: bool = False, waits:
     While another process trains in the run folder, this one is refused, or waits and takes its result (``waits``).
     Every rank of a run calls it alike. Raises UserError, RunError, or errors.Stopped after it saved.
     """
-    with ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s):
+    own = ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s)
+    with own, Pulse(lambda: f"starting {config.run_dir}"):
         done = _finished(config, resume)
         if done is not None:
             return done
@@ -61,14 +62,13 @@ def _finished(config: Config, resume: str) -> dict | None:
 def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
     """Of the run, its teacher found or trained before."""
     stores = open_stores(config.data)
-    with Pulse(lambda: f"starting {config.run_dir}"):
-        expect_trainable(config, stores, resume)
-        teacher, size, features = None, None, None
-        if config.teacher is not None:
-            teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
-            features = find_features(config, stores, teacher, size, dry_run=dry_run)
-        parts = assemble(config, stores, teacher, size, features, begins=_begins(config, resume))
-        say_plan(parts)
+    expect_trainable(config, stores, resume)
+    teacher, size, features = None, None, None
+    if config.teacher is not None:
+        teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
+        features = find_features(config, stores, teacher, size, dry_run=dry_run)
+    parts = assemble(config, stores, teacher, size, features, begins=_begins(config, resume))
+    say_plan(parts)
     return parts
 
 

@@ -15,7 +15,7 @@ from fastlg.ranks.say import console, dispensable, say
 from fastlg.run.curves import plot_curves
 from fastlg.run.folder import expect_compare_folder, finished, read_summary
 from fastlg.run.lock import run_lock
-from fastlg.run.report import read_metrics
+from fastlg.run.report import Pulse, read_metrics
 from fastlg.run.run import write_summary
 from fastlg.teacher.recipe import teacher_config
 from fastlg.train import expect_trainable, train
@@ -29,7 +29,8 @@ def compare(config: Config, *, dry_run: bool = False) -> dict:
     Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json and curves.png in
     the run folder, and the two runs below it. Every rank of a run calls it alike.
     """
-    with ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s):
+    own = ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s)
+    with own, Pulse(lambda: f"at work  {config.run_dir}"):
         return _compare(config, dry_run)
 
 

@@ -32,15 +32,16 @@ def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
         raise UserError(
             f"eval cannot change {foreign[0]}: it is part of the trained run; data.* and engine.* may differ"
         )
-    trained, model, class_names = load_trained(folder, which)
-    store = open_store(_test_store(trained, overrides, class_names), "test")
-    config = trained.replace(overrides)
-    device = pick_device(config.engine)
-    dtype = pick_dtype(config.engine, device)
-    loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
-    model = model.to(device)
-    with autocast(device, dtype), Pulse(lambda: f"testing  {folder}"):
-        return measure(lambda images: model(images)[0], loader, views, device)
+    with Pulse(lambda: f"testing  {folder}"):
+        trained, model, class_names = load_trained(folder, which)
+        store = open_store(_test_store(trained, overrides, class_names), "test")
+        config = trained.replace(overrides)
+        device = pick_device(config.engine)
+        dtype = pick_dtype(config.engine, device)
+        loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
+        model = model.to(device)
+        with autocast(device, dtype):
+            return measure(lambda images: model(images)[0], loader, views, device)
 
 
 def _test_store(trained: Config, overrides: dict, class_names: list[str]) -> Path:

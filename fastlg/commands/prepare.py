@@ -15,6 +15,7 @@ from fastlg.data.views.sheet import contact_sheet
 from fastlg.engine.precision import pick_device
 from fastlg.errors import RunError, UserError, first_line, writing
 from fastlg.ranks.say import dispensable, say
+from fastlg.run.report import Pulse
 from fastlg.run.trained import load_trained
 
 SHEET_IMAGES = 16
@@ -22,7 +23,8 @@ SHEET_IMAGES = 16
 
 def prepare(source: str, out: Path, **options) -> Path:
     """Writes the store ``out``; ``options`` are those of ``data.prepare.prepare``. Raises UserError or RunError."""
-    path = write_store(source, out, **options)
+    with Pulse(lambda: f"prepare  {source}"):
+        path = write_store(source, out, **options)
     say(f"prepared {source} in {path}; train with data.source={path}")
     return path
 

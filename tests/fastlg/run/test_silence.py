@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from fastlg import ranks, train
+from fastlg.commands import cache, compare, evaluate, export, prepare
 from fastlg.engine.plain import PlainEngine
 from fastlg.files.verify import Verification
 from fastlg.ranks import say as saying
@@ -84,6 +85,7 @@ def test_a_terminal_and_the_other_ranks_are_left_alone(monkeypatch):
 
 HELD = {
     # what takes its time: (where, its name, what is said meanwhile)
+    "making the store": (train, "open_stores", "starting runs/student"),
     "building the parts": (train, "assemble", "starting runs/student"),
     "the first step": (PlainEngine, "step", "epoch 1/1  step 0 of 2"),
     "a batch that comes late": (train.Parts, "step_total", "epoch 1/1  step 0 of 2"),
@@ -94,8 +96,10 @@ HELD = {
 }
 
 
-def test_whatever_a_run_waits_for_it_says_what_it_is_at(project, fastlg, monkeypatch):
-    """Each part is held until a line was said about it; with no line the test fails, however fast the machine."""
+@pytest.fixture
+def hold(monkeypatch):
+    """hold(where, name, line): that part waits until ``line`` was said; with no line the test fails, however fast the
+    machine. Each part waits once."""
     spoken, heard = threading.Condition(), []
     original = report.say
 
@@ -105,8 +109,8 @@ def test_whatever_a_run_waits_for_it_says_what_it_is_at(project, fastlg, monkeyp
             heard.append(line)
             spoken.notify_all()
 
-    def held(method, wanted):
-        is_first = [True]
+    def hold(holder, name, wanted):
+        method, is_first = getattr(holder, name), [True]
 
         def waits(*arguments, **more):
             if is_first:
@@ -116,14 +120,33 @@ def test_whatever_a_run_waits_for_it_says_what_it_is_at(project, fastlg, monkeyp
                     assert spoken.wait_for(lambda: wanted in heard[start:], timeout=60), (wanted, heard[start:])
             return method(*arguments, **more)
 
-        return waits
+        monkeypatch.setattr(holder, name, waits)
 
     monkeypatch.setattr(report, "say", say)
     monkeypatch.setattr(report, "SILENCE_S", 0.01)
+    return hold
+
+
+def test_whatever_a_run_waits_for_it_says_what_it_is_at(project, fastlg, hold):
     for holder, name, wanted in HELD.values():
-        monkeypatch.setattr(holder, name, held(getattr(holder, name), wanted))
+        hold(holder, name, wanted)
     status, out, err = fastlg("train", "student.yaml", "teacher=null", "optim.epochs=1", "optim.global_batch_size=39")
     assert status == 0, err
     for _, _, wanted in HELD.values():
         assert wanted in out.splitlines()
+    assert report.Pulse._inside == []
+
+
+def test_every_command_that_takes_long_says_what_it_is_at(project, fastlg, hold, image_folder):
+    short = ("student.yaml", "optim.epochs=1", "optim.global_batch_size=39")
+    for arguments, holder, name, wanted in (
+        (("prepare", image_folder, "store"), prepare, "write_store", f"prepare  {image_folder}"),
+        (("compare", *short), compare, "open_stores", "at work  runs/student"),
+        (("cache", *short), cache, "open_stores", "caching  the features of student"),
+        (("eval", "runs/student/guided"), evaluate, "load_trained", "testing  runs/student/guided"),
+        (("export", "runs/student/guided", "out"), export, "export_student", "export   runs/student/guided"),
+    ):
+        hold(holder, name, wanted)
+        status, out, err = fastlg(*arguments)
+        assert (status == 0 or arguments[0] == "cache") and wanted in out.splitlines(), err
     assert report.Pulse._inside == []
