@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-from rich.table import Table
+from rich.table import Table as Drawn
 
 from fastlg import ranks
+from fastlg.commands.many import forms
+from fastlg.commands.many.judge import try_to_judge
+from fastlg.commands.many.rows import Row, Single
+from fastlg.commands.many.table import Table
 from fastlg.config import Config
 from fastlg.data.stores import open_stores
 from fastlg.engine.precision import uses_cuda
@@ -26,8 +30,9 @@ COLUMNS = {"top1_last": "top-1 %", "top1_best": "best %", "images_per_s": "image
 def compare(config: Config, *, dry_run: bool = False) -> dict:
     """Trains teacher, unguided and guided student of one config; returns {teacher, unguided, guided: summary}.
 
-    Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json and curves.png in
-    the run folder, and the two runs below it. Every rank of a run calls it alike.
+    Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json, curves.png and
+    compare.md, .tex, .csv and .json with the verdict in the run folder, and the two runs below it. Every rank of a run
+    calls it alike.
     """
     own = ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s)
     with own, Pulse(lambda: f"at work  {config.run_dir}"):
@@ -71,7 +76,11 @@ def _train_all(config: Config, dry_run: bool) -> dict:
     say("")
     say("3/3 guided")
     summaries["guided"] = train(config if dry_run else guided, dry_run=dry_run)
-    if dry_run or not ranks.is_first():
+    if dry_run:
+        return summaries
+    table = _table(config, summaries)
+    try_to_judge(table)
+    if not ranks.is_first():
         return summaries
     write_summary(folder, summaries)
     is_drawn = plot_curves(
@@ -79,13 +88,27 @@ def _train_all(config: Config, dry_run: bool) -> dict:
     )
     with dispensable("the table", f"{folder}/summary.json holds what it would show"):
         show(summaries)
-    say(f"{'curves and ' if is_drawn else ''}summary in {folder}")
+        for line in table.findings:
+            say(line)
+    forms.write(table, folder, "compare")
+    say(f"{'curves, ' if is_drawn else ''}summary and compare.md, .tex, .csv and .json in {folder}")
     return summaries
 
 
+def _table(config: Config, summaries: dict[str, dict]) -> Table:
+    """Both students as rows, for the files and the verdict; both were trained for as many epochs."""
+    entries = []
+    for name in ("unguided", "guided"):
+        own = config.replace({"run.root": str(config.run_dir), "run.name": name})
+        single = Single(name, own, (), state="done", summary=summaries[name])
+        entries.append((Row({"row": name}, config.run.name, (), own, name), [single]))
+    title = f"{config.run.name}: without and with guidance, {summaries['guided']['epochs']} epochs"
+    return Table(title, entries, [config.run.seed], [])
+
+
 def show(summaries: dict[str, dict]) -> None:
-    """The closing table, and the difference that the whole exercise is about."""
-    table = Table(title=None, show_edge=False)
+    """The closing table."""
+    table = Drawn(title=None, show_edge=False)
     table.add_column("run")
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
@@ -93,5 +116,3 @@ def show(summaries: dict[str, dict]) -> None:
         table.add_row(name, *(f"{summary[key]:,.1f}" for key in COLUMNS))
     console.print()
     console.print(table)
-    gain = summaries["guided"]["top1_last"] - summaries["unguided"]["top1_last"]
-    say(f"guidance: {gain:+.1f} points of top-1 on the same budget of {summaries['guided']['epochs']} epochs")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from torch import nn
 
 from fastlg.assemble import make_views, new_loader
 from fastlg.config import Config
 from fastlg.config.sections import scheme_of
 from fastlg.data.sources.base import some
 from fastlg.data.store.make import find_or_prepare_test
-from fastlg.data.store.store import open_store
+from fastlg.data.store.store import Store, open_store
 from fastlg.data.stores import open_stores
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import autocast
 from fastlg.errors import UserError
-from fastlg.run.evaluate import measure
+from fastlg.run.evaluate import classify, measure
 from fastlg.run.metrics import Accuracy
 from fastlg.run.report import Pulse
 from fastlg.run.trained import load_trained
@@ -35,13 +40,28 @@ def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
     with Pulse(lambda: f"testing  {folder}"):
         trained, model, class_names = load_trained(folder, which)
         store = open_store(_test_store(trained, overrides, class_names), "test")
-        config = trained.replace(overrides)
-        device = pick_device(config.engine)
-        dtype = pick_dtype(config.engine, device)
-        loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
-        model = model.to(device)
-        with autocast(device, dtype):
-            return measure(lambda images: model(images)[0], loader, views, device)
+        return _over(measure, trained.replace(overrides), model, store)
+
+
+def classify_run(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(label, class that it is taken for), int64 [N], of every test image of a run, by its last checkpoint.
+
+    All ranks call it alike. Raises UserError.
+    """
+    trained, model, class_names = load_trained(folder)
+    store = open_store(_test_store(trained, {}, class_names), "test")
+    found = _over(partial(classify, count=len(store)), trained, model, store)
+    return np.asarray(store.labels, dtype=np.int64), found.numpy()
+
+
+def _over(what: Callable, config: Config, model: nn.Module, store: Store):
+    """``what``, of run/evaluate.py, over the images of a store, where and as precise as the config says."""
+    device = pick_device(config.engine)
+    dtype = pick_dtype(config.engine, device)
+    loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
+    model = model.to(device)
+    with autocast(device, dtype):
+        return what(lambda images: model(images)[0], loader, views, device)
 
 
 def _test_store(trained: Config, overrides: dict, class_names: list[str]) -> Path:

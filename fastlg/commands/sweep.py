@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastlg.commands.line.early import expect_possible
-from fastlg.commands.many.rows import Row, content, folder_name, group_name, plan, seeds_of
+from fastlg.commands.many.rows import Row, Single, content, folder_name, group_name, plan, seeds_of, singles_of
 from fastlg.commands.many.table import Table
 from fastlg.config import load_config, parse_overrides
+from fastlg.data.stores import open_stores
 from fastlg.errors import UserError, brief
+from fastlg.run.folder import finished, is_compare, refuse_unusable, resume_source
 
 SEED = "run.seed"
 MOST_ROWS = 1000
@@ -60,7 +63,10 @@ def compare_seeds(
     gpus: int | None = None,
     dry_run: bool = False,
 ) -> dict:
-    """A config without and with its teacher, over seeds, as one table."""
+    """A config without and with its teacher, over seeds, as one table with a verdict (many/judge.py).
+
+    Raises UserError before anything is trained, also where one of the runs cannot begin or go on in its folder.
+    """
     if gpus is not None:
         raise UserError("--gpus gives one run several ranks, and --seeds makes several runs: give --jobs N, a GPU each")
     called, overrides = without_name(overrides)
@@ -75,9 +81,25 @@ def compare_seeds(
     for row in rows:
         expect_possible(row.config)
     table = Table(f"{config.run.name}: without and with guidance", plan(rows, chosen, group), chosen, list(overrides))
-    from fastlg.commands.many.go import run_table  # late: it imports torch
+    folder = config.run.root / group
+    if not dry_run:
+        expect_fit(table.entries, folder)
+    from fastlg.commands.many.go import run_table  # late: they import torch
+    from fastlg.commands.many.judge import try_to_judge
 
-    return run_table(table, config.run.root / group, "compare", jobs=jobs, dry_run=dry_run)
+    return run_table(table, folder, "compare", jobs=jobs, dry_run=dry_run, judge=try_to_judge)
+
+
+def expect_fit(entries: Sequence[tuple[Row, list[Single]]], folder: Path) -> None:
+    """Raises UserError for a folder or a run below it that the runs of a comparison do not fit."""
+    if (folder / "config.yaml").is_file() or is_compare(folder):
+        what = "a comparison of one seed" if is_compare(folder) else "a single run"
+        raise UserError(f"{folder} holds {what}; choose another run.name for the comparison over seeds")
+    fingerprints = None
+    for single in singles_of(entries):
+        if finished(single.config.run_dir, single.config) is None and resume_source(single.config.run_dir, "auto"):
+            fingerprints = fingerprints or open_stores(single.config.data).fingerprints
+            refuse_unusable(single.config, "auto", fingerprints)
 
 
 def read_settings(settings: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -30,3 +30,17 @@ def measure(predict: Callable[[Tensor], Tensor], loader, views, device: torch.de
     for _ in range(len(loader), ranks.Agreement().settle(len(loader))):
         predict(images)  # other ranks have a step more, and a forward pass of ZeRO stage 3 is an exchange
     return meter.read()
+
+
+@torch.inference_mode()
+def classify(predict: Callable[[Tensor], Tensor], loader, views, device: torch.device, count: int) -> Tensor:
+    """[count] int64 on the CPU: the class that each of the ``count`` images of ``loader``'s split is taken for.
+
+    ``predict`` is that of a model that every rank holds whole; each classifies its own images, and learns all. One
+    sync.
+    """
+    found = torch.zeros(count, dtype=torch.int64, device=device)
+    for batch in loader.epoch(0):
+        images = views(batch, 0, train=False).student
+        found[batch.sample_ids.to(device)] = predict(images).argmax(dim=1) + 1
+    return ranks.total(found).cpu() - 1

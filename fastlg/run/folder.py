@@ -23,11 +23,11 @@ NEVER_FREE = ("engine.precision",)
 
 # What fastlg itself leaves in a folder. Without a config.yaml it is what a kill, a full disk or a deleted folder left
 # of a run, and never makes the folder foreign.
-OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png")
+OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png", "predictions.npz")
 FOLDERS_OF_RUN = ("checkpoints", "tensorboard")
 SHOWN = ("top1_last", "top1_best", "images_per_s", "wall_s", "epochs")  # numbers of a summary that are told
 MAX_SUMMARY = 1 << 20  # bytes
-OF_COMPARE = (LOCK, "summary.json", "curves.png")
+OF_COMPARE = (LOCK, "summary.json", "curves.png", "compare.md", "compare.tex", "compare.csv", "compare.json")
 WEIGHTS = {  # what may be given as them
     "model.weights": "a run folder or a checkpoint file",
     "teacher.weights": "a teacher's run folder or a checkpoint file",
@@ -72,6 +72,10 @@ def expect_run(folder: Path) -> None:
     if is_compare(folder):
         parts = " or ".join(str(folder / part) for part in PARTS_OF_COMPARE)
         raise UserError(f"{folder} holds a comparison; name one of its runs: {parts}")
+    if seeds := [run for part in PARTS_OF_COMPARE for run in runs_of(folder / part)]:
+        named = ", ".join(map(str, seeds[:8]))
+        more = " ..." if len(seeds) > 8 else ""
+        raise UserError(f"{folder} holds a comparison over seeds; name one of its runs: {named}{more}")
     inside = next((parent for parent in folder.parents if is_file(parent / "config.yaml")), None)
     if inside is not None:
         raise UserError(f"{folder} is not a run folder but inside of one; give {inside}")
@@ -83,6 +87,14 @@ def expect_run(folder: Path) -> None:
         raise UserError(f"there is no run {folder}; {runs_near(folder)}")
     why = "it holds no config.yaml" if kind == "a folder" else f"it is {kind}"
     raise UserError(f"{folder} is no run folder: {why}; {runs_near(folder)}")
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The runs right below a folder."""
+    try:
+        return [run for run in sorted(folder.iterdir()) if is_file(run / "config.yaml")]
+    except OSError:
+        return []
 
 
 def expect_there(path: Path, field: str) -> None:

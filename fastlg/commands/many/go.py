@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from fastlg import ranks
@@ -18,8 +19,18 @@ from fastlg.run.folder import finished
 from fastlg.run.report import read_metrics
 
 
-def run_table(table: Table, folder: Path, name: str, *, jobs: int = 1, dry_run: bool = False) -> dict:
+def run_table(
+    table: Table,
+    folder: Path,
+    name: str,
+    *,
+    jobs: int = 1,
+    dry_run: bool = False,
+    judge: Callable[[Table], None] | None = None,
+) -> dict:
     """Trains what is missing, ``jobs`` runs at once, and returns the table's content, which is written after each.
+
+    ``judge`` adds to the table what follows from it, once all have ended.
 
     Leaves ``folder``/NAME.md, .tex, .csv and .json, and the runs below. Raises RunError when a run failed, after all
     the others, and errors.Stopped when a signal came, after the runs at work have saved.
@@ -40,6 +51,8 @@ def run_table(table: Table, folder: Path, name: str, *, jobs: int = 1, dry_run: 
 
     try:
         Pool(slots, folder / "logs").run(singles, keep)
+        if judge is not None:
+            judge(table)
     finally:
         forms.show(table)
         forms.write(table, folder, name)

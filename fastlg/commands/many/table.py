@@ -49,6 +49,9 @@ class Table:
     seeds: list[int]
     overrides: list[str]  # given on the command line, as typed
     left_out: list[LeftOut] = field(default_factory=list)
+    closing: list[list[str]] = field(default_factory=list)  # rows of cells below the others, which are no runs
+    findings: list[str] = field(default_factory=list)  # what follows from the table, a line each
+    evidence: dict | None = None  # the numbers behind them
 
     @property
     def has_paper(self) -> bool:
@@ -85,11 +88,11 @@ class Table:
                 cells.append("" if row.paper is None else f"{row.paper:.2f}")
             cells += [spread(measured(singles, key)) for key in MEASURED]
             lines.append([*cells, f"{len(done(singles))} of {len(singles)}"])
-        return lines
+        return [*lines, *self.closing]
 
     def notes(self) -> list[str]:
         """What the cells cannot say: failed and missing runs, rows that are one run, rows that cannot be run."""
-        lines, first = [], {}
+        lines, first = list(self.findings), {}
         for row, singles in self.entries:
             other = first.setdefault(id(singles[0]), row)
             if other is not row:
@@ -112,6 +115,7 @@ class Table:
             "fastlg": __version__,
             "rows": [_row_as_json(row, singles) for row, singles in self.entries],
             "left_out": [own._asdict() for own in self.left_out],
+            **({"findings": self.findings, "evidence": self.evidence} if self.findings else {}),
         }
 
 

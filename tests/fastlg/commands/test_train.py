@@ -101,6 +101,12 @@ def test_compare_trains_both_students_on_the_same_budget(project, fastlg):
     assert first[0]["loss_guidance"] == 0 and first[1]["loss_guidance"] > 0
     for word in ("teacher", "unguided", "guided", "guidance:", "points"):
         assert word in out
+    written = json.loads((folder / "compare.json").read_text())
+    gain = summary["guided"]["top1_last"] - summary["unguided"]["top1_last"]
+    assert written["evidence"]["differences"] == pytest.approx([gain]) and written["evidence"]["images"] == 33
+    assert written["findings"][0] in out and written["findings"][0] in (folder / "compare.tex").read_text()
+    refused = fastlg("eval", folder)
+    assert refused[0] == 2 and "runs/student/unguided or" in refused[2] and "runs/student/guided" in refused[2]
 
 
 def test_dry_run_takes_one_step_and_writes_no_run(project, fastlg):
