@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastlg.config import DataConfig
-from fastlg.data.store.make import find_or_prepare
+from fastlg.data.sources.base import Source
+from fastlg.data.sources.choose import chosen_splits, dataset_of_paths, measurable
+from fastlg.data.sources.objects import SCHEME, object_dataset, title_of
+from fastlg.data.store.make import find_or_prepare, in_cache
+from fastlg.data.store.make_split import Shrink
 from fastlg.data.store.store import Store, open_store
 from fastlg.errors import UserError
 
@@ -46,3 +51,29 @@ def open_stores(data: DataConfig) -> Stores:
         workers=max(1, data.workers),
     )
     return Stores(open_store(path, "train"), open_store(path, "test"), path)
+
+
+def store_of_objects(images: Any, data: DataConfig, class_names: list[str] | None = None) -> Path:
+    """The store of images that are Python objects (data/sources/objects.py), known by their content: made first if need
+    be. As a ``data.source`` of its own it needs the objects no more.
+
+    data         holdout, columns, store and on_bad of it count
+    class_names  of a model to be measured: what is stored then are the test images, or all where there are no splits
+
+    Raises UserError.
+    """
+    found, spec = object_dataset(images, data.label_column, data.image_column), f"{SCHEME}{title_of(images)}"
+    sources: dict[str, Source]
+    if class_names is None:
+        sources = chosen_splits(found, spec, holdout=data.holdout)
+    else:
+        sources = {"test": measurable(found, spec, class_names)}
+    return in_cache(spec, sources, data.store, data.on_bad, Shrink(), workers=1)  # they are decoded already
+
+
+def store_of_paths(paths: dict[str, str], data: DataConfig) -> Path:
+    """The store of splits that lie in places of their own, {train: path, test: path}; as ``store_of_objects``."""
+    found = dataset_of_paths(paths, data.label_column, data.image_column, data.download)
+    spec = f"{SCHEME}{Path(paths[next(iter(paths))]).name}"
+    sources = chosen_splits(found, spec, holdout=data.holdout)
+    return in_cache(spec, sources, data.store, data.on_bad, Shrink(), workers=max(1, data.workers))

@@ -17,7 +17,9 @@ from fastlg.data.sources.beton import beton_source
 from fastlg.data.sources.files import chaoyang, flowers102, tiny_imagenet
 from fastlg.data.sources.folders import class_folders, classes_with_images
 from fastlg.data.sources.layout.paths import existing_path
+from fastlg.data.sources.layout.split_names import split_of
 from fastlg.data.sources.layout.walk import files_below, only_files
+from fastlg.data.sources.objects import SCHEME
 from fastlg.data.sources.parquet import parquet_source, split_name
 from fastlg.data.store.store import is_store, open_store
 from fastlg.errors import UserError
@@ -60,6 +62,11 @@ def open_splits(
             class, a label that is none, classes that differ between the splits, ...).
     """
     found = _open(spec, ("train",) if holdout else SPLITS, label_column, image_column, download)
+    return chosen_splits(found, spec, splits, holdout)
+
+
+def chosen_splits(found: Dataset, spec: str, splits: Sequence[str] = SPLITS, holdout: float = 0.0) -> dict[str, Source]:
+    """Of what was found at ``spec`` the splits that are asked for; see ``open_splits``."""
     whole = found.splits.pop("all", None)
     if whole is not None:
         found.splits = {"train": whole}
@@ -98,7 +105,11 @@ def open_to_measure(
         UserError: there are only training images, or images of a class that the model does not know; else as
             ``open_splits``.
     """
-    found = _open(spec, ("test",), label_column, image_column, download)
+    return measurable(_open(spec, ("test",), label_column, image_column, download), spec, class_names)
+
+
+def measurable(found: Dataset, spec: str, class_names: list[str]) -> Source:
+    """Of what was found at ``spec`` the images to measure a model of these classes on; see ``open_to_measure``."""
     split = next((name for name in ("test", "all") if name in found.splits), None)
     if split is None:
         raise _missing_split(spec, "test", found, to_train=False)
@@ -108,6 +119,33 @@ def open_to_measure(
         found.notes.append(f"{len(missing)} of the run's {len(class_names)} classes have no image: {some(missing)}")
     log.info("%s", found.line(spec), extra={"once": True})
     return source
+
+
+def dataset_of_paths(
+    paths: dict[str, str],
+    label_column: str | None = None,
+    image_column: str | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Splits that lie in places of their own, {name: source}: all the images of each, or its split of that name.
+
+    Raises:
+        UserError: a name that is no split, two of one split, or a place without the images; else as ``open_splits``.
+    """
+    splits: dict[str, Source] = {}
+    called, notes = {}, []
+    for name, spec in paths.items():
+        known = split_of(name)
+        if known is None or known.split in splits:
+            why = "is no split" if known is None else f"is a {known.split} split, and there is one"
+            raise UserError(f"data: {name!r} {why}; give train, and test or validation")
+        found = _open(spec, (known.split,), label_column, image_column, download)
+        own = found.splits.get("all", found.splits.get(known.split))
+        if own is None:
+            raise UserError(f"data[{name!r}]={spec}: no {known.split} images there; give their folder or file")
+        splits[known.split], called[known.split] = own, spec
+        notes += found.notes
+    return Dataset("splits in places of their own", splits, called, notes)
 
 
 def _open(
@@ -236,6 +274,10 @@ def _missing_split(spec: str, split: str, found: Dataset, *, to_train: bool = Tr
     name = {"Chaoyang": f"a list {split}.json", "IDX": f"{split}-images-idx3-ubyte and its labels"}.get(
         found.kind, f"a folder {split}/, or {split}-*.parquet"
     )
+    if spec.startswith(SCHEME):
+        own = "give data=(train, test), or set data.holdout=0.2 to keep a fifth of every class for testing"
+        own = own if split == "test" else "give data=(train, test)"
+        return UserError(f"{spec}: no {split} split{there}{left}; {own}")
     if split == "train":
         return UserError(f"data.source={spec}: no training split{there}{left}; add one ({name}), or eval a run on this")
     fix = "set data.holdout=0.2 to keep a fifth of every class for testing"

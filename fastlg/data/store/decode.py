@@ -20,7 +20,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from fastlg.errors import UserError, printable
+from fastlg.errors import UserError, first_line, printable
 
 MAX_PIXELS = 178_956_970  # 0.5 GB as RGB: where Pillow, too, takes an image for a decompression bomb
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -69,6 +69,18 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
         raise BadImage(name, f"more than {MAX_PIXELS} pixels, taken for a decompression bomb") from None
     except Exception as error:  # codecs raise OSError, SyntaxError, ValueError, struct.error, MemoryError, ...
         raise BadImage(name, f"damaged image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def upright_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """The pixels of an open image, uint8 [H, W, 3], by the rules above; it is left as it is. Raises BadImage."""
+    _check_size(image, name)
+    try:
+        image.load()
+        return _to_rgb(_upright(image.copy()), name)
+    except BadImage:
+        raise
+    except Exception as error:  # whatever the codec raises: a PIL image reads its file when it is first looked at
+        raise BadImage(name, f"damaged image ({first_line(error)})") from error
 
 
 def _formats() -> tuple[str, ...]:

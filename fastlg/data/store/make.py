@@ -104,7 +104,7 @@ def find_or_prepare(
             raise UserError(f"data.{given[0]}: {spec} is a store, which is split and labelled already; drop the option")
         return store
     sources = open_splits(spec, **source_options)
-    return _in_cache(spec, sources, cache_root, on_bad, _shrink(max_side, short_side), workers)
+    return in_cache(spec, sources, cache_root, on_bad, _shrink(max_side, short_side), workers)
 
 
 def find_or_prepare_test(
@@ -130,7 +130,7 @@ def find_or_prepare_test(
     if store is not None and read_manifest(store)["class_names"] == class_names:
         return store
     sources = {"test": open_to_measure(spec, class_names, **source_options)}
-    return _in_cache(spec, sources, cache_root, on_bad, _shrink(None, None), workers)
+    return in_cache(spec, sources, cache_root, on_bad, _shrink(None, None), workers)
 
 
 def _as_store(spec: str) -> Path | None:
@@ -141,7 +141,7 @@ def _as_store(spec: str) -> Path | None:
     return path if is_store(path) else None
 
 
-def _in_cache(
+def in_cache(
     spec: str,
     sources: dict[str, Source],
     cache_root: str | Path | None,
@@ -149,6 +149,7 @@ def _in_cache(
     shrink: Shrink,
     workers: int | None,
 ) -> Path:
+    """The store of opened ``sources`` below ``cache_root``, made first if need be; ``spec`` is what it is called."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2])
     stem = name[:_STEM_LETTERS].strip("-") or "data"
     root = expanded(cache_root, "data.store") if cache_root is not None else default_cache_root() / "stores"
