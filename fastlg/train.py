@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from inspect import signature
 
 import torch
@@ -11,12 +12,14 @@ from torch import nn
 from fastlg import ranks
 from fastlg.assemble import assemble, check_buildable
 from fastlg.batch import Batch, Views
+from fastlg.callbacks import Callbacks
 from fastlg.config import Config
 from fastlg.data.stores import Stores, open_stores
 from fastlg.engine.build import stand_in
 from fastlg.engine.precision import pick_device, uses_cuda
 from fastlg.engine.prefetch import prefetched
 from fastlg.engine.schedule import guidance_share, learning_rate
+from fastlg.errors import RunError
 from fastlg.features import expect_features, find_features
 from fastlg.models.build import new_model
 from fastlg.ranks.say import say
@@ -32,13 +35,22 @@ from fastlg.run.trained import load_teacher
 from fastlg.teacher.recipe import teacher_config
 
 
-def train(config: Config, *, resume: str = "auto", dry_run: bool = False, waits: bool = False) -> dict:
+def train(
+    config: Config,
+    *,
+    resume: str = "auto",
+    dry_run: bool = False,
+    waits: bool = False,
+    callbacks: Sequence[object] = (),
+) -> dict:
     """Trains to the end (or from the last checkpoint to the end) and returns summary.json's content.
 
     ``dry_run`` builds every part and takes one step on the first two training images, but trains and writes nothing.
     While another process trains in the run folder, this one is refused, or waits and takes its result (``waits``).
-    Every rank of a run calls it alike. Raises UserError, RunError, or errors.Stopped after it saved.
+    ``callbacks`` are told what happens (callbacks.py), of this run and not of its teacher's. Every rank of a run calls
+    it alike. Raises UserError, RunError, or errors.Stopped after it saved.
     """
+    told = Callbacks(callbacks)
     own = ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s)
     with own, Pulse(lambda: f"starting {config.run_dir}"):
         done = _finished(config, resume)
@@ -47,7 +59,7 @@ def train(config: Config, *, resume: str = "auto", dry_run: bool = False, waits:
         if dry_run:
             return rehearse(_parts(config, resume, dry_run=True))
         with run_lock(config.run_dir, waits=waits):
-            return _finished(config, resume) or _train(config, resume)
+            return _finished(config, resume) or _train(config, resume, told)
 
 
 def _finished(config: Config, resume: str) -> dict | None:
@@ -113,15 +125,21 @@ def untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
     return new_model(recipe.model, None, len(stores.class_names)), recipe.model.image_size
 
 
-def _train(config: Config, resume: str) -> dict:
+def _train(config: Config, resume: str, callbacks: Callbacks) -> dict:
     parts = _parts(config, resume, dry_run=False)
     with StopRequest() as stop, Pulse(lambda: f"at work  {config.run_dir}"):
-        run = Run(parts, stop, resume)
+        run = Run(parts, stop, resume, callbacks)
         try:
+            run.begin()
             fit(parts, run)
             summary = run.finish()
+        except BaseException as error:
+            with contextlib.suppress(RunError):  # of a callback that fails here, too: the first error is the reason
+                run.end(None, error)
+            raise
         finally:
             run.close()
+        run.end(summary)
         stop.raise_if_set()  # a signal during the last evaluation: this run is complete, whatever follows it is not
         return summary
 

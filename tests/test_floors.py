@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "batch", "__init__"},
     {"files"},
     {"config", "ranks"},
-    {"data", "models", "teacher", "engine", "drloc"},
+    {"data", "models", "teacher", "engine", "drloc", "callbacks"},
     {"objective", "integrations"},
     {"run"},
     {"assemble", "features"},

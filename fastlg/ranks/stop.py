@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 from fastlg.errors import Stopped
 from fastlg.ranks.group import Agreement
@@ -22,7 +23,8 @@ class StopRequest:
         self.launcher = int(launcher) if launcher.isdecimal() else 0
 
     def __enter__(self) -> StopRequest:
-        self.previous = {number: signal.signal(number, self._on_signal) for number in Stopped.heard()}
+        is_main = threading.current_thread() is threading.main_thread()  # no other one may handle signals
+        self.previous = {number: signal.signal(number, self._on_signal) for number in Stopped.heard() if is_main}
         return self
 
     def __exit__(self, *exception) -> None:

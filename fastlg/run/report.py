@@ -18,7 +18,7 @@ from fastlg.batch import StepOutput
 from fastlg.errors import writing
 from fastlg.files.atomic import write_whole
 from fastlg.ranks.say import Spoken, console, dispensable, say
-from fastlg.run.metrics import Accuracy, Meter
+from fastlg.run.metrics import Accuracy, Means, Meter
 
 SILENCE_S = 10.0  # off a terminal, the longest that a training run says nothing
 INSTEAD = "metrics.jsonl holds the same numbers"
@@ -180,6 +180,8 @@ class Record:
         self.meter = Meter(device)
         self.log: Log | None = None
         self.clock, self.seen = 0.0, 0  # of the images since the last report
+        self.values: dict[str, float] = {}  # of the last report
+        self.epoch_values: dict[str, float] = {}  # means over the epoch up to it
 
     def open(self, folder: Path, *, after_step: int, tensorboard: bool) -> None:
         """Begins to write in ``folder``; see Log."""
@@ -204,19 +206,12 @@ class Record:
 
         ``told``: the parts of the loss that are told beside it (see Parts.told_losses); none where it has one alone.
         """
-        since, _ = self.meter.read()
+        since, so_far = self.meter.read()
         now = time.perf_counter()
         seconds, images = now - self.clock, self.seen
         self.clock, self.seen = now, 0
-        values = {
-            "loss": since.loss,
-            "loss_cls": since.loss_cls,
-            "loss_guidance": since.loss_guidance,
-            **({"loss_drloc": since.loss_drloc} if "drloc" in told else {}),
-            "top1": since.top1,
-            "lr": lr,
-            "images_per_s": images / seconds,
-        }
+        values = self.values = {**_told(since, told), "lr": lr, "images_per_s": images / seconds}
+        self.epoch_values = {**_told(so_far, told), "lr": lr}
         if self.log is not None:
             self.log.write("train", step, epoch=epoch, **values)
         parts = ", ".join(f"{name} {getattr(since, f'loss_{name}'):.3f}" for name in told)
@@ -233,3 +228,10 @@ class Record:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+
+
+def _told(means: Means, told: tuple[str, ...]) -> dict[str, float]:
+    """Losses and top-1 of a row; the losses that most runs do not have only where they are ``told``."""
+    values = means._asdict()
+    names = ("loss", "loss_cls", "loss_guidance", *(["loss_drloc"] if "drloc" in told else []), "top1")
+    return {name: values[name] for name in names}

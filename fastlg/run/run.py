@@ -13,6 +13,7 @@ import torch
 
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
+from fastlg.callbacks import Callbacks, Ended, EpochEnd, Evaluated, Report, Started, StepEnd
 from fastlg.config import save_config
 from fastlg.errors import RunError, UserError, writing
 from fastlg.files.atomic import write_whole
@@ -38,15 +39,20 @@ class Run:
     call every method; rank 0 alone writes.
     """
 
-    def __init__(self, parts: Parts, stop: StopRequest, resume: str = "auto"):
+    def __init__(self, parts: Parts, stop: StopRequest, resume: str = "auto", callbacks: Callbacks | None = None):
         self.parts, self.stop, self.config = parts, stop, parts.config
         self.folder = self.config.run_dir
         self.position, self.record = Position(), Record(parts.device)
         self._open(resume)
+        self.callbacks = callbacks if callbacks is not None and ranks.is_first() else Callbacks()
         self.started = time.perf_counter()
         self.record.open(self.folder, after_step=self.step, tensorboard=self.config.log.tensorboard)
         # Last of all, for what follows closes it; one rank per host, for each host may have files of its own.
         self.verification = Verification(parts.digested() if place().local_rank == 0 else ())
+
+    def begin(self) -> None:
+        """Tells the callbacks that the run starts, or goes on."""
+        self.callbacks.tell("on_start", Started(self.folder, self.config.model_dump(mode="json"), self.step))
 
     @property
     def epochs(self) -> int:
@@ -83,6 +89,8 @@ class Run:
         position, log = self.position, self.config.log
         self.record.count(out, self.step, self.parts.step_total(position.batch))
         position.batch += 1
+        if self.callbacks.on_step_end:
+            self.callbacks.tell("on_step_end", StepEnd(position.epoch, self.step, self.parts.engine.learning_rate, out))
         last = position.batch == len(self.parts.train_loader)
         if position.batch % log.every_steps == 0 or last:
             self.verification.poll()
@@ -90,6 +98,7 @@ class Run:
             seconds, images = self.record.report(position.epoch, self.step, lr=lr, told=told)
             position.train_seconds += seconds
             position.images += images
+            self.callbacks.tell("on_report", Report(position.epoch, self.step, self.record.values))
         if not last and self.stop.poll():
             self.save()
             self.stop.raise_if_set()
@@ -106,6 +115,8 @@ class Run:
             best = self._test()
         self.record.meter.reset()
         self.save(best=best)
+        told = EpochEnd(position.epoch, self.epochs, self.step, self.record.epoch_values)
+        self.callbacks.tell("on_epoch_end", told)
         if position.epoch < self.epochs:
             self.stop.raise_if_set()
 
@@ -122,6 +133,7 @@ class Run:
         best = found.top1 > position.top1_best
         position.last, position.top1_best = found, max(position.top1_best, found.top1)
         self.record.tested(position.epoch, self.epochs, self.step, found, position.top1_best)
+        self.callbacks.tell("on_evaluate", Evaluated(position.epoch, self.step, *found, position.top1_best))
         return best
 
     def _expect_folder(self) -> None:
@@ -166,6 +178,10 @@ class Run:
             plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
         ranks.wait_for_all()  # whoever reads the folder next finds it complete
         return summary
+
+    def end(self, summary: dict | None, error: BaseException | None = None) -> None:
+        """Tells the callbacks how the run ended."""
+        self.callbacks.tell("on_end", Ended(summary, error))
 
     def close(self) -> None:
         self.verification.close()
