@@ -22,7 +22,7 @@ FLOORS = [
     {"assemble", "features"},
     {"train"},
     {"commands"},
-    {"cli"},
+    {"cli", "api"},
     {"__main__"},
 ]
 USES_KERNELS = {"data", "teacher", "objective", "integrations"}
@@ -31,6 +31,8 @@ ONLY_IN = {
     "nvidia": {"data/loaders/dali.py"},
     "deepspeed": {"engine/deepspeed.py"},
     "triton": set(),
+    "wandb": {"integrations/wandb_logger.py"},
+    "mlflow": {"integrations/mlflow_logger.py"},
 }
 
 

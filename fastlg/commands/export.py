@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from fastlg import __version__
 from fastlg.config import Config
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
+from fastlg.models.instances import is_instance
 from fastlg.models.vits.token_model import TokenModel
 
 TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolutions; no argument changes it
@@ -47,8 +49,9 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
             "(teacher.weights=RUN)"
         )
     expect_empty(out_dir)
+    architecture, arguments = _in_timm(student)
     try:
-        description = json.dumps(_description(student, class_names, config), indent=2) + "\n"
+        description = json.dumps(_description(student, architecture, arguments, class_names, config), indent=2) + "\n"
     except TypeError as error:
         raise UserError(f"model.args {student.model_args} cannot be written to timm's config.json: {error}") from None
     try:
@@ -99,19 +102,41 @@ def timm_weights(bare: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def _description(student: Student, class_names: Sequence[str], config: Config) -> dict[str, Any]:
+def _in_timm(student: Student) -> tuple[str, dict[str, Any]]:
+    """(name, arguments) by which timm builds a student's network.
+
+    Raises UserError for one that was handed in as an object, unless it is timm's by its own name and image size.
+    """
+    if not is_instance(student.name):
+        return student.name.split(".")[0], student.model_args
+    name = (getattr(student.bare, "pretrained_cfg", None) or {}).get("architecture") or ""
+    shapes = {key: value.shape for key, value in student.bare.state_dict().items()}
+    for arguments in ({}, {"img_size": student.image_size}):
+        with contextlib.suppress(Exception), torch.device("meta"):  # whatever timm makes of arguments it does not know
+            built = timm.create_model(name, num_classes=student.bare.num_classes, **arguments)
+            if {key: value.shape for key, value in built.state_dict().items()} == shapes:
+                return name, arguments
+    raise UserError(
+        f"the network was a Python object, {type(student.bare).__name__}, that timm cannot build by a name alone; keep "
+        "its weights with torch.save(run.model.state_dict(), PATH)"
+    )
+
+
+def _description(
+    student: Student, architecture: str, arguments: dict[str, Any], class_names: Sequence[str], config: Config
+) -> dict[str, Any]:
     """The content of timm's config.json; ``model_args`` are arguments of timm.create_model."""
     size, source = student.image_size, student.bare.pretrained_cfg
     return {
-        "architecture": student.name.split(".")[0],
+        "architecture": architecture,
         "num_classes": len(class_names),
         "num_features": student.bare.num_features,
-        "model_args": student.model_args,
+        "model_args": arguments,
         "label_names": list(class_names),
         "pretrained_cfg": {
             "num_classes": len(class_names),
             "input_size": [3, size, size],
-            "fixed_input_size": "img_size" in student.model_args,
+            "fixed_input_size": "img_size" in arguments,
             "pool_size": None,
             "interpolation": "bilinear",
             "crop_pct": 1.0,

@@ -17,6 +17,7 @@ from fastlg.errors import UserError, brief, first_line
 from fastlg.models.convolutions import use_patch_products
 from fastlg.models.families import PREFIXES, SUPPORTED, Family, Place, family_of, fill_relative_positions, place_of
 from fastlg.models.init import as_reference
+from fastlg.models.instances import expect_classes, is_instance, taken
 from fastlg.models.resolution import grid_at, prepare, takes_sizes
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
@@ -68,12 +69,12 @@ class Student(nn.Module):
     ):
         super().__init__()
         self.name, self.image_size = name, image_size
-        self.model_args = _checked_arguments(name, image_size, model_args or {})
+        self.model_args = {} if is_instance(name) else _checked_arguments(name, image_size, model_args or {})
         self.bare = _create(name, num_classes, drop_path, self.model_args)
         family = family_of(self.bare)
         if family is None:
             raise UserError(_unsupported(name))
-        if init == "reference":
+        if init == "reference" and not is_instance(name):
             as_reference(self.bare, drop_path)
         fill_relative_positions(self.bare)
         use_patch_products(self.bare)
@@ -167,6 +168,8 @@ def guided_blocks(depth: int, stages: int, fraction: float = 1.0) -> list[int]:
 
 
 def _create(name: str, num_classes: int, drop_path: float, model_args: dict[str, Any]) -> nn.Module:
+    if is_instance(name):
+        return expect_classes(taken(name, "model"), num_classes)
     if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""

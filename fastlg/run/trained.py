@@ -17,6 +17,7 @@ from fastlg.data.stores import Stores
 from fastlg.errors import UserError, first_line
 from fastlg.files.reading import is_file
 from fastlg.models.build import new_model
+from fastlg.models.instances import expect_classes, is_instance, taken
 from fastlg.models.start import start_from
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
@@ -80,7 +81,10 @@ def _fill(model: nn.Module, weights: dict, path: Path) -> None:
 
 
 def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Module, int]:
-    """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code."""
+    """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code; or the
+    network itself where a Python session handed one in."""
+    if is_instance(weights.name):
+        return _given_teacher(weights.name, recipe, len(stores.class_names)), recipe.model.image_size
     if not weights.is_dir():
         return _load_file(weights, recipe, stores.class_names), recipe.model.image_size
     is_own = weights == recipe.run_dir  # which the run trains, and trains again when it is gone
@@ -98,6 +102,29 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
     if summary and (line := teacher_advice(summary["top1_last"], chance, own_epochs)):
         say(f"advice   {line}")
     return model, trained.model.image_size
+
+
+def _given_teacher(name: str, recipe: Config, num_classes: int) -> nn.Module:
+    """Raises UserError for a network that gives no logits and stage maps."""
+    model = expect_classes(taken(name, "teacher"), num_classes).eval()
+    size = recipe.model.image_size
+    try:
+        with torch.no_grad():
+            logits, maps = model(torch.zeros(1, 3, size, size))
+        dims, is_map = [stage.shape[1] for stage in maps], all(stage.dim() == 4 for stage in maps)
+    except Exception as error:  # whatever a user's network makes of images, or gives
+        raise UserError(
+            f"the teacher, a {type(model).__name__}, gives no (logits, stage maps) of images of {size} px: "
+            f"{first_line(error)}; a teacher is a fastlg.models.resnet56, or forwards as it does"
+        ) from None
+    if not is_map or not dims or logits.shape[-1] != num_classes:
+        raise UserError(
+            f"the teacher, a {type(model).__name__}, gives logits {list(logits.shape)} and maps "
+            f"{[list(stage.shape) for stage in maps]}; it must give [N, {num_classes}] and maps [N, C, H, W]"
+        )
+    model.dims = dims
+    say(f"teacher  {type(model).__name__} at {size} px, as it was given")
+    return model
 
 
 def _load_file(path: Path, recipe: Config, classes: list[str]) -> nn.Module:

@@ -1,0 +1,187 @@
+"""train, compare, evaluate, predict and sweep: what the command line does, told by Python objects."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastlg.api.given import as_file, config_of, network_of, text_of
+from fastlg.api.results import Comparison, Rows, TrainedRun, open_run, predicted, table_of
+from fastlg.commands.compare import compare as train_both
+from fastlg.commands.predict import predictor_of
+from fastlg.commands.sweep import compare_seeds
+from fastlg.commands.sweep import sweep as train_all
+from fastlg.config import Config, dotted
+from fastlg.data.stores import open_stores
+from fastlg.errors import Stopped, UserError
+from fastlg.models.instances import offered
+from fastlg.ranks.say import say
+from fastlg.run.folder import refuse_unusable
+from fastlg.run.metrics import Accuracy
+from fastlg.train import train as train_one
+
+AnyConfig = str | PathLike | Mapping | Config
+
+
+def _verb(function: Callable) -> Callable:
+    """Around each verb: what parts log is said, Ctrl-C (or a kernel's stop) ends it as Python's own."""
+
+    @wraps(function)
+    def told(*arguments: Any, **more: Any) -> Any:
+        try:
+            with _heard():
+                return function(*arguments, **more)
+        except Stopped as stopped:
+            if stopped.status == 128 + signal.SIGINT:
+                raise KeyboardInterrupt("the run is saved, the same call goes on") from None
+            raise SystemExit(stopped.status) from None
+
+    return told
+
+
+@_verb
+def train(
+    config: AnyConfig,
+    *,
+    data: Any = None,
+    model: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    callbacks: Sequence[object] = (),
+    resume: str = "auto",
+    **overrides: Any,
+) -> TrainedRun:
+    """Trains a run to its end, its teacher first where there is none yet, or goes on where it stopped.
+
+    config     a YAML file, a shipped config's name ("cifar100/deit_tiny"), a mapping, or a fastlg.config.Config
+    data       a path or name as ``data.source`` takes it; or a dataset of (image, label), a Hugging Face dataset, a
+               pair (train, test) or a dict of such, or of paths
+    model      a timm model, fastlg.models.Student or network of the same contract: a copy of it is trained, from the
+               weights that it has
+    teacher    a network that gives (logits, stage maps), frozen
+    callbacks  objects that are told what happens: fastlg/callbacks.py
+    resume     auto, never, or a checkpoint, as ``--resume``
+    overrides  dotted keys: ``**{"optim.epochs": 3}``
+
+    The same call finds the same run again: it goes on, or returns at once what is complete. Raises UserError for a
+    mistake, RunError for a run that cannot go on.
+    """
+    with offered(network_of(model), teacher):
+        read = config_of(config, overrides, data=data, model=model, teacher=teacher)
+        if data is not None:
+            refuse_unusable(read, resume, open_stores(read.data).fingerprints)
+        summary = train_one(read, resume=resume, callbacks=callbacks)
+    return TrainedRun(read.run_dir, summary, model)
+
+
+@_verb
+def compare(
+    config: AnyConfig,
+    *,
+    data: Any = None,
+    model: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    seeds: int | Sequence[int] | None = None,
+    jobs: int = 1,
+    **overrides: Any,
+) -> Comparison | Rows:
+    """The same student without and with guidance on one budget; arguments as in ``train``.
+
+    With ``seeds``, how many or which, both are trained with each, ``jobs`` runs at once in processes of their own, and
+    the rows of a table are returned: mean and spread. Raises UserError, RunError.
+    """
+    with offered(network_of(model), teacher):
+        read = config_of(config, overrides, data=data, model=model, teacher=teacher)
+        if seeds is None and jobs == 1:
+            return Comparison(read.run_dir, train_both(read), model)
+    _expect_names("compare with seeds", model, teacher)
+    chosen = None if seeds is None else str(seeds) if isinstance(seeds, int) else ",".join(map(str, seeds)) + ","
+    return table_of(compare_seeds(str(as_file(read)), [], chosen, jobs=jobs))
+
+
+@_verb
+def sweep(
+    config: AnyConfig,
+    settings: Mapping[str, Sequence[Any]],
+    *,
+    data: Any = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+    **overrides: Any,
+) -> Rows:
+    """Every combination of the values given, averaged over ``run.seed``: ``{"guidance.weight": [0, 1, 2.5]}``.
+
+    Each run is a process of its own, ``jobs`` at once; what is complete is not trained again. Returns the table's rows:
+    the values, mean and std of top1_last and top1_best, and the runs. Raises UserError, RunError.
+    """
+    if not isinstance(settings, Mapping):
+        raise UserError(f"settings is a {type(settings).__name__}; give a mapping of keys to lists of values")
+    for key, values in settings.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise UserError(f"settings[{key!r}] is {values!r}; give a list of values")
+    read = config_of(config, overrides, data=data)
+    texts = [f"{key}={','.join(map(text_of, values))}" for key, values in settings.items()]
+    return table_of(train_all(str(as_file(read)), texts, jobs=jobs, dry_run=dry_run))
+
+
+@_verb
+def evaluate(
+    run: TrainedRun | str | PathLike,
+    data: Any = None,
+    *,
+    model: nn.Module | None = None,
+    which: str = "last",
+    **overrides: Any,
+) -> Accuracy:
+    """Top-1 and top-5 (in percent), cross entropy and count of a run on its test split, or on ``data``.
+
+    ``model``: the object that was trained, where one was given. Classes of ``data`` are matched by name. Raises
+    UserError.
+    """
+    own = run if isinstance(run, TrainedRun) else open_run(run, model)
+    return own.evaluate(data, which=which, **dotted(overrides))
+
+
+@_verb
+def predict(run: TrainedRun | str | PathLike, images: Any, top_k: int = 5) -> Rows:
+    """What a run, or an export of one, says of images; see ``TrainedRun.predict``. Raises UserError."""
+    if isinstance(run, TrainedRun):
+        return run.predict(images, top_k)
+    return predicted(predictor_of(Path(run).expanduser()), images, top_k)
+
+
+def _expect_names(what: str, *networks: nn.Module | None) -> None:
+    if any(network is not None for network in networks):
+        raise UserError(
+            f"{what} trains in processes of their own, which no object reaches; give model.name (or module:function) "
+            "and teacher.weights instead"
+        )
+
+
+class _Saying(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Says what parts log of their choices, unless somebody listens already."""
+    logger = logging.getLogger("fastlg")
+    if logger.hasHandlers():
+        yield
+        return
+    handler, level = _Saying(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

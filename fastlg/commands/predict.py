@@ -1,0 +1,233 @@
+"""``fastlg predict``: what a run, or an export of it, says of images that nobody labelled."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from fastlg.batch import Batch
+from fastlg.config import Config
+from fastlg.data.loaders.torch import crop_and_resize
+from fastlg.data.sources.layout.walk import is_image
+from fastlg.data.store.decode import BadImage, decode_image
+from fastlg.data.views.make import ViewMaker
+from fastlg.engine.precision import pick_device, pick_dtype
+from fastlg.engine.protocol import autocast
+from fastlg.errors import UserError, first_line, printable
+from fastlg.files.reading import is_file, read_regular
+from fastlg.run.folder import expect_run
+from fastlg.run.trained import load_trained
+
+BATCH = 64  # images in memory at once
+
+
+class Prediction(NamedTuple):
+    """Of one image. ``top``: (class, probability from 0 to 1), the likeliest first."""
+
+    image: str
+    top: list[tuple[str, float]]
+
+
+class Predictor:
+    """A trained network with the evaluation transform of its run: the whole image, squashed to the square, bilinear.
+
+    ``predictor([(name, uint8 pixels [H, W, 3]), ...])`` yields a Prediction for each.
+    """
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], class_names: Sequence[str], *, size: int, views: ViewMaker):
+        """``size`` in px; ``views`` normalises, and lies in the dtype that ``logits`` takes."""
+        self.logits, self.class_names, self.size, self.views = logits, list(class_names), size, views
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Predictor:
+        self.device, self.dtype = device, dtype
+        return self
+
+    def __call__(self, images: Iterable[tuple[str, np.ndarray]], top_k: int = 5) -> Iterator[Prediction]:
+        """Raises UserError for a ``top_k`` below 1; one above the number of classes gives all of them."""
+        if top_k < 1:
+            raise UserError(f"top-k is {top_k}; it is at least 1")
+        images = iter(images)
+        while some := list(itertools.islice(images, BATCH)):
+            ranked = self.probabilities([pixels for _, pixels in some]).sort(dim=1, descending=True, stable=True)
+            for (name, _), values, labels in zip(some, ranked.values, ranked.indices, strict=True):
+                pairs = zip(labels[:top_k].tolist(), values[:top_k].tolist(), strict=True)
+                yield Prediction(name, [(self.class_names[label], value) for label, value in pairs])
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[np.ndarray]) -> Tensor:
+        """uint8 [H, W, 3] each -> float32 [N, K] on the CPU."""
+        whole = [crop_and_resize(pixels, [0, 0, *pixels.shape[:2]], self.size, "bilinear") for pixels in images]
+        pixels = torch.from_numpy(np.stack(whole)).to(self.device)
+        ids = torch.zeros(len(images), dtype=torch.int64, device=self.device)
+        batch = Batch(pixels, ids, ids, torch.zeros(len(images), 4, device=self.device), ids.bool())
+        with autocast(self.device, self.dtype):
+            return self.logits(self.views(batch, 0, train=False).student).float().softmax(1).cpu()
+
+
+def predictor_of(folder: Path, which: str = "last", overrides: dict[str, Any] | None = None) -> Predictor:
+    """Of a run folder, or of a folder that ``fastlg export`` wrote. ``overrides``: engine.* alone. Raises UserError."""
+    overrides = overrides or {}
+    if foreign := [key for key in overrides if not key.startswith("engine.")]:
+        raise UserError(f"predict cannot change {foreign[0]}: it is part of the trained run; engine.* may differ")
+    if is_file(folder / "model.safetensors") and is_file(folder / "config.json"):
+        return of_export(folder, overrides)
+    expect_run(folder)
+    config, model, class_names = load_trained(folder, which)
+    return of_network(model, class_names, config.replace(overrides))
+
+
+def of_network(model: nn.Module, class_names: Sequence[str], config: Config) -> Predictor:
+    """Of a run's network, which gives (logits, features), in the device and precision of its ``engine`` section."""
+    device = pick_device(config.engine)
+    dtype = pick_dtype(config.engine, device)
+    model = model.to(device).eval()
+    views = _normaliser(config.augment.mean, config.augment.std, dtype)
+    size = config.model.image_size
+    return Predictor(lambda images: model(images)[0], class_names, size=size, views=views).on(device, dtype)
+
+
+def of_export(folder: Path, overrides: dict[str, Any] | None = None) -> Predictor:
+    """Of an exported student, as timm reads it. Raises UserError for a folder that timm cannot read, or no export."""
+    engine = Config.model_validate({"data": {"source": "none"}, "model": {"name": "none"}}).replace(overrides or {})
+    try:
+        described = json.loads(read_regular(folder / "config.json", 1 << 26))
+        names, own = described["label_names"], described["pretrained_cfg"]
+        size, mean, std = own["input_size"][-1], own["mean"], own["std"]
+        with torch.random.fork_rng(devices=[]):
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:  # whatever timm, or an altered file, raises
+        raise UserError(f"{folder} is no export that timm can read: {first_line(error)}; export the run anew") from None
+    device = pick_device(engine.engine)
+    dtype = pick_dtype(engine.engine, device)
+    return Predictor(model.to(device), names, size=size, views=_normaliser(mean, std, dtype)).on(device, dtype)
+
+
+def _normaliser(mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> ViewMaker:
+    return ViewMaker(teacher_size=None, rand_augment=None, erase=0.0, mean=tuple(mean), std=tuple(std), dtype=dtype)
+
+
+def image_files(arguments: Sequence[str]) -> list[Path]:
+    """The files that paths, folders (with all below them) and patterns mean, each once, in the order given.
+
+    A folder gives the files with an image's suffix that are not hidden; a file that is named is taken whatever it is
+    called. Raises UserError for an argument that means none.
+    """
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            own = _images_below(path)
+            nothing = f"{argument} holds no images; give a folder of .jpg, .png or other image files"
+        elif path.exists() or path.is_symlink():
+            own, nothing = [path], ""
+        else:
+            matched = sorted(map(Path, glob.glob(os.path.expanduser(argument), recursive=True)))
+            own = [match for match in matched if match.is_file()]
+            what = "matches no file" if glob.has_magic(argument) else "does not exist"
+            nothing = f"{argument} {what}; give images, folders or patterns"
+        if not own:
+            raise UserError(nothing)
+        found |= dict.fromkeys(own)
+    return list(found)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(root, name) for name in sorted(files) if not name.startswith(".") and is_image(Path(name))]
+    return found
+
+
+def readable(paths: Sequence[Path], skipped: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, pixels) of each file that can be decoded; what is said of the others is added to ``skipped``."""
+    for path in paths:
+        try:
+            yield str(path), decode_image(read_regular(path), str(path))
+        except BadImage as error:
+            skipped.append(str(error))
+        except OSError as error:
+            skipped.append(f"{printable(path)}: {error.strerror or first_line(error)}")
+
+
+def predict(
+    folder: Path,
+    images: Sequence[str],
+    *,
+    top_k: int = 5,
+    form: str = "text",
+    which: str = "last",
+    overrides: dict[str, Any] | None = None,
+) -> int:
+    """Prints what the run or export in ``folder`` says of ``images``; returns the exit status.
+
+    That is 1 where an image could not be read: it is told with its reason on stderr and left out, the others are
+    predicted. Raises UserError, before anything is printed, for arguments that mean nothing; where no image is left,
+    after that has been said of each.
+    """
+    if top_k < 1:
+        raise UserError(f"--top-k is {top_k}; it is at least 1")
+    paths, skipped = image_files(images), []
+    predictor = predictor_of(folder, which, overrides)
+    writer = _Writer(form, sys.stdout)
+    count = 0
+    for prediction in predictor(readable(paths, skipped), top_k):
+        writer.write(prediction)
+        count += 1
+    writer.close()
+    for line in skipped:
+        print(f"fastlg: left out {line}", file=sys.stderr)
+    if not count:
+        raise UserError(f"none of the {len(paths)} images can be read; see the lines above")
+    return 1 if skipped else 0
+
+
+class _Writer:
+    """Predictions on a stream as they come: plain lines, one CSV row per image and class, or one JSON list."""
+
+    def __init__(self, form: str, stream):
+        self.form, self.stream, self.count = form, stream, 0
+        if form == "csv":
+            self._row("image", "rank", "class", "probability")
+
+    def write(self, own: Prediction) -> None:
+        match self.form:
+            case "csv":
+                for rank, (name, probability) in enumerate(own.top, 1):
+                    self._row(own.image, rank, name, f"{probability:.6f}")
+            case "json":
+                top = [{"class": name, "probability": round(probability, 6)} for name, probability in own.top]
+                text = json.dumps({"image": own.image, "top": top}, ensure_ascii=True)
+                self._put(f"{'[' if self.count == 0 else ','}\n {text}")
+            case _:
+                said = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in own.top)
+                self._put(printable(f"{own.image}: {said}") + "\n")
+        self.count += 1
+
+    def close(self) -> None:
+        if self.form == "json":
+            self._put("\n]\n" if self.count else "[]\n")
+        self.stream.flush()
+
+    def _row(self, *cells: object) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(cells)
+        self._put(text.getvalue())
+
+    def _put(self, text: str) -> None:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
