@@ -25,6 +25,7 @@ from fastlg.files.reading import read_regular
 from fastlg.models import Student
 from fastlg.models.instances import name_of
 
+AS_CONFIGURED = "as configured"
 PLACEHOLDER = "python"  # stands for data.source until the images are stored
 
 
@@ -34,7 +35,7 @@ def config_of(
     *,
     data: Any = None,
     model: nn.Module | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | str | None = AS_CONFIGURED,
 ) -> Config:
     """The config of a run.
 
@@ -43,7 +44,7 @@ def config_of(
     data       None: as the config says; a path or name: in the place of its ``data.source``; else images as objects
                (data/sources/objects.py), or a pair or mapping of paths, which are stored, known by their content
     model      in the place of the config's ``model``, of which blocks and fraction stay
-    teacher    in the place of the teacher that its recipe would train
+    teacher    None: no guidance; a network: in the place of the teacher that its recipe would train
 
     Raises UserError.
     """
@@ -56,7 +57,9 @@ def config_of(
         read = read.replace({"run.name": "python"})
     if model is not None:
         read = read.replace(_as_model(model, overrides), "model")
-    if teacher is not None:
+    if teacher is None:
+        read = read.replace({"teacher": None}, "argument")
+    elif teacher != AS_CONFIGURED:
         if read.teacher is None:
             raise UserError("a teacher is given, but the config has no teacher section; take a guided config")
         read = read.replace({"teacher.weights": name_of(_network(teacher, "teacher"))}, "teacher")

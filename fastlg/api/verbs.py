@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from fastlg.api.given import as_file, config_of, network_of, text_of
+from fastlg.api.given import AS_CONFIGURED, as_file, config_of, network_of, text_of
 from fastlg.api.results import Comparison, Rows, TrainedRun, open_run, predicted, table_of
 from fastlg.commands.compare import compare as train_both
 from fastlg.commands.predict import predictor_of
@@ -53,7 +53,7 @@ def train(
     *,
     data: Any = None,
     model: nn.Module | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | str | None = AS_CONFIGURED,
     callbacks: Sequence[object] = (),
     resume: str = "auto",
     **overrides: Any,
@@ -65,7 +65,7 @@ def train(
                pair (train, test) or a dict of such, or of paths
     model      a timm model, fastlg.models.Student or network of the same contract: a copy of it is trained, from the
                weights that it has
-    teacher    a network that gives (logits, stage maps), frozen
+    teacher    None: no guidance; a network that gives (logits, stage maps), frozen; otherwise as the config says
     callbacks  objects that are told what happens: fastlg/callbacks.py
     resume     auto, never, or a checkpoint, as ``--resume``
     overrides  dotted keys: ``**{"optim.epochs": 3}``
@@ -87,7 +87,7 @@ def compare(
     *,
     data: Any = None,
     model: nn.Module | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | str | None = AS_CONFIGURED,
     seeds: int | Sequence[int] | None = None,
     jobs: int = 1,
     **overrides: Any,
@@ -101,7 +101,11 @@ def compare(
         read = config_of(config, overrides, data=data, model=model, teacher=teacher)
         if seeds is None and jobs == 1:
             return Comparison(read.run_dir, train_both(read), model)
-    _expect_names("compare with seeds", model, teacher)
+    if any(isinstance(network, nn.Module) for network in (model, teacher)):
+        raise UserError(
+            "compare with seeds trains in processes of their own, which no object reaches; give model.name (or "
+            "module:function) and teacher.weights instead"
+        )
     chosen = None if seeds is None else str(seeds) if isinstance(seeds, int) else ",".join(map(str, seeds)) + ","
     return table_of(compare_seeds(str(as_file(read)), [], chosen, jobs=jobs))
 
@@ -155,14 +159,6 @@ def predict(run: TrainedRun | str | PathLike, images: Any, top_k: int = 5) -> Ro
     if isinstance(run, TrainedRun):
         return run.predict(images, top_k)
     return predicted(predictor_of(Path(run).expanduser()), images, top_k)
-
-
-def _expect_names(what: str, *networks: nn.Module | None) -> None:
-    if any(network is not None for network in networks):
-        raise UserError(
-            f"{what} trains in processes of their own, which no object reaches; give model.name (or module:function) "
-            "and teacher.weights instead"
-        )
 
 
 class _Saying(logging.Handler):
