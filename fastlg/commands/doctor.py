@@ -23,6 +23,9 @@ EXTRAS = {
     "ffcv": (("ffcv",), "data.loader=ffcv; needs apt-get install pkg-config libturbojpeg0-dev libopencv-dev"),
     "dali": (("nvidia.dali",), "data.loader=dali"),
     "deepspeed": (("deepspeed",), "engine.kind=deepspeed: ZeRO stages 0 to 3"),
+    "wandb": (("wandb",), "runs told to Weights & Biases"),
+    "mlflow": (("mlflow",), "runs told to MLflow"),
+    "onnx": (("onnx", "onnxscript", "onnxruntime"), "fastlg export --onnx"),
 }
 DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda130"}
 
