@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastlg.commands.hand_on import arguments as hand_on
 from fastlg.commands.line import config_commands
 from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, Resume, RunFolder, Which
 from fastlg.commands.line.ending import run_app, show_version
@@ -97,6 +98,7 @@ def compare(
 
 app.command()(many.reproduce)
 app.command()(many.sweep)
+app.command()(hand_on.predict)
 
 
 @app.command("eval")

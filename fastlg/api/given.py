@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,14 @@ def as_file(config: Config) -> Path:
     return path
 
 
-def named_pixels(images: Any) -> list[tuple[str, np.ndarray]]:
+def named_pixels(images: Any) -> Iterator[tuple[str, np.ndarray]]:
     """(name, uint8 [H, W, 3]) of one image or several: paths, PIL images, uint8 tensors or arrays; or of a dataset of
     (image, label). Raises UserError (BadImage), which names the one that cannot be read."""
     is_one = isinstance(images, (str, PathLike, Image.Image)) or getattr(images, "ndim", 0) in (2, 3)
     images = [images] if is_one else images
     if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
         images = list(images)
-    return [_named(images[row], row) for row in range(len(images))]
+    return (_named(images[row], row) for row in range(len(images)))
 
 
 def _named(image: Any, row: int) -> tuple[str, np.ndarray]:

@@ -14,8 +14,8 @@ from torch import nn
 from fastlg.api.given import named_pixels, network_of, stored
 from fastlg.commands.evaluate import evaluate_run
 from fastlg.commands.export import expect_empty, export_student
+from fastlg.commands.hand_on.predict import Predictor, of_network
 from fastlg.commands.many.table import MEASURED
-from fastlg.commands.predict import Predictor, of_network
 from fastlg.config import Config, dotted, read_saved_config
 from fastlg.errors import UserError
 from fastlg.models.instances import offered

@@ -16,7 +16,7 @@ from torch import nn
 from fastlg.api.given import AS_CONFIGURED, as_file, config_of, network_of, text_of
 from fastlg.api.results import Comparison, Rows, TrainedRun, open_run, predicted, table_of
 from fastlg.commands.compare import compare as train_both
-from fastlg.commands.predict import predictor_of
+from fastlg.commands.hand_on.predict import predictor_of
 from fastlg.commands.sweep import compare_seeds
 from fastlg.commands.sweep import sweep as train_all
 from fastlg.config import Config, dotted

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fastlg.batch import Batch
+from fastlg.commands.hand_on.images import readable
 from fastlg.config import Config
 from fastlg.data.loaders.torch import crop_and_resize
-from fastlg.data.sources.layout.walk import is_image
-from fastlg.data.store.decode import BadImage, decode_image
 from fastlg.data.views.make import ViewMaker
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import autocast
@@ -120,71 +117,16 @@ def _normaliser(mean: Sequence[float], std: Sequence[float], dtype: torch.dtype)
     return ViewMaker(teacher_size=None, rand_augment=None, erase=0.0, mean=tuple(mean), std=tuple(std), dtype=dtype)
 
 
-def image_files(arguments: Sequence[str]) -> list[Path]:
-    """The files that paths, folders (with all below them) and patterns mean, each once, in the order given.
+def predict(folder: Path, paths: Sequence[Path], *, top_k: int = 5, form: str = "text", which: str = "last") -> int:
+    """Prints what the run or export in ``folder`` says of image files, as text, csv or json; returns the exit status.
 
-    A folder gives the files with an image's suffix that are not hidden; a file that is named is taken whatever it is
-    called. Raises UserError for an argument that means none.
-    """
-    found: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument).expanduser()
-        if path.is_dir():
-            own = _images_below(path)
-            nothing = f"{argument} holds no images; give a folder of .jpg, .png or other image files"
-        elif path.exists() or path.is_symlink():
-            own, nothing = [path], ""
-        else:
-            matched = sorted(map(Path, glob.glob(os.path.expanduser(argument), recursive=True)))
-            own = [match for match in matched if match.is_file()]
-            what = "matches no file" if glob.has_magic(argument) else "does not exist"
-            nothing = f"{argument} {what}; give images, folders or patterns"
-        if not own:
-            raise UserError(nothing)
-        found |= dict.fromkeys(own)
-    return list(found)
-
-
-def _images_below(folder: Path) -> list[Path]:
-    found = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(root, name) for name in sorted(files) if not name.startswith(".") and is_image(Path(name))]
-    return found
-
-
-def readable(paths: Sequence[Path], skipped: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, pixels) of each file that can be decoded; what is said of the others is added to ``skipped``."""
-    for path in paths:
-        try:
-            yield str(path), decode_image(read_regular(path), str(path))
-        except BadImage as error:
-            skipped.append(str(error))
-        except OSError as error:
-            skipped.append(f"{printable(path)}: {error.strerror or first_line(error)}")
-
-
-def predict(
-    folder: Path,
-    images: Sequence[str],
-    *,
-    top_k: int = 5,
-    form: str = "text",
-    which: str = "last",
-    overrides: dict[str, Any] | None = None,
-) -> int:
-    """Prints what the run or export in ``folder`` says of ``images``; returns the exit status.
-
-    That is 1 where an image could not be read: it is told with its reason on stderr and left out, the others are
-    predicted. Raises UserError, before anything is printed, for arguments that mean nothing; where no image is left,
-    after that has been said of each.
+    That is 1 where a file could not be read: it is told with its reason on stderr and left out, the others are
+    predicted. Raises UserError; where no image is left, after that has been said of each.
     """
     if top_k < 1:
         raise UserError(f"--top-k is {top_k}; it is at least 1")
-    paths, skipped = image_files(images), []
-    predictor = predictor_of(folder, which, overrides)
-    writer = _Writer(form, sys.stdout)
-    count = 0
+    predictor, skipped = predictor_of(folder, which), []
+    writer, count = _Writer(form, sys.stdout), 0
     for prediction in predictor(readable(paths, skipped), top_k):
         writer.write(prediction)
         count += 1
