@@ -129,21 +129,23 @@ def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     which: Which = "last",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, for any batch size.")] = False,
 ) -> None:
-    """Write the bare student as safetensors that plain timm loads."""
+    """Write the bare student as safetensors that plain timm loads, with a model card."""
     from fastlg.ranks.say import say
     from fastlg.run.folder import expect_run
 
     which = _checked(which)
     expect_run(run)
     from fastlg.commands.export import expect_empty, export_student, how_to_load
+    from fastlg.commands.hand_on.card import measured_of
     from fastlg.run.report import Pulse
     from fastlg.run.trained import load_trained
 
     expect_empty(out)
     with Pulse(lambda: f"export   {run}"):
-        config, model, class_names = load_trained(run, which)
-        export_student(model, out, class_names=class_names, config=config)
+        config, model, names = load_trained(run, which)
+        export_student(model, out, class_names=names, config=config, measured=measured_of(run, which), onnx=onnx)
     say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from fastlg.api.given import named_pixels, network_of, stored
 from fastlg.commands.evaluate import evaluate_run
 from fastlg.commands.export import expect_empty, export_student
+from fastlg.commands.hand_on.card import measured_of
 from fastlg.commands.hand_on.predict import Predictor, of_network
 from fastlg.commands.many.table import MEASURED
 from fastlg.config import Config, dotted, read_saved_config
@@ -98,13 +99,14 @@ class TrainedRun:
             changes = {**stored(data, self.config, self.class_names), **dotted(overrides)}
             return evaluate_run(self.folder, which, changes)
 
-    def export(self, out: str | PathLike, *, which: str = "last") -> Path:
+    def export(self, out: str | PathLike, *, which: str = "last", onnx: bool = False) -> Path:
         """Writes the bare student for plain timm, as ``fastlg export``; returns the folder. Raises UserError."""
         out = Path(out)
         expect_empty(out)
         with self._known():
             config, model, class_names = load_trained(self.folder, which)
-        export_student(model, out, class_names=class_names, config=config)
+        measured = measured_of(self.folder, which)
+        export_student(model, out, class_names=class_names, config=config, measured=measured, onnx=onnx)
         return out
 
     @cached_property

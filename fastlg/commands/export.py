@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from fastlg import __version__
+from fastlg.commands.hand_on.card import CARD, model_card
+from fastlg.commands.hand_on.onnx import FILE, expect_onnx, write_onnx
 from fastlg.config import Config
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
@@ -29,13 +31,23 @@ TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolut
 LOGIT_TOLERANCE = 1e-4  # of the largest logit: float32 rounding stays two orders below
 
 
-def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[str], config: Config) -> None:
-    """Writes ``model.safetensors`` and ``config.json`` for ``timm.create_model("local-dir:OUT", pretrained=True)``.
+def export_student(
+    student: nn.Module,
+    out_dir: Path,
+    *,
+    class_names: Sequence[str],
+    config: Config,
+    measured: Mapping[str, Any] | None = None,
+    onnx: bool = False,
+) -> None:
+    """Writes weights, ``config.json`` and a model card for ``timm.create_model("local-dir:OUT", pretrained=True)``.
 
     student      a trained models.Student; it is left as it is
     out_dir      a folder that is new or empty
     class_names  names in label order; timm hands them on as ``pretrained_cfg["label_names"]``
     config       the run's config: mean and std of the images, and name and seed for the record
+    measured     what the card says of accuracy and code: hand_on/card.py's ``measured_of``
+    onnx         also ``model.onnx``, compared with torch by onnxruntime
 
     Students that timm lacks (T2T-ViT, PVT, CvT) are read so after ``import fastlg.models``.
     The folder appears whole or not at all, after timm has loaded it and given the same logits. timm's own evaluation
@@ -49,6 +61,8 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
             "(teacher.weights=RUN)"
         )
     expect_empty(out_dir)
+    if onnx:
+        expect_onnx()
     architecture, arguments = _in_timm(student)
     try:
         description = json.dumps(_description(student, architecture, arguments, class_names, config), indent=2) + "\n"
@@ -62,7 +76,11 @@ def export_student(student: nn.Module, out_dir: Path, *, class_names: Sequence[s
     try:
         save_file(timm_weights(student.bare), draft / "model.safetensors", metadata={"format": "pt"})
         (draft / "config.json").write_text(description, encoding="utf-8")
+        card = model_card(student, architecture, class_names, config, measured or {})
+        (draft / CARD).write_text(card, encoding="utf-8")
         _check_with_timm(student, draft)
+        if onnx:
+            write_onnx(student, draft / FILE)
         draft.chmod(0o777 & ~_umask())
         os.replace(draft, out_dir)
     except OSError as error:

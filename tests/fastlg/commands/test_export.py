@@ -107,7 +107,11 @@ def test_another_number_of_classes_can_be_asked_for(config, tmp_path):
 
 def test_folder_holds_weights_and_a_config_and_nothing_private(config, tmp_path):
     export_student(trained("vit"), tmp_path / "new" / "out", class_names=NAMES, config=config)
-    assert sorted(p.name for p in (tmp_path / "new" / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "new" / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     text = (tmp_path / "new" / "out" / "config.json").read_text(encoding="utf-8")
     described = json.loads(text)
     assert described["architecture"] == "vit_tiny_patch16_224"

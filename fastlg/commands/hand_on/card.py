@@ -1,0 +1,140 @@
+"""The model card of an export: what it is, how good, on what, by which recipe and code; how to classify an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastlg import __version__
+from fastlg.config import Config
+from fastlg.config.sections import scheme_of
+from fastlg.errors import printable
+from fastlg.models import Student
+from fastlg.models.vits.token_model import TokenModel
+from fastlg.run.folder import read_summary
+from fastlg.run.report import read_metrics
+
+CARD = "README.md"
+MOST_NAMES = 20
+_HEAD = """---
+library_name: timm
+pipeline_tag: image-classification
+tags:
+- image-classification
+- timm
+- fastlg
+---
+"""
+_SNIPPET = """```python
+{imports}import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:.", pretrained=True).eval()  # this folder
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = Image.open("image.jpg").convert("RGB")
+with torch.inference_mode():
+    probabilities = model(transform(image).unsqueeze(0)).softmax(1)[0]
+names = model.pretrained_cfg["label_names"]
+for probability, label in zip(*probabilities.topk({top})):
+    print(f"{{names[label]}}: {{100 * probability:.1f}} %")
+```
+"""
+
+
+def measured_of(folder: Path, which: str) -> dict[str, Any]:
+    """What a run's record says of one of its checkpoints: top1 in percent, count of test images, epoch, provenance; {}
+    of a run that is not complete."""
+    summary = read_summary(folder)
+    if summary is None:
+        return {}
+    rows = [row for row in read_metrics(folder) if row.get("kind") == "eval"]
+    best = max(rows, key=lambda row: row["top1"], default={})
+    row = best if which == "best" else (rows or [{}])[-1]
+    known = ("commit", "device", "versions", "images_per_s", "wall_s")
+    top1 = summary["top1_best" if which == "best" else "top1_last"]
+    found = {key: summary[key] for key in known if key in summary}
+    return {**found, "top1": top1, **{key: row[key] for key in ("top5", "count", "epoch") if key in row}}
+
+
+def model_card(
+    student: Student, architecture: str, class_names: Sequence[str], config: Config, measured: Mapping[str, Any]
+) -> str:
+    """The text of README.md; no path of the machine that trained is in it."""
+    guided = f", guided by {Path(config.teacher.recipe).stem}" if config.teacher is not None else ""
+    facts = {
+        "accuracy": _accuracy(config, measured),
+        "data": _data(config, class_names),
+        "input": f"{student.image_size} x {student.image_size} px, the whole image squashed to the square, bilinear; "
+        f"mean {_numbers(config.augment.mean)}, std {_numbers(config.augment.std)}",
+        "parameters": f"{sum(weight.numel() for weight in student.bare.parameters()):,}",
+        "recipe": _recipe(config),
+        "guidance": _guidance(student, config),
+        "code": _code(measured),
+        "run": f"{config.run.name}, seed {config.run.seed}",
+    }
+    rows = "".join(f"| {name} | {_cell(text)} |\n" for name, text in facts.items() if text)
+    imports = "import fastlg.models  # tells timm of the model\n" if isinstance(student.bare, TokenModel) else ""
+    snippet = _SNIPPET.format(imports=imports, top=min(5, len(class_names)))
+    return (
+        f"{_HEAD}# {architecture}, {len(class_names)} classes\n\nAn image classifier trained by "
+        f"[fastlg](https://arxiv.org/abs/2207.10026){guided}. `config.json` and `model.safetensors` are timm's.\n\n"
+        f"| | |\n|---|---|\n{rows}\n## Classify an image\n\n{snippet}"
+    )
+
+
+def _accuracy(config: Config, measured: Mapping[str, Any]) -> str:
+    if not measured:
+        return "not measured: the run is not complete"
+    on = f" on {measured['count']:,} test images" if "count" in measured else ""
+    top5 = f", top-5 {measured['top5']:.2f} %" if "top5" in measured else ""
+    after = f", after {measured['epoch']} of {config.optim.epochs} epochs" if "epoch" in measured else ""
+    return f"top-1 {measured['top1']:.2f} %{top5}{on}{after}"
+
+
+def _data(config: Config, class_names: Sequence[str]) -> str:
+    named = ", ".join(class_names[:MOST_NAMES]) + (", ..." if len(class_names) > MOST_NAMES else "")
+    where = config.data.source if scheme_of(config.data.source) else "images of its owner"
+    held = f", {config.data.holdout:g} of them held out for testing" if config.data.holdout else ""
+    return f"{where}{held}; {len(class_names)} classes: {named}"
+
+
+def _recipe(config: Config) -> str:
+    optim, augment = config.optim, config.augment
+    parts = [
+        f"{optim.epochs} epochs of batch {optim.global_batch_size}",
+        f"{optim.name}, learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}",
+        f"{optim.warmup_epochs} epochs of warm-up",
+        f"RandAugment {augment.rand_augment}" if augment.rand_augment else "",
+        f"erasing {augment.erase:g}" if augment.erase else "",
+        f"mixup {augment.mixup:g}" if augment.mixup else "",
+        f"CutMix {augment.cutmix:g}" if augment.cutmix else "",
+        f"label smoothing {optim.label_smoothing:g}" if optim.label_smoothing else "",
+        "from earlier weights" if config.model.weights is not None else "from scratch",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _guidance(student: Student, config: Config) -> str:
+    if config.teacher is None:
+        return "none"
+    pairs = zip(student.blocks, config.teacher.stages, strict=False)
+    blocks = ", ".join(f"block {block} by stage {stage}" for block, stage in pairs)
+    return f"{blocks or 'locality guidance'}; weight {config.guidance.weight:g} (arXiv 2207.10026)"
+
+
+def _code(measured: Mapping[str, Any]) -> str:
+    versions = measured.get("versions") if isinstance(measured.get("versions"), dict) else {}
+    libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "timm") if name in versions)
+    commit = f" at commit {measured['commit']}" if measured.get("commit") else ""
+    device = f", on {measured['device']}" if measured.get("device") else ""
+    return f"fastlg {versions.get('fastlg', __version__)}{commit}{f'; {libraries}' if libraries else ''}{device}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")
