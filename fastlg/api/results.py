@@ -121,7 +121,7 @@ class TrainedRun:
 
     @contextmanager
     def _known(self) -> Iterator[None]:
-        with offered(self._given):
+        with offered(model=self._given):
             yield
 
 

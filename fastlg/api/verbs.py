@@ -21,7 +21,7 @@ from fastlg.commands.sweep import compare_seeds
 from fastlg.commands.sweep import sweep as train_all
 from fastlg.config import Config, dotted
 from fastlg.data.stores import open_stores
-from fastlg.errors import Stopped, UserError
+from fastlg.errors import Silenced, Stopped, UserError
 from fastlg.models.instances import offered
 from fastlg.ranks.say import say
 from fastlg.run.folder import refuse_unusable
@@ -43,6 +43,8 @@ def _verb(function: Callable) -> Callable:
             if stopped.status == 128 + signal.SIGINT:
                 raise KeyboardInterrupt("the run is saved, the same call goes on") from None
             raise SystemExit(stopped.status) from None
+        except Silenced as silenced:  # another rank says why
+            raise SystemExit(silenced.status) from None
 
     return told
 
@@ -73,7 +75,7 @@ def train(
     The same call finds the same run again: it goes on, or returns at once what is complete. Raises UserError for a
     mistake, RunError for a run that cannot go on.
     """
-    with offered(network_of(model), teacher):
+    with offered(model=network_of(model), teacher=teacher):
         read = config_of(config, overrides, data=data, model=model, teacher=teacher)
         if data is not None:
             refuse_unusable(read, resume, open_stores(read.data).fingerprints)
@@ -97,7 +99,7 @@ def compare(
     With ``seeds``, how many or which, both are trained with each, ``jobs`` runs at once in processes of their own, and
     the rows of a table are returned: mean and spread. Raises UserError, RunError.
     """
-    with offered(network_of(model), teacher):
+    with offered(model=network_of(model), teacher=teacher):
         read = config_of(config, overrides, data=data, model=model, teacher=teacher)
         if seeds is None and jobs == 1:
             return Comparison(read.run_dir, train_both(read), model)

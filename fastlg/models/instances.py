@@ -14,7 +14,7 @@ from torch import nn
 from fastlg.errors import UserError
 
 PREFIX = "instance:"
-_offered: dict[str, nn.Module] = {}
+_offered: dict[tuple[str, str], nn.Module] = {}  # (model or teacher, name), for both may be of one build
 
 
 def is_instance(name: str) -> bool:
@@ -30,10 +30,12 @@ def name_of(network: nn.Module) -> str:
 
 
 @contextmanager
-def offered(*networks: nn.Module | None) -> Iterator[None]:
-    """Inside, configs find these networks by ``name_of`` them."""
+def offered(*, model: object = None, teacher: object = None) -> Iterator[None]:
+    """Inside, configs find these networks by ``name_of`` them; what is none is not offered."""
     before = dict(_offered)
-    _offered.update({name_of(network): network for network in networks if isinstance(network, nn.Module)})
+    for field, network in (("model", model), ("teacher", teacher)):
+        if isinstance(network, nn.Module):
+            _offered[field, name_of(network)] = network
     try:
         yield
     finally:
@@ -42,16 +44,15 @@ def offered(*networks: nn.Module | None) -> Iterator[None]:
 
 
 def taken(name: str, field: str) -> nn.Module:
-    """A copy of the network that is offered by ``name``, on the CPU, trainable; the user's own is left as it is.
-
-    Raises UserError, which names the argument (``field``: model or teacher) that offers it, where none is.
+    """A copy of the network that is offered by ``name`` as ``field`` (model or teacher), on the CPU, trainable; the
+    user's own is left as it is. Raises UserError, which names the argument that offers it, where none is.
     """
-    if name not in _offered:
+    if (field, name) not in _offered:
         raise UserError(
             f"{field} {name.removeprefix(PREFIX)} was a Python object, which no folder keeps: hand it in again from "
             f"Python (fastlg.train, fastlg.evaluate or fastlg.open_run with {field}=...)"
         )
-    return copy.deepcopy(_offered[name]).cpu().float().requires_grad_(True)
+    return copy.deepcopy(_offered[field, name]).cpu().float().requires_grad_(True)
 
 
 def expect_classes(network: nn.Module, num_classes: int) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from refusals import refused
 from torchvision.datasets import ImageFolder
 
 import fastlg as package
+from fastlg.api import verbs
 from fastlg.api.given import as_file, config_of, text_of
 from fastlg.config import Config, load_config
-from fastlg.errors import UserError
+from fastlg.errors import Silenced, Stopped, UserError
 
 ALONE = {"teacher": None, "optim.epochs": 1}
 BOTH = {"optim.epochs": 1, "run.name": "both", "log.every_steps": 1}
@@ -133,17 +135,19 @@ def test_a_network_of_timms_own_build_is_exported(project, splits):
     from fastlg.models import Student
     from fastlg.models.instances import name_of, offered
 
-    with offered(model):
+    with offered(model=model):
         student = Student(name_of(model), num_classes=3, image_size=224)
     assert _in_timm(student) == ("pit_ti_224", {})
 
 
-def test_a_teacher_in_hand_guides_as_the_one_in_its_folder(project, splits):
+def test_a_teacher_in_hand_guides_as_the_one_in_its_folder(project, fastlg, splits):
     run = package.train("student.yaml", data=splits, **{"optim.epochs": 1})
     (folder,) = Path("runs/teachers").iterdir()
     teacher = package.open_run(folder).model
     given = package.train("student.yaml", data=splits, teacher=teacher, **{"optim.epochs": 1, "run.name": "given"})
     assert losses(given.folder) == losses(run.folder)
+    again = fastlg("train", "runs/given/config.yaml", "run.name=again")
+    refused(again, "teacher CifarResNet", "was a Python object", "teacher=...")
     with pytest.raises(UserError, match=r"gives no \(logits, stage maps\)"):
         package.train("student.yaml", data=splits, teacher=torch.nn.Flatten(), **{"run.name": "none"})
 
@@ -165,6 +169,37 @@ def test_a_sweep_lists_its_runs_from_values_and_images_in_hand(project, splits, 
     assert "8 runs, 8 epochs left" in capfd.readouterr().out
     read = config_of("student.yaml", ALONE, data=splits)
     assert load_config(str(as_file(read))).data == read.data
+
+
+def test_a_student_and_a_teacher_of_one_build_are_told_apart():
+    from fastlg.models.instances import name_of, offered, taken
+
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    with offered(model=one, teacher=other):
+        for field, network in (("model", one), ("teacher", other)):
+            found = taken(name_of(network), field)
+            assert torch.equal(found.weight, network.weight) and found is not network
+    with pytest.raises(UserError, match=r"teacher Linear_\w+ was a Python object.*teacher=\.\.\."):
+        taken(name_of(other), "teacher")
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (Stopped(signal.SIGINT), KeyboardInterrupt("the run is saved, the same call goes on")),
+        (Stopped(signal.SIGTERM), SystemExit(143)),
+        (Silenced(2), SystemExit(2)),
+    ],
+    ids=str,
+)
+def test_a_stopped_run_ends_a_script_as_python_has_it(raised, seen, project, monkeypatch):
+    def stops(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(verbs, "train_one", stops)
+    with pytest.raises(type(seen)) as ended:
+        package.train("student.yaml")
+    assert ended.value.args == seen.args
 
 
 @pytest.mark.parametrize("value", ["bicubic", "rand-m9-mstd0.5-inc1", "a,b", "it's", "", 1e-9, 3, True, None, [1, [2]]])
