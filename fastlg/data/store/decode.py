@@ -76,7 +76,7 @@ def upright_rgb(image: Image.Image, name: str) -> np.ndarray:
     _check_size(image, name)
     try:
         image.load()
-        return _to_rgb(_upright(image.copy()), name)
+        return _to_rgb(_upright(image), name)
     except BadImage:
         raise
     except Exception as error:  # whatever the codec raises: a PIL image reads its file when it is first looked at
@@ -111,9 +111,9 @@ def _altered_chunk(png: bytes) -> str | None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image)  # a copy in any case
     except Exception:  # EXIF that cannot be read says nothing about orientation; the pixels are whole
-        return image
+        return image.copy()
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:

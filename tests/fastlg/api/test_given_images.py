@@ -11,6 +11,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, RandomHorizontalFlip, ToTensor
 
 from fastlg.config import DataConfig
+from fastlg.data.sources.objects import pixels_of
+from fastlg.data.store.decode import decode_image
 from fastlg.data.store.store import open_store
 from fastlg.data.stores import open_stores, store_of_objects, store_of_paths
 from fastlg.errors import UserError
@@ -117,6 +119,38 @@ def test_a_model_is_measured_on_objects_by_class_name(folders):
 
 def image(size=8):
     return Image.new("RGB", (size, size), (9, 99, 0))
+
+
+SAVED = {
+    "turned.jpg": ("RGB", {"exif": 6, "quality": 95}),
+    "turned.png": ("RGB", {"exif": 8}),
+    "turned.tif": ("RGB", {"exif": 3}),
+    "palette.png": ("P", {"transparency": 3}),
+    "alpha.png": ("RGBA", {}),
+    "ink.jpg": ("CMYK", {}),
+    "deep.png": ("I;16", {}),
+    "grey.png": ("L", {}),
+    "bits.png": ("1", {}),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_an_open_image_has_the_pixels_of_its_file_and_stays_as_it_is(name, tmp_path):
+    mode, options = SAVED[name]
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    made = Image.fromarray(pixels)
+    made = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200) if mode == "I;16" else made.convert(mode)
+    if turn := options.pop("exif", None):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        options = {**options, "exif": exif}
+    made.save(tmp_path / name, **options)
+    want = decode_image((tmp_path / name).read_bytes(), name)
+    with Image.open(tmp_path / name) as opened:
+        before = dict(opened.info), opened.size, opened.mode
+        np.testing.assert_array_equal(pixels_of(opened, name), want)
+        assert (dict(opened.info), opened.size, opened.mode) == before
+    assert want.shape == ((14, 9, 3) if turn in (6, 8) else (9, 14, 3))
 
 
 class Stream(IterableDataset):
