@@ -130,6 +130,9 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     which: Which = "last",
     onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, for any batch size.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub, private if new.")
+    ] = None,
 ) -> None:
     """Write the bare student as safetensors that plain timm loads, with a model card."""
     from fastlg.ranks.say import say
@@ -139,14 +142,19 @@ def export(
     expect_run(run)
     from fastlg.commands.export import expect_empty, export_student, how_to_load
     from fastlg.commands.hand_on.card import measured_of
+    from fastlg.commands.hand_on.hub import expect_hub, push
     from fastlg.run.report import Pulse
     from fastlg.run.trained import load_trained
 
     expect_empty(out)
+    if push_to_hub is not None:
+        expect_hub(push_to_hub)
     with Pulse(lambda: f"export   {run}"):
         config, model, names = load_trained(run, which)
         export_student(model, out, class_names=names, config=config, measured=measured_of(run, which), onnx=onnx)
     say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
+    if push_to_hub is not None:
+        say(f"pushed   {out} to {push(out, push_to_hub)}")
 
 
 @app.command()
