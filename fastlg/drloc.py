@@ -53,7 +53,9 @@ class DenseRelativeLoc(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor, pairs: Tensor) -> Tensor:
-        """tokens [N, L, C], the grid's last, any prefix before them; pairs int64 [N, 2, m, 2] -> losses [N]."""
+        """tokens [N, L, C], the grid's last, any prefix before them, or their map [N, C, H, H]; pairs int64
+        [N, 2, m, 2] -> losses [N]."""
+        tokens = tokens.flatten(2).transpose(1, 2) if tokens.dim() == 4 else tokens
         answers = self.answers(tokens, pairs)
         answers = answers if answers.dtype == torch.float64 else answers.float()
         return getattr(self, f"_{self.config.mode}")(answers, self.distances(pairs))

@@ -39,7 +39,7 @@ Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution
 Size = Annotated[int, Field(ge=8, le=4096)]  # px
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Batch = Annotated[int, Field(ge=1, le=65_536)]
-Stage = Annotated[int, Field(ge=0, le=2)]
+Stage = Annotated[int, Field(ge=0, le=999)]
 Block = Annotated[int, Field(ge=0, le=999)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Switch = bool | Literal["auto"]
@@ -119,12 +119,12 @@ CNNS = ("resnet20", "resnet56", "resnet110")
 
 
 class ModelConfig(Section):
-    """The network that is trained: a student of models/student.py or a resnet20/56/110."""
+    """The network that is trained: a student of models/student.py (any timm model) or a resnet20/56/110."""
 
     name: Text  # a timm name; a resnet20, 56 or 110 is a teacher
     image_size: Size = 224  # px
     resolution: list[tuple[Momentum, Size]] = []  # [share of the epochs, px from there on], up to image_size; vit, deit
-    blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks, 0-based; auto: Eq. 8
+    blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks or stages, 0-based; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
     drop_path: Momentum = 0.1  # stochastic depth rate of the last block; it rises over the blocks
     init: Literal["reference", "timm"] = "reference"  # whose initial weights, LayerNorm eps and drop path rule

@@ -19,7 +19,8 @@ def build_model(
     """A fresh network on the CPU, float32, drawn from torch's global generator.
 
     ``guided`` False leaves the tokens out; it changes no weight. ``stages`` are the teacher's stages that guide: with
-    ``blocks: auto`` each gets the block that Eq. 8 gives it among the teacher's three. Raises UserError.
+    ``blocks: auto`` each gets the block that Eq. 8 gives it among the paper's three, and where one lies beyond these,
+    among those that guide. Raises UserError.
     """
     if config.is_cnn:
         if guided:
@@ -41,7 +42,8 @@ def build_model(
     for _, size in config.resolution:  # which are refused here if they are; the last one is the model's own
         student.take_size(size)
     if guided and config.blocks == "auto":
-        by_stage = guided_blocks(student.depth, 3, config.fraction)
+        places = sorted({0, 1, 2} if max(stages) <= 2 else set(stages))
+        by_stage = dict(zip(places, guided_blocks(student.depth, len(places), config.fraction), strict=True))
         student.guide([by_stage[stage] for stage in stages])
     return student
 

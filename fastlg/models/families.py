@@ -25,7 +25,6 @@ from fastlg.models.vits.t2t import T2TViT
 from fastlg.models.vits.token_model import BlockShape, TokenModel, conv_side
 
 PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_")
-SUPPORTED = ", ".join(f"{prefix}*" for prefix in PREFIXES)
 
 
 class Family(NamedTuple):
@@ -68,7 +67,7 @@ def place_of(model: nn.Module, shapes: list[BlockShape]) -> Place:
 
 
 def family_of(model: nn.Module) -> Family | None:
-    """The family of a timm model, or None where fastlg cannot walk it."""
+    """The family of a timm model, or None where it has no walk here (general/walk.py)."""
     match model:
         case VisionTransformer():
             return Family(walk_vit, shapes_columnar, fits_columnar)
@@ -216,10 +215,10 @@ def fits_pvt_v2(model: PyramidVisionTransformerV2, image_size: int) -> bool:
     side = image_size
     for index, stage in enumerate(model.stages):
         conv = model.patch_embed.proj if index == 0 else stage.downsample.proj
-        if not _is_seen(conv, side):
+        if not is_seen(conv, side):
             return False
         side, attention = _conv_side(conv, side), stage.blocks[0].attn
-        if attention.sr is not None and attention.pool is None and not _is_seen(attention.sr, side):
+        if attention.sr is not None and attention.pool is None and not is_seen(attention.sr, side):
             return False
     return True
 
@@ -237,13 +236,13 @@ def fits_own(model: TokenModel, image_size: int) -> bool:
 
 def _are_seen(convs: list[nn.Conv2d], side: int) -> bool:
     for conv in convs:
-        if not _is_seen(conv, side):
+        if not is_seen(conv, side):
             return False
         side = _conv_side(conv, side)
     return True
 
 
-def _is_seen(conv: nn.Conv2d, side: int) -> bool:
+def is_seen(conv: nn.Conv2d, side: int) -> bool:
     """Whether the windows reach the last of ``side`` pixels; padding, which lies beyond it, they may leave."""
     return _reach_the_end(side, conv.kernel_size[0], conv.stride[0], conv.padding[0])
 

@@ -1,5 +1,5 @@
 """Networks that a Python session hands in as objects. A config calls them by a name that no file leads to:
-``instance:CLASS_DIGEST``, the digest of the names and shapes of their weights."""
+``instance::CLASS_DIGEST``, the digest of the names and shapes of their weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from fastlg.errors import UserError
 
-PREFIX = "instance:"
+PREFIX = "instance::"  # two colons: module:function has one
 _offered: dict[tuple[str, str], nn.Module] = {}  # (model or teacher, name), for both may be of one build
 
 

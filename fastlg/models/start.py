@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fastlg.models.student import Student
 from fastlg.models.vits import pvt, t2t
 from fastlg.models.vits.pvt import PyramidVisionTransformer
 from fastlg.models.vits.t2t import T2TViT
-from fastlg.models.weights import reference_name
+from fastlg.models.weights import in_reference, reference_name
 
 WRAPPINGS = ("model_state", "state_dict", "model", "unit")  # in files of the reference, timm, DeiT and fastlg
 PREFIXES = ("module.", "student.", "bare.")  # of DistributedDataParallel; of our units and students
@@ -43,8 +44,8 @@ def start_from(model: nn.Module, checkpoint: Mapping[str, Any], where: str, *, i
     given = _named_as(bare, given)
     fitted = _resized(bare, given)
     resized = [name for name in fitted if name in own and name in given and given[name].shape != fitted[name].shape]
-    kept = _heads_to_keep(own, fitted, is_other_classes)
-    fitted = {name: value for name, value in fitted.items() if name.partition(".")[0] not in kept}
+    kept = _heads_to_keep(heads_of(bare), own, fitted, is_other_classes)
+    fitted = {name: value for name, value in fitted.items() if not _is_below(name, kept)}
     _refuse_unfit(own, fitted, kept, where)
     for name, value in fitted.items():
         own[name].copy_(value)
@@ -76,7 +77,7 @@ def _tensors(checkpoint: Any, where: str) -> dict[str, Tensor]:
 
 def _named_as(bare: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """Under the names of ``bare``, wherever they come from."""
-    theirs = {reference_name(bare, name): name for name in bare.state_dict()}
+    theirs = {reference_name(bare, name): name for name in bare.state_dict()} if in_reference(bare) else {}
     if sum(name in theirs for name in given) > sum(name in theirs.values() for name in given):
         return {theirs.get(name, name): value for name, value in given.items()}
     match bare:
@@ -109,14 +110,29 @@ def _resized(bare: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
                 if positions.shape[2:] != size:
                     positions = F.interpolate(positions.float(), size, mode="bicubic", antialias=True)
                 return {**given, "pos_embed": positions}
+            case _ if not in_reference(bare) and (rename := _filter_of(bare)):
+                return dict(rename(dict(given), bare))
     except Exception:  # whatever timm makes of tensors of unexpected shapes; they are named next
         return dict(given)
     return dict(given)
 
 
-def _heads_to_keep(own: dict[str, Tensor], given: dict[str, Tensor], is_other_classes: bool) -> list[str]:
+def _filter_of(bare: nn.Module) -> Callable | None:
+    """timm's own function that fits a checkpoint to ``bare``, where the model's file has one."""
+    return getattr(sys.modules.get(type(bare).__module__), "checkpoint_filter_fn", None)
+
+
+def heads_of(bare: nn.Module) -> list[str]:
+    """Names of the layers that tell classes apart."""
+    told = (getattr(bare, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return list(dict.fromkeys([*HEADS, *((told,) if isinstance(told, str) else told)]))
+
+
+def _heads_to_keep(
+    heads: Sequence[str], own: dict[str, Tensor], given: dict[str, Tensor], is_other_classes: bool
+) -> list[str]:
     """Those that are left as they were drawn: of other classes, or not given."""
-    names = [name for name in HEADS if f"{name}.weight" in own]
+    names = [name for name in heads if f"{name}.weight" in own]
     return [
         name
         for name in names
@@ -128,7 +144,7 @@ def _heads_to_keep(own: dict[str, Tensor], given: dict[str, Tensor], is_other_cl
 
 def _refuse_unfit(own: dict[str, Tensor], given: dict[str, Tensor], kept: Sequence[str], where: str) -> None:
     """Raises UserError that names what does not fit, of each kind the first."""
-    wanted = [name for name in own if name.partition(".")[0] not in kept]
+    wanted = [name for name in own if not _is_below(name, kept)]
     there = [name for name in wanted if name in given]
     same = [name for name in there if given[name].shape == own[name].shape]
     unequal = [f"{name} is {_shape(given[name])}, not {_shape(own[name])}" for name in there if name not in same]
@@ -142,6 +158,10 @@ def _refuse_unfit(own: dict[str, Tensor], given: dict[str, Tensor], kept: Sequen
     if found:
         fix = "give a checkpoint of the same model.name and model.args"
         raise UserError(f"{where} does not fit the model: {'; '.join(found)}; {fix}")
+
+
+def _is_below(name: str, layers: Sequence[str]) -> bool:
+    return any(name.startswith(f"{layer}.") for layer in layers)
 
 
 def _shape(value: Tensor) -> list[int]:

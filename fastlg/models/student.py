@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
-import timm
-import torch
 from torch import Tensor, nn
 
-from fastlg.errors import UserError, brief, first_line
+from fastlg.errors import UserError
 from fastlg.models.convolutions import use_patch_products
-from fastlg.models.families import PREFIXES, SUPPORTED, Family, Place, family_of, fill_relative_positions, place_of
+from fastlg.models.create import create
+from fastlg.models.families import Family, Place, family_of, fill_relative_positions, place_of
+from fastlg.models.general.own import is_own
+from fastlg.models.general.walk import general_family, told_by_timm
 from fastlg.models.init import as_reference
-from fastlg.models.instances import expect_classes, is_instance, taken
+from fastlg.models.instances import is_instance
 from fastlg.models.resolution import grid_at, prepare, takes_sizes
 
-# Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
-RESERVED = {
-    "num_classes": "it follows from the data",
-    "drop_path_rate": "use model.drop_path",
-    "in_chans": "images are RGB",
-    "dynamic_img_pad": "images have one size, which the patches must divide",
-    "patch_drop_rate": "guidance needs every token of the grid",
-    "features_only": "a student classifies",
-    **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "a start is set by model.weights"),
-    **dict.fromkeys(("checkpoint_path", "cache_dir"), "a start is set by model.weights"),
-    **dict.fromkeys(("device", "dtype"), "use engine.device and engine.precision"),
-}
-
-
-LARGEST_ARGUMENT, MOST_BLOCKS, MOST_WEIGHTS = 65_536, 1000, 2_000_000_000
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096  # px, as ModelConfig has them
 
 
 class Student(nn.Module):
-    """A timm model and the blocks whose tokens a teacher guides.
+    """A network and the blocks whose tokens a teacher guides.
 
     ``forward(images [N, 3, S, S]) -> (logits [N, K], tokens)``: per entry of ``blocks`` one tensor [N, L, C], the
     block's output before any later norm, as the model holds it (no copy). L exceeds H * W of the block's grid by the
-    prefix tokens, which lead. Without blocks it is the plain model and ``tokens`` is empty.
+    prefix tokens, which lead. Without blocks it is the plain model and ``tokens`` is empty. Models without a walk of
+    their own (families.py) give what timm's ``forward_intermediates`` lists, mostly stages: tokens, or maps
+    [N, C, H, W], whose ``grids`` are their sizes.
 
-    name         a timm name of a supported family: deit_*, vit_*, convit_*, pit_*, pvt_v2_*, or one of ours
-                 that timm is told of: pvt_tiny, t2t_vit_7, t2t_vit_14, cvt_13
-    blocks       guided blocks, 0-based over all blocks of all stages, one per teacher stage in the teacher's order
+    name         a timm name; one of ours that timm is told of: pvt_tiny, t2t_vit_7, t2t_vit_14, cvt_13; or a user's
+                 ``module:function`` (docs/own_model.md)
+    blocks       guided blocks, 0-based over all blocks of all stages (over what is listed, for models without a walk),
+                 one per teacher stage in the teacher's order
     drop_path    stochastic depth rate, rising over the blocks as the reference code does (``init="timm"``: as timm)
     init         "reference": initial weights, LayerNorm eps and drop path rule of the reference code; "timm": timm's
     model_args   further arguments of the timm model: patch_size, embed_dim, depth, num_heads, ...
 
     ``bare`` is the plain timm model, whose state dict is timm's; ``model_args`` with the name rebuild it.
+    ``undecayed``, ``outer``: of a model without a walk, the weights that its author spares from decay, and those of its
+    first and last layers, by their names in ``bare``.
     Raises UserError for unknown names, arguments, blocks that do not exist, and image sizes the model cannot take.
     """
 
@@ -69,15 +58,16 @@ class Student(nn.Module):
     ):
         super().__init__()
         self.name, self.image_size = name, image_size
-        self.model_args = {} if is_instance(name) else _checked_arguments(name, image_size, model_args or {})
-        self.bare = _create(name, num_classes, drop_path, self.model_args)
-        family = family_of(self.bare)
-        if family is None:
-            raise UserError(_unsupported(name))
-        if init == "reference" and not is_instance(name):
+        own = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
+        self.bare, self.model_args = create(name, **own, model_args=model_args or {})
+        if init == "reference" and not is_own(name) and not is_instance(name):
             as_reference(self.bare, drop_path)
         fill_relative_positions(self.bare)
         use_patch_products(self.bare)
+        family, self.undecayed, self.outer = family_of(self.bare), frozenset(), frozenset()
+        if family is None:
+            family = general_family(self.bare, name, image_size, num_classes)
+            self.undecayed, self.outer = told_by_timm(self.bare)
         self._walk, self._shapes = family.walk, family.shapes(self.bare, image_size)
         if any(min(shape.grid) < 1 for shape in self._shapes):
             raise UserError(f"model.image_size {image_size} px is too small for {name}; its last grids would be empty")
@@ -167,52 +157,6 @@ def guided_blocks(depth: int, stages: int, fraction: float = 1.0) -> list[int]:
     return [math.floor(stage * (reach - 1) / max(stages - 1, 1)) for stage in range(stages)]
 
 
-def _create(name: str, num_classes: int, drop_path: float, model_args: dict[str, Any]) -> nn.Module:
-    if is_instance(name):
-        return expect_classes(taken(name, "model"), num_classes)
-    if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"model.name {name} is no model of timm {timm.__version__}; {hint}supported: {SUPPORTED}")
-    if not name.startswith(PREFIXES):
-        raise UserError(_unsupported(name))
-    try:
-        _refuse_giants(name, num_classes, model_args)
-        return timm.create_model(
-            name, pretrained=False, num_classes=num_classes, drop_path_rate=drop_path, **model_args
-        )
-    except UserError:
-        raise
-    except TypeError as error:
-        unknown = [key for key in model_args if f"'{key}'" in str(error)]
-        what = f"model.args.{unknown[0]} is no argument of" if unknown else "model.args do not fit"
-        raise UserError(f"{what} {name}: {first_line(error)}; see timm's documentation of the model") from None
-    except Exception as error:  # whatever timm's or torch's constructors make of an argument of the wrong kind
-        given, reason = brief(model_args, 200), first_line(error)
-        if isinstance(error, AssertionError) and not str(error):  # of a map and patches that do not divide it
-            size = model_args.get("img_size", 0) // 32 * 32
-            reason = f"its patches do not divide its feature map; try model.image_size={max(32, size)} or {size + 32}"
-        raise UserError(f"timm cannot build {name} with model.args {given}: {reason}") from None
-
-
-def _refuse_giants(name: str, num_classes: int, model_args: dict[str, Any]) -> None:
-    """Raises UserError for a model that no memory holds, before any is taken for it."""
-    for key, value in model_args.items():
-        most = MOST_BLOCKS if key.startswith("depth") else LARGEST_ARGUMENT
-        if max(map(abs, _integers(value)), default=0) > most:
-            raise UserError(f"model.args.{key} is {brief(value)}; give at most {most:,}")
-    wide = any(size >= 256 for key, value in model_args.items() if key != "img_size" for size in _integers(value))
-    if not wide and min(_integers(model_args.get("patch_size")), default=16) >= 4:
-        return
-    count = 0
-    with contextlib.suppress(Exception), torch.device("meta"):  # what is wrong otherwise is said when it is built
-        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **model_args)
-        count = sum(weight.numel() for weight in model.parameters())
-    if count > MOST_WEIGHTS:
-        given = brief(model_args, 200)
-        raise UserError(f"{name} with model.args {given} has {count:,} weights; give at most {MOST_WEIGHTS:,}")
-
-
 def _cut_off(family: Family, model: nn.Module, name: str, image_size: int, model_args: dict[str, Any]) -> str:
     """Why a size leaves a border of the images unseen, with the nearest sizes that do not."""
     smaller = next((size for size in range(image_size - 1, SMALLEST_IMAGE - 1, -1) if family.fits(model, size)), None)
@@ -223,28 +167,3 @@ def _cut_off(family: Family, model: nn.Module, name: str, image_size: int, model
         f"model.image_size {image_size} px does not fit {name}, which would leave out the right and lower border of "
         f"every image; set model.image_size={near}{patches}"
     )
-
-
-def _integers(value: Any) -> list[int]:
-    """Those in a value or in a list of lists of values."""
-    if isinstance(value, (list, tuple)):
-        return [number for own in value for number in _integers(own)]
-    return [value] if isinstance(value, int) else []
-
-
-def _unsupported(name: str) -> str:
-    return f"model.name {name} is of no family that fastlg can guide; supported: {SUPPORTED}"
-
-
-def _checked_arguments(name: str, image_size: int, model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for timm; img_size is set by model.image_size alone, and only where the model has one."""
-    for key in model_args:
-        if key in RESERVED:
-            raise UserError(f"model.args.{key} cannot be set: {RESERVED[key]}")
-    size = model_args.get("img_size", image_size)
-    if size not in (image_size, [image_size] * 2, (image_size,) * 2):
-        raise UserError(f"model.args.img_size {size} differs from model.image_size {image_size}; set the latter alone")
-    arguments = {key: value for key, value in model_args.items() if key != "img_size"}
-    if not name.startswith(("pvt_v2", "cvt_")):  # no position embedding: they take any size
-        arguments["img_size"] = image_size
-    return arguments

@@ -92,13 +92,21 @@ def load_reference(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def reference_name(model: nn.Module, name: str) -> str:
-    """The reference code's name of one of ``model``'s state-dict entries. Raises UserError for other families."""
-    for pattern, replacement in _renames(model):
+    """The reference code's name of one of ``model``'s state-dict entries. Raises UserError for models it lacks."""
+    renames = _renames(model)
+    if renames is None:
+        raise UserError(f"no reference checkpoints are known for {type(model).__name__}")
+    for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def _renames(model: nn.Module) -> tuple[tuple[str, str | Callable[[re.Match], str]], ...]:
+def in_reference(model: nn.Module) -> bool:
+    """Whether the reference code has such models."""
+    return _renames(model) is not None
+
+
+def _renames(model: nn.Module) -> tuple[tuple[str, str | Callable[[re.Match], str]], ...] | None:
     match model:
         case CifarResNet():
             return _RESNET
@@ -117,4 +125,4 @@ def _renames(model: nn.Module) -> tuple[tuple[str, str | Callable[[re.Match], st
         case ConVit():
             return ()
         case _:
-            raise UserError(f"no reference checkpoints are known for {type(model).__name__}")
+            return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastlg.batch import Batch
+from fastlg.errors import UserError
 
 FOLLOWERS = {"conv": "bn", "conv1": "bn1", "conv2": "bn2", "0": "1"}
 
@@ -53,6 +54,9 @@ class OnlineTeacher:
             raise ValueError(f"norm_stats is {norm_stats!r}; use 'batch' or 'running'")
         if is_folded and norm_stats == "batch":
             raise ValueError("is_folded needs norm_stats='running': batch statistics are known only at each step")
+        last = len(model.dims) - 1
+        if missing := [stage for stage in stages if not 0 <= stage <= last]:
+            raise UserError(f"teacher.stages {list(stages)}: the teacher has no stage {missing[0]}; it has 0 to {last}")
         self.stages, self.dims = tuple(stages), [model.dims[stage] for stage in stages]
         model = model.requires_grad_(False).train(norm_stats == "batch")
         if is_folded:

@@ -216,8 +216,7 @@ def test_build_follows_the_config():
     [
         ("deit_tiny_patch16_24", {}, "did you mean deit_tiny_patch16_224"),
         ("local-dir:somewhere", {}, "no model of timm"),
-        ("convnext_tiny", {}, "no family that fastlg can guide"),
-        ("vit_relpos_small_patch16_224", {}, "no family that fastlg can guide"),
+        ("crossvit_tiny_240", {}, "cannot be run on images of 64 px: .*; try model.image_size=240"),
         ("vit_tiny_patch16_224", {"model_args": {"depht": 2}}, "model.args.depht is no argument"),
         ("vit_tiny_patch16_224", {"model_args": {"num_classes": 2}}, "follows from the data"),
         ("vit_tiny_patch16_224", {"model_args": {"pretrained": True}}, "a start is set by model.weights"),
