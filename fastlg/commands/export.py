@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from fastlg.commands.hand_on.onnx import FILE, expect_onnx, write_onnx
 from fastlg.config import Config
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
+from fastlg.models.general.own import build_own, is_own
 from fastlg.models.instances import is_instance
 from fastlg.models.vits.token_model import TokenModel
 
@@ -49,7 +50,8 @@ def export_student(
     measured     what the card says of accuracy and code: hand_on/card.py's ``measured_of``
     onnx         also ``model.onnx``, compared with torch by onnxruntime
 
-    Students that timm lacks (T2T-ViT, PVT, CvT) are read so after ``import fastlg.models``.
+    Students that timm lacks (T2T-ViT, PVT, CvT) are read so after ``import fastlg.models``; a user's own network is
+    built by its function, which takes the weights (``how_to_load``).
     The folder appears whole or not at all, after timm has loaded it and given the same logits. timm's own evaluation
     transform (``timm.data.resolve_model_data_config``) then reads images as fastlg's does: squashed to the square,
     bilinear. Raises UserError for a CNN, which timm does not know, and for a folder that holds files; RunError where
@@ -91,6 +93,14 @@ def export_student(
 
 def how_to_load(student: Student, out_dir: Path) -> str:
     """The Python that reads an export back; timm knows the models of fastlg's own once fastlg.models is imported."""
+    if is_own(student.name):
+        module, _, function = student.name.partition(":")
+        given = "".join(f", {key}={value!r}" for key, value in student.model_args.items())
+        read = f"load_file('{out_dir}/model.safetensors')"
+        return (
+            f"from {module} import {function}; from safetensors.torch import load_file; "
+            f"model = {function}(num_classes={student.num_classes}{given}); model.load_state_dict({read})"
+        )
     first = "import fastlg.models; " if isinstance(student.bare, TokenModel) else ""
     return f"{first}timm.create_model('local-dir:{out_dir}', pretrained=True)"
 
@@ -121,10 +131,12 @@ def timm_weights(bare: nn.Module) -> dict[str, Tensor]:
 
 
 def _in_timm(student: Student) -> tuple[str, dict[str, Any]]:
-    """(name, arguments) by which timm builds a student's network.
+    """(name, arguments) by which timm, or a user's own function, builds a student's network.
 
     Raises UserError for one that was handed in as an object, unless it is timm's by its own name and image size.
     """
+    if is_own(student.name):
+        return student.name, student.model_args
     if not is_instance(student.name):
         return student.name.split(".")[0], student.model_args
     name = (getattr(student.bare, "pretrained_cfg", None) or {}).get("architecture") or ""
@@ -144,11 +156,11 @@ def _description(
     student: Student, architecture: str, arguments: dict[str, Any], class_names: Sequence[str], config: Config
 ) -> dict[str, Any]:
     """The content of timm's config.json; ``model_args`` are arguments of timm.create_model."""
-    size, source = student.image_size, student.bare.pretrained_cfg
+    size, source = student.image_size, getattr(student.bare, "pretrained_cfg", None) or {}
     return {
         "architecture": architecture,
         "num_classes": len(class_names),
-        "num_features": student.bare.num_features,
+        "num_features": getattr(student.bare, "num_features", None),
         "model_args": arguments,
         "label_names": list(class_names),
         "pretrained_cfg": {
@@ -173,20 +185,32 @@ def _check_with_timm(student: Student, folder: Path) -> None:
     """Loads the folder as a user would and compares logits on one image of noise."""
     try:
         with torch.random.fork_rng(devices=[]):
-            loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            loaded = _read_back(student, folder).eval()
     except Exception as error:  # whatever timm raises, the export failed
         raise RunError(f"timm {timm.__version__} cannot load the export: {first_line(error)}") from None
     size, device = student.image_size, next(student.parameters()).device
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     training = student.training
-    want = student.eval().bare(image.to(device)).cpu()
+    want = student.eval()(image.to(device))[0].cpu()
     student.train(training)
-    worst = (loaded(image) - want).abs().max().item()
+    found = loaded(image)
+    found = found if isinstance(found, Tensor) else found[0]  # a user's own, which gives its features too
+    worst = (found - want).abs().max().item()
     if not worst <= LOGIT_TOLERANCE * max(1.0, want.abs().max().item()):
         raise RunError(
             f"timm {timm.__version__} loads the export, but its logits differ by {worst:.2g}; "
             f"model.args {student.model_args} may hold something that timm's config.json cannot carry"
         )
+
+
+def _read_back(student: Student, folder: Path) -> nn.Module:
+    if not is_own(student.name):
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    own = {key: value for key, value in student.model_args.items() if key != "image_size"}
+    settings = {"num_classes": student.num_classes, "image_size": student.image_size, "drop_path": 0.0}
+    loaded, _ = build_own(student.name, **settings, model_args=own)
+    loaded.load_state_dict(load_file(folder / "model.safetensors"))
+    return loaded
 
 
 def _umask() -> int:

@@ -45,7 +45,7 @@ def create(
         return expect_classes(taken(name, "model"), num_classes), {}
     if is_own(name):
         settings = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
-        return build_own(name, **settings, model_args=model_args), dict(model_args)
+        return build_own(name, **settings, model_args=model_args)
     if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""

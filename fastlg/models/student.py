@@ -57,7 +57,7 @@ class Student(nn.Module):
         model_args: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.name, self.image_size = name, image_size
+        self.name, self.image_size, self.num_classes = name, image_size, num_classes
         own = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
         self.bare, self.model_args = create(name, **own, model_args=model_args or {})
         if init == "reference" and not is_own(name) and not is_instance(name):

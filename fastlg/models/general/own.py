@@ -26,26 +26,28 @@ def is_own(name: str) -> bool:
 
 def build_own(
     name: str, *, num_classes: int, image_size: int, drop_path: float, model_args: Mapping[str, Any]
-) -> nn.Module:
+) -> tuple[nn.Module, dict[str, Any]]:
     """What ``function(num_classes=..., **model_args)`` gives, told ``image_size`` and ``drop_path`` where it takes
-    arguments of these names. Raises UserError where it cannot be imported or called, or gives no network."""
+    arguments of these names; and the arguments that rebuild it, beside the classes and the drop path rate.
+
+    Raises UserError where it cannot be imported or called, or gives no network.
+    """
     for key, why in OF_CONFIG.items():
         if key in model_args:
             raise UserError(f"model.args.{key} cannot be set: {why}")
     function = _imported(name)
-    arguments = {"num_classes": num_classes, **model_args}
-    known = _parameters(function)
-    for key, value in (("image_size", image_size), ("drop_path", drop_path)):
-        if key in known:
-            arguments[key] = value
+    known, arguments = _parameters(function), dict(model_args)
+    if "image_size" in known:
+        arguments["image_size"] = image_size
+    drop = {"drop_path": drop_path} if "drop_path" in known else {}
     try:
-        model = function(**arguments)
+        model = function(num_classes=num_classes, **drop, **arguments)
     except Exception as error:  # their code
         where = f" with model.args {brief(dict(model_args), 200)}" if model_args else ""
         raise UserError(f"model.name {name} fails{where}: {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name {name} gives a {type(model).__name__}; it must give a torch.nn.Module")
-    return model
+    return model, arguments
 
 
 def _imported(name: str) -> Callable:

@@ -61,8 +61,10 @@ def walk_intermediates(
 
 def walk_features(model: nn.Module, images: Tensor, wanted: frozenset[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """Of a network that gives (logits, features) itself: all of them, which costs nothing."""
-    logits, features = model(images)
-    return logits, dict(enumerate(features))
+    given = model(images)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:  # a tensor of two images would be taken apart
+        raise TypeError(f"it gives a {type(given).__name__}, not (logits, features)")
+    return given[0], dict(enumerate(given[1]))
 
 
 def told_by_timm(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
@@ -119,7 +121,7 @@ def _probed(model: nn.Module, run: Callable, name: str, image_size: int) -> tupl
         logits, features = _run(model, run, image_size)
     except Exception as error:  # whatever a network makes of images that it does not take, or of no images at all
         size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
-        hint = f"try model.image_size={size}" if size != image_size else f"a student gives (logits, features); {HOW}"
+        hint = f"try model.image_size={size}" if _opens(model) and size != image_size else HOW
         raise UserError(
             f"model.name {name} cannot be run on images of {image_size} px: {first_line(error)}; {hint}"
         ) from None
