@@ -85,7 +85,7 @@ def plan_cache(config: Config, stores: Stores, model: nn.Module, teacher_size: i
     """
     settings, device = config.teacher, pick_device(config.engine)
     teacher = OnlineTeacher(model.to(device), stages=settings.stages, norm_stats=settings.norm_stats)
-    maps = teacher(torch.zeros(1, 3, teacher_size, teacher_size, device=device)).maps
+    maps = teacher(torch.zeros(2, 3, teacher_size, teacher_size, device=device)).maps  # one has no batch statistics
     shapes = [tuple(m.shape[1:]) for m in maps]
     moving = moving_crops(config.augment, stores.train)
     compact = settings.cache_form == "compact" or (

@@ -22,6 +22,7 @@ from fastlg.engine.schedule import guidance_share, learning_rate
 from fastlg.errors import RunError
 from fastlg.features import expect_features, find_features
 from fastlg.models.build import new_model
+from fastlg.models.general.teaching import as_teacher
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
 from fastlg.run.folder import finished, refuse_unusable, resume_source
@@ -122,7 +123,8 @@ def has_teacher(config: Config, stores: Stores) -> bool:
 def untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
     """(teacher, its image size in px) of a config's recipe, its weights drawn."""
     recipe = teacher_config(config, stores.fingerprints)
-    return new_model(recipe.model, None, len(stores.class_names)), recipe.model.image_size
+    drawn = new_model(recipe.model, None, len(stores.class_names))
+    return as_teacher(drawn, recipe.augment, config.augment), recipe.model.image_size
 
 
 def _train(config: Config, resume: str, callbacks: Callbacks) -> dict:
@@ -206,10 +208,11 @@ def _rehearse(parts: Parts) -> dict:
 def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> tuple[nn.Module, int]:
     """(teacher, its image size in px): from ``teacher.weights``, or trained once by its recipe on the run's data."""
     recipe = teacher_config(config, stores.fingerprints)
+    wanted = {"views": config.augment, "is_asked": config.guidance.logits != "none"}
     if config.teacher.weights is not None:
-        return load_teacher(config.teacher.weights, recipe, stores)
+        return load_teacher(config.teacher.weights, recipe, stores, **wanted)
     if dry_run and not has_teacher(config, stores):
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
         return untrained_teacher(config, stores)
     train(recipe, waits=True)
-    return load_teacher(recipe.run_dir, recipe, stores)
+    return load_teacher(recipe.run_dir, recipe, stores, **wanted)

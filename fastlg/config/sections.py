@@ -157,10 +157,10 @@ class ModelConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The frozen CNN that guides. ``recipe`` is the config that trains it on the run's own data."""
+    """The frozen network that guides. ``recipe`` is the config that trains it on the run's own data."""
 
     recipe: Annotated[Text, AfterValidator(_known_home)]  # a config: a file or a shipped one's name
-    weights: Path | None = None  # a teacher's run folder, or a checkpoint of the reference code; None: find or train
+    weights: Path | None = None  # a teacher's run folder, or a file of the recipe's model; None: find or train
     overrides: Annotated[dict[str, Any], BY_KEY] = {}  # of the recipe, as in teacher.overrides.optim.epochs=100
     stages: Annotated[list[Stage], Field(min_length=1)] = [0, 1, 2]  # whose maps guide, one for each guided block
     norm_stats: Literal["batch", "running"] = "batch"  # of its batch norms; batch: as the reference code

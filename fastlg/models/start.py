@@ -26,6 +26,7 @@ from fastlg.models.weights import in_reference, reference_name
 WRAPPINGS = ("model_state", "state_dict", "model", "unit")  # in files of the reference, timm, DeiT and fastlg
 PREFIXES = ("module.", "student.", "bare.")  # of DistributedDataParallel; of our units and students
 HEADS = ("head", "head_dist")
+NEW_HEAD = "so that a new one begins"  # in what is said of a head that was left as it was drawn
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def start_from(model: nn.Module, checkpoint: Mapping[str, Any], where: str, *, i
     notes += [f"{len(resized) - 1} more resized likewise"] if len(resized) > 1 else []
     for name in kept:
         why = "tells other classes apart" if f"{name}.weight" in given else "is not there"
-        notes.append(f"its {name} {why}, so that a new one begins")
+        notes.append(f"its {name} {why}, {NEW_HEAD}")
     return f"{len(fitted)} tensors from {where}{''.join(f'; {note}' for note in notes)}"
 
 

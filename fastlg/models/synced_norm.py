@@ -6,7 +6,10 @@ import copy
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+
+from fastlg.errors import UserError
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -17,24 +20,48 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        # Sums are of the distance to the running mean, which all ranks share: squares of small numbers lose no digits.
-        shifted = x.float() - self.running_mean[:, None, None]
-        count = shifted.new_full((1,), x.numel() / x.shape[1])
-        own = torch.cat([shifted.sum((0, 2, 3)), shifted.square().sum((0, 2, 3)), count])
-        sums = SumOverRanks.apply(own)
-        count = sums[-1]
-        mean, square = (sums[:-1] / count).chunk(2)
-        variance = square - mean.square()
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        out = (shifted - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
-        with torch.no_grad():
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.running_mean.add_(mean, alpha=self.momentum)
-        return out.to(x.dtype)
+        return _normalised(self, x) if self.training else super().forward(x)
+
+
+class SyncedBatchNorm1d(nn.BatchNorm1d):
+    """The same for [N, C] and [N, C, L]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalised(self, x) if self.training else super().forward(x)
+
+
+class SyncedBatchNormAct2d(BatchNormAct2d):
+    """The same for timm's norm that an activation follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(_normalised(self, x))) if self.training else super().forward(x)
+
+
+SYNCED = {
+    nn.BatchNorm2d: SyncedBatchNorm2d,
+    nn.BatchNorm1d: SyncedBatchNorm1d,
+    BatchNormAct2d: SyncedBatchNormAct2d,
+}
+
+
+def _normalised(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    # Sums are of the distance to the running mean, which all ranks share: squares of small numbers lose no digits.
+    axes, sides = (0, *range(2, x.dim())), (-1, *[1] * (x.dim() - 2))
+    shifted = x.float() - norm.running_mean.view(sides)
+    count = shifted.new_full((1,), x.numel() / x.shape[1])
+    own = torch.cat([shifted.sum(axes), shifted.square().sum(axes), count])
+    sums = SumOverRanks.apply(own)
+    count = sums[-1]
+    mean, square = (sums[:-1] / count).chunk(2)
+    variance = square - mean.square()
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    out = (shifted - mean.view(sides)) * scale.view(sides) + norm.bias.view(sides)
+    with torch.no_grad():
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked += 1
+        norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+        norm.running_mean.add_(mean, alpha=norm.momentum)
+    return out.to(x.dtype)
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -50,11 +77,19 @@ class SumOverRanks(torch.autograd.Function):
 
 
 def with_synced_norms(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with every BatchNorm2d synchronised; names in its state dict stay."""
+    """A copy of ``model`` with every BatchNorm synchronised; names in its state dict stay.
+
+    Raises UserError for a kind of which that cannot be done: its results would depend on the number of ranks.
+    """
     model = copy.deepcopy(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncedBatchNorm2d
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or type(module) in SYNCED.values():
+            continue
+        if type(module) not in SYNCED or module.running_mean is None or module.weight is None:
+            raise UserError(
+                f"{name} is a {type(module).__name__}, whose statistics ranks cannot share; train in one process"
+            )
+        module.__class__ = SYNCED[type(module)]
     return model
 
 

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastlg.config import Config, config_from, read_saved_config
+from fastlg.config import AugmentConfig, Config, config_from, read_saved_config
 from fastlg.data.stores import Stores
 from fastlg.errors import UserError, first_line
 from fastlg.files.reading import is_file
 from fastlg.models.build import new_model
+from fastlg.models.general.teaching import as_teacher
 from fastlg.models.instances import expect_classes, is_instance, taken
-from fastlg.models.start import start_from
+from fastlg.models.start import NEW_HEAD, start_from
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, expect_whole, load_checkpoint
@@ -80,18 +81,23 @@ def _fill(model: nn.Module, weights: dict, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Module, int]:
-    """(teacher, its image size in px) from a run folder, or from a checkpoint file of the reference code; or the
-    network itself where a Python session handed one in."""
+def load_teacher(
+    weights: Path, recipe: Config, stores: Stores, *, views: AugmentConfig | None = None, is_asked: bool = False
+) -> tuple[nn.Module, int]:
+    """(teacher, its image size in px) from a run folder, or from a file: of the recipe's model, by timm's names or the
+    reference code's; or the network itself where a Python session handed one in, which sees the student's views.
+
+    views     how the images that it is shown are normalised; None: as those it was trained on
+    is_asked  for its logits too, which a network of other classes cannot answer
+    """
     if is_instance(weights.name):
         return _given_teacher(weights.name, recipe, len(stores.class_names)), recipe.model.image_size
     if not weights.is_dir():
-        return _load_file(weights, recipe, stores.class_names), recipe.model.image_size
+        network = _load_file(weights, recipe, stores.class_names, is_asked=is_asked)
+        return as_teacher(network, recipe.augment, views or recipe.augment), recipe.model.image_size
     is_own = weights == recipe.run_dir  # which the run trains, and trains again when it is gone
     fix = f"delete {weights}, so that the teacher is trained again" if is_own else "name another teacher.weights"
     trained, model, class_names = load_trained(weights, "last", fix=fix)
-    if not trained.model.is_cnn:
-        raise UserError(f"teacher.weights {weights} holds a {trained.model.name}; a teacher is a resnet20, 56 or 110")
     if list(class_names) != list(stores.class_names):
         raise UserError(f"the teacher in {weights} was trained on other classes than this run's")
     summary = read_summary(weights)
@@ -101,7 +107,7 @@ def load_teacher(weights: Path, recipe: Config, stores: Stores) -> tuple[nn.Modu
     own_epochs = trained.optim.epochs if is_own else None
     if summary and (line := teacher_advice(summary["top1_last"], chance, own_epochs)):
         say(f"advice   {line}")
-    return model, trained.model.image_size
+    return as_teacher(model, trained.augment, views or trained.augment), trained.model.image_size
 
 
 def _given_teacher(name: str, recipe: Config, num_classes: int) -> nn.Module:
@@ -127,14 +133,27 @@ def _given_teacher(name: str, recipe: Config, num_classes: int) -> nn.Module:
     return model
 
 
-def _load_file(path: Path, recipe: Config, classes: list[str]) -> nn.Module:
-    """A teacher from one file: a checkpoint of the reference code. Raises UserError with every mismatch."""
+def _load_file(path: Path, recipe: Config, classes: list[str], *, is_asked: bool) -> nn.Module:
+    """A teacher from one file. Raises UserError with every mismatch, and for one that ``is_asked`` what it cannot know.
+
+    A CIFAR ResNet is the reference code's. Any other has timm's names, and may tell other classes apart.
+    """
     expect_there(path, "teacher.weights")
     if path.name == LAST:
         raise UserError(f"teacher.weights {path}: give the run folder, {path.parent.parent}, not the file inside")
     model = new_model(recipe.model, None, len(classes))
-    load_reference(model, _read_file(path, "teacher.weights", "a teacher's run folder"))
-    say(f"teacher  {recipe.model.name} from {path}")
+    state = _read_file(path, "teacher.weights", "a teacher's run folder")
+    if recipe.model.is_cnn:
+        load_reference(model, state)
+        say(f"teacher  {recipe.model.name} from {path}")
+        return model
+    said = start_from(model, state, f"teacher.weights {path}")
+    if NEW_HEAD in said and is_asked:
+        raise UserError(
+            f"guidance.logits asks the teacher for the run's classes, but {said}; set guidance.logits=none, or name a "
+            "teacher that was trained on them"
+        )
+    say(f"teacher  {recipe.model.name} at {recipe.model.image_size} px: {said}")
     return model
 
 

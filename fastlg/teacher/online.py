@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastlg.batch import Batch
 from fastlg.errors import UserError
-
-FOLLOWERS = {"conv": "bn", "conv1": "bn1", "conv2": "bn2", "0": "1"}
+from fastlg.teacher.fold import is_plain, with_folded_norms
 
 
 class Guide(NamedTuple):
@@ -27,8 +24,10 @@ class Guide(NamedTuple):
 
 
 class OnlineTeacher:
-    """Frozen CNN, called once per step. Not a Module on purpose: no ``train()`` of a student can reach it.
+    """Frozen network, called once per step. Not a Module on purpose: no ``train()`` of a student can reach it.
 
+    model
+        of (logits, stage maps), with ``dims``, the channels of these. Only its norms ever train: drop paths stay off.
     norm_stats
         "batch": BatchNorm normalises with the statistics of the current augmented batch, as the reference code does
         while the student trains. Its running statistics, which the reference lets drift, stay as they were trained.
@@ -58,14 +57,15 @@ class OnlineTeacher:
         if missing := [stage for stage in stages if not 0 <= stage <= last]:
             raise UserError(f"teacher.stages {list(stages)}: the teacher has no stage {missing[0]}; it has 0 to {last}")
         self.stages, self.dims = tuple(stages), [model.dims[stage] for stage in stages]
-        model = model.requires_grad_(False).train(norm_stats == "batch")
+        model = model.requires_grad_(False).eval()
         if is_folded:
             model = with_folded_norms(model)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(norm_stats == "batch")
                 module.momentum = 0.0  # running = 1 * running + 0 * batch: normalise by the batch, drift never
                 module.num_batches_tracked = None  # which would be a kernel per norm and step that counts to no end
-            elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            elif is_plain(module):
                 module.to(dtype)  # once, where autocast would round frozen weights again at every call
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
@@ -86,19 +86,3 @@ class OnlineTeacher:
         buffers = dict(self.model.named_buffers())
         for name in buffers.keys() & state.keys():
             buffers[name].copy_(state[name])
-
-
-def with_folded_norms(model: nn.Module) -> nn.Module:
-    """A copy whose BatchNorms in evaluation mode are part of the convolutions before them.
-
-    A norm follows the convolution of the same number or place: conv1 and bn1, conv and bn, 0 and 1.
-    """
-    model = copy.deepcopy(model).eval()
-    for parent in model.modules():
-        children = dict(parent.named_children())
-        for name, child in children.items():
-            follower = children.get(FOLLOWERS.get(name, ""))
-            if isinstance(child, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(child, follower).requires_grad_(False))
-                setattr(parent, FOLLOWERS[name], nn.Identity())
-    return model

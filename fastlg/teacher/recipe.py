@@ -34,8 +34,11 @@ def teacher_config(config: Config, fingerprints: list[str]) -> Config:
         }
     )
     recipe = recipe.replace(overrides, "teacher.overrides")
-    if not recipe.model.is_cnn or recipe.teacher is not None:
-        raise UserError(f"teacher.recipe {config.teacher.recipe} trains {recipe.model.name}; it must train a CNN alone")
+    if recipe.teacher is not None:
+        raise UserError(
+            f"teacher.recipe {config.teacher.recipe} trains a {recipe.model.name} that has a teacher itself; name a "
+            "recipe without a teacher section, or set teacher.overrides.teacher=null"
+        )
     return as_teacher(recipe, fingerprints)
 
 
@@ -45,5 +48,6 @@ def as_teacher(recipe: Config, fingerprints: list[str]) -> Config:
         mode="json", include={"augment": True, "model": True, "optim": True, "engine": {"precision"}}
     )
     key = json.dumps([shaping, recipe.run.seed, fingerprints], sort_keys=True)
-    name = f"{recipe.model.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    network = recipe.model.name.replace(":", ".")  # of a user's own
+    name = f"{network}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     return recipe.replace({"run.name": name})

@@ -32,6 +32,7 @@ FAMILIES = {  # name -> (image size, model.args)
     "mambaout_femto": (64, {"dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}),
     "resnet18": (40, {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}),
     "test_efficientnet": (64, {}),
+    "test_byobnet": (64, {}),
 }
 
 

@@ -130,8 +130,9 @@ def orientations(transforms: str) -> int:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a teacher's parameters and statistics; the batch counters of its norms do not count."""
-    digest = hashlib.sha256()
+    """SHA-256 of a teacher's parameters, statistics and ``identity``, where it has one; the batch counters of its norms
+    do not count."""
+    digest = hashlib.sha256(getattr(model, "identity", "").encode())
     for name, value in sorted(model.state_dict().items()):
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

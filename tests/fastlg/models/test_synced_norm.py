@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d
 from torch import nn
 
+from fastlg.errors import UserError
 from fastlg.models.synced_norm import with_synced_norms
 
 
@@ -17,6 +20,8 @@ def one_rank(rank: int, port: int) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4, momentum=0.3))
+    whole += nn.Sequential(BatchNormAct2d(4, act_layer=nn.SiLU), nn.Flatten(2), nn.BatchNorm1d(4))
+    whole += nn.Sequential(nn.Flatten(), nn.Linear(60, 5), nn.BatchNorm1d(5))
     synced = with_synced_norms(whole)
     assert synced.state_dict().keys() == whole.state_dict().keys()
     own = slice(0, 4) if rank == 0 else slice(4, 11)
@@ -45,3 +50,9 @@ def test_two_ranks_normalise_as_one():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mp.spawn(one_rank, (port,), nprocs=2)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm3d(2), nn.BatchNorm2d(2, track_running_stats=False), nn.SyncBatchNorm(2)])
+def test_statistics_that_ranks_cannot_share_are_refused(norm):
+    with pytest.raises(UserError, match=r"1 is a \w+, whose statistics ranks cannot share"):
+        with_synced_norms(nn.Sequential(nn.Flatten(), norm))
