@@ -214,6 +214,17 @@ def cache(config: ConfigName, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def models(
+    pattern: Annotated[str | None, typer.Argument(metavar="[FILTER]", help="Part of a name, or swin*tiny*.")] = None,
+    image_size: Annotated[int | None, typer.Option(metavar="PX", min=8, max=4096, help="Of the images.")] = None,
+) -> None:
+    """List students and teachers with their parameters and what of them can be guided."""
+    from fastlg.commands.models import list_models
+
+    list_models(pattern, image_size)
+
+
+@app.command()
 def bench(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks; default: all.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Less of everything, below a minute.")] = False,

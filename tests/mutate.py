@@ -192,8 +192,8 @@ FAULTS = [
     Fault(
         "fraction lost",
         "fastlg/models/build.py",
-        "guided_blocks(student.depth, 3, config.fraction)",
-        "guided_blocks(student.depth, 3)",
+        "guided_blocks(student.depth, len(places), config.fraction)",
+        "guided_blocks(student.depth, len(places))",
         f"{REACHES} -k fraction",
     ),
     Fault(

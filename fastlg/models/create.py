@@ -30,6 +30,7 @@ RESERVED = {
 }
 OPTIONAL = ("img_size", "drop_path_rate")  # given where a model has them
 COUNTS = ("depth", "layers", "stages", "num_blocks")  # how the arguments begin that say how many blocks there are
+_LACKING: dict[tuple[str, str], list[str]] = {}  # a run builds its model several times
 LARGEST_ARGUMENT, MOST_BLOCKS, MOST_WEIGHTS = 65_536, 1000, 2_000_000_000
 
 
@@ -64,19 +65,28 @@ def create(
 
 
 def _fitting(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """``arguments`` without those of OPTIONAL that this model does not have, as a building without memory finds."""
+    """``arguments`` without those of OPTIONAL that this model does not have, as one building without memory finds."""
+    asked = name, repr(sorted(arguments.items()))
+    if asked not in _LACKING:
+        _LACKING[asked] = _lacking(name, arguments)
+    return {key: value for key, value in arguments.items() if key not in _LACKING[asked]}
+
+
+def _lacking(name: str, arguments: dict[str, Any]) -> list[str]:
+    found: list[str] = []
     while True:
+        given = {key: value for key, value in arguments.items() if key not in found}
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                timm.create_model(name, pretrained=False, **arguments)
-            return arguments
+                timm.create_model(name, pretrained=False, **given)
         except TypeError as error:
-            refused = [key for key in OPTIONAL if key in arguments and f"'{key}'" in str(error)]
-            if not refused:
-                return arguments
-            arguments = {key: value for key, value in arguments.items() if key != refused[0]}
+            refused = [key for key in OPTIONAL if key in given and f"'{key}'" in str(error)]
+            if refused:
+                found.append(refused[0])
+                continue
         except Exception:  # it is said when the model is built
-            return arguments
+            return found
+        return found
 
 
 def _create(name: str, num_classes: int, drop: dict[str, float], model_args: dict[str, Any]) -> nn.Module:

@@ -28,12 +28,7 @@ def general_family(model: nn.Module, name: str, image_size: int, num_classes: in
 
     Raises UserError where it lists none, where they are no tokens or maps, and for images that it does not take.
     """
-    if _opens(model):
-        form = next((form for form in FORMATS if _offers(model, form, image_size)), FORMATS[-1])
-        run = partial(_all_intermediates, form=form)
-    else:
-        form, run = "", walk_features
-    logits, features = _probed(model, run, name, image_size)
+    form, (logits, features) = _probed(model, name, image_size)
     if not isinstance(logits, Tensor) or logits.shape[1:] != (num_classes,):
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(f"model.name {name} gives logits {found} instead of [N, {num_classes}], one per class")
@@ -107,44 +102,49 @@ def _all_intermediates(
     return model.forward_head(final), dict(enumerate(features))
 
 
-def _offers(model: nn.Module, form: str, image_size: int) -> bool:
-    """Whether ``model`` gives its features in this form: it asserts so before anything else."""
+def _probed(model: nn.Module, name: str, image_size: int) -> tuple[str, tuple[Tensor, dict[int, Tensor]]]:
+    """(form of its intermediates, "" of a network that gives its features itself; logits and all features)."""
+    forms = {form: partial(_all_intermediates, form=form) for form in FORMATS} if _opens(model) else {"": walk_features}
+    reason = ""
+    ghost = _ghost(model)
+    for form, run in forms.items():
+        try:
+            logits, features = _run(model, ghost, run, image_size)
+        except Exception as error:  # a form it does not have; or whatever it makes of images of that size, or of none
+            reason = first_line(error)
+            continue
+        if not features:
+            raise UserError(f"model.name {name} lists no features, so that nothing can be guided; {HOW}")
+        return form, (logits, features)
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
+    hint = f"try model.image_size={size}" if _opens(model) and size != image_size else HOW
+    raise UserError(f"model.name {name} cannot be run on images of {image_size} px: {reason}; {hint}")
+
+
+def _ghost(model: nn.Module) -> nn.Module | None:
     try:
-        _run(model, lambda own, images, _: own.forward_intermediates(images, output_fmt=form), image_size)
-    except Exception:  # an assertion, or what its code makes of a form that it does not know
-        return False
-    return True
+        return on_meta(model).eval()
+    except Exception:  # their code, which need not let itself be copied
+        return None
 
 
-def _probed(model: nn.Module, run: Callable, name: str, image_size: int) -> tuple[Tensor, dict[int, Tensor]]:
-    try:
-        logits, features = _run(model, run, image_size)
-    except Exception as error:  # whatever a network makes of images that it does not take, or of no images at all
-        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
-        hint = f"try model.image_size={size}" if _opens(model) and size != image_size else HOW
-        raise UserError(
-            f"model.name {name} cannot be run on images of {image_size} px: {first_line(error)}; {hint}"
-        ) from None
-    if not features:
-        raise UserError(f"model.name {name} lists no features, so that nothing can be guided; {HOW}")
-    return logits, features
-
-
-def _run(model: nn.Module, run: Callable, image_size: int) -> Any:
+def _run(model: nn.Module, ghost: nn.Module | None, run: Callable, image_size: int) -> Any:
     """``run`` of a copy without weights, on no pixels; of the model itself where its code needs numbers."""
     every = frozenset(range(1000))
     with torch.no_grad():
         try:
-            return run(on_meta(model).eval(), torch.empty(2, 3, image_size, image_size, device="meta"), every)
-        except AssertionError:
+            if ghost is not None:
+                return run(ghost, torch.empty(2, 3, image_size, image_size, device="meta"), every)
+        except AssertionError:  # so does timm refuse a form, before anything else
             raise
         except Exception:
-            was = model.training
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    return run(model.eval(), torch.zeros(2, 3, image_size, image_size), every)
-            finally:
-                model.train(was)
+            pass
+        was = model.training
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return run(model.eval(), torch.zeros(2, 3, image_size, image_size), every)
+        finally:
+            model.train(was)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
