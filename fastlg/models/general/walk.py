@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlg.errors import UserError, first_line
+from fastlg.models.convolutions import PatchConv2d
 from fastlg.models.families import Family, is_seen
 from fastlg.models.vits.token_model import BlockShape
 
@@ -81,10 +82,14 @@ def _named(model: nn.Module, role: str) -> tuple[str, ...]:
 
 
 def _sees_all(model: nn.Module, image_size: int) -> bool:
-    """Whether the first convolutions reach the last row and column of images of that size; later ones may pad."""
+    """Whether one of the first convolutions reaches the last row and column of images of that size; later ones may pad.
+
+    timm's own kinds pad by the size of what they are given.
+    """
     modules = dict(model.named_modules())
     first = [modules.get(name) for name in _named(model, "first_conv")]
-    return all(is_seen(conv, image_size) for conv in first if isinstance(conv, nn.Conv2d))
+    plain = [conv for conv in first if type(conv) in (nn.Conv2d, PatchConv2d)]
+    return len(plain) < len(first) or not first or any(is_seen(conv, image_size) for conv in plain)
 
 
 def _opens(model: nn.Module) -> bool:

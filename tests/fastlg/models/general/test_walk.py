@@ -153,9 +153,20 @@ def test_a_localisation_loss_looks_at_maps_as_at_tokens():
     assert tokens.dim() == 4 and torch.equal(unit.drloc(tokens, pairs), unit.drloc(as_tokens, pairs))
 
 
+@pytest.mark.parametrize("name", ["fastvit_t8", "tf_mobilenetv3_small_minimal_100"])
+def test_a_stem_that_pads_by_itself_or_has_a_second_branch_sees_every_pixel(name):
+    """Of RepVGG's stem the 1 x 1 branch alone would leave a border; "same" convolutions say that they pad nothing."""
+    student = Student(name, num_classes=3, image_size=64)
+    images = noise(student, 1).requires_grad_()
+    student.guide([0])
+    student.eval()(images)[1][0].square().sum().backward()
+    assert bool((images.grad.abs().sum((0, 1)) > 0).all())
+
+
 @pytest.mark.parametrize(
     ("name", "more", "says"),
     [
+        ("inception_v3", {"image_size": 96}, "which would leave out .* set model.image_size=95 or 97"),
         ("swin_tiny_patch4_window7_224", {"blocks": [0, 4]}, "no block 4; its blocks are 0 to 3"),
         ("swin_tiny_patch4_window7_224", {"model_args": {"depht": 2}}, "model.args.depht is no argument"),
         ("swin_tiny_patch4_window7_224", {"image_size": 30}, "set model.image_size=28 or 32"),
