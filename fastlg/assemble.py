@@ -71,7 +71,7 @@ def assemble(
         accumulation=share.accumulation,
         norm_stats=norm_stats,
         is_on_device=cached is None or cached.is_on_device,
-        is_cnn=config.model.is_cnn,
+        is_cnn=model.is_cnn,
     )
     teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
     teacher = cached
@@ -119,7 +119,7 @@ def new_unit(
     unit = GuidedStudent(model, dims, config.guidance, config.drloc, config.optim.label_smoothing)
     use_fused_attention(unit.student, on.fused_attention)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
-    return unit.to(memory_format=torch.channels_last) if on.channels_last and config.model.is_cnn else unit
+    return unit.to(memory_format=torch.channels_last) if on.channels_last and model.is_cnn else unit
 
 
 def new_online_teacher(

@@ -55,3 +55,9 @@ def use_patch_products(model: nn.Module) -> None:
             and module.groups == 1
         ):
             module.__class__ = PatchConv2d
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether most weights are those of convolutions, which channels-last memory serves."""
+    total = sum(weight.numel() for weight in model.parameters())
+    return 2 * sum(own.weight.numel() for own in model.modules() if isinstance(own, nn.Conv2d)) > total

@@ -42,6 +42,7 @@ class CifarResNet(nn.Module):
     """
 
     dims = WIDTHS
+    is_cnn = True
 
     def __init__(self, depth: int, num_classes: int):
         super().__init__()

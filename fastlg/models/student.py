@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fastlg.errors import UserError
-from fastlg.models.convolutions import use_patch_products
+from fastlg.models.convolutions import is_convolutional, use_patch_products
 from fastlg.models.create import create
 from fastlg.models.families import Family, Place, family_of, fill_relative_positions, place_of
 from fastlg.models.general.own import is_own
@@ -39,9 +39,9 @@ class Student(nn.Module):
     init         "reference": initial weights, LayerNorm eps and drop path rule of the reference code; "timm": timm's
     model_args   further arguments of the timm model: patch_size, embed_dim, depth, num_heads, ...
 
-    ``bare`` is the plain timm model, whose state dict is timm's; ``model_args`` with the name rebuild it.
-    ``undecayed``, ``outer``: of a model without a walk, the weights that its author spares from decay, and those of its
-    first and last layers, by their names in ``bare``.
+    ``bare`` is the plain timm model, whose state dict is timm's; ``model_args`` with the name rebuild it. Of a model
+    without a walk: ``is_cnn``, whether most of its weights are those of convolutions; ``undecayed`` and ``outer``, the
+    weights that its author spares from decay and those of its first and last layers, by their names in ``bare``.
     Raises UserError for unknown names, arguments, blocks that do not exist, and image sizes the model cannot take.
     """
 
@@ -65,6 +65,7 @@ class Student(nn.Module):
         fill_relative_positions(self.bare)
         use_patch_products(self.bare)
         family, self.undecayed, self.outer = family_of(self.bare), frozenset(), frozenset()
+        self.is_cnn = family is None and is_convolutional(self.bare)
         if family is None:
             family = general_family(self.bare, name, image_size, num_classes)
             self.undecayed, self.outer = told_by_timm(self.bare)

@@ -10,7 +10,11 @@ import torch
 from any_students import FAMILIES
 from refusals import refused
 from resuming import assert_same_run, cut_before_step
+from torch import nn
 
+from fastlg.assemble import assemble
+from fastlg.config import load_config
+from fastlg.data.stores import open_stores
 from fastlg.run.trained import load_trained
 
 TRAINED = ["swin_tiny_patch4_window7_224", "levit_128s"]  # the latter has norms with statistics, and two heads
@@ -42,6 +46,15 @@ def test_it_is_guided_goes_on_to_the_same_bits_is_tested_and_exported(name, proj
     images = torch.randn(2, 3, model.image_size, model.image_size)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), model(images)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "is_cnn"), [("resnet18", True), ("swin_tiny_patch4_window7_224", False)])
+def test_a_cnn_trains_in_channels_last_memory_as_a_cifar_resnet_does(name, is_cnn, project):
+    config = load_config("student.yaml", [*of(name)[2:], "teacher=null", "engine.channels_last=auto"])
+    parts = assemble(config, open_stores(config.data), None, None)
+    wide = [m.weight for m in parts.unit.modules() if isinstance(m, nn.Conv2d) and min(m.weight.shape[1:]) > 1]
+    assert wide and all(weight.is_contiguous(memory_format=torch.channels_last) is is_cnn for weight in wide)
+    assert parts.switches.channels_last is is_cnn
 
 
 def test_what_it_cannot_take_is_one_line_before_anything_is_trained(project, fastlg):
