@@ -20,6 +20,7 @@ FLOORS = [
     {"objective", "integrations"},
     {"run"},
     {"assemble", "features"},
+    {"analysis"},
     {"train"},
     {"commands"},
     {"cli", "api"},
