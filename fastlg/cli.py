@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastlg.commands.analyze import analyze
 from fastlg.commands.hand_on import arguments as hand_on
 from fastlg.commands.line import config_commands
 from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, Resume, RunFolder, Which
@@ -187,17 +188,7 @@ def prepare(
         preview_store(path, preview)
 
 
-@app.command()
-def analyze(
-    run: RunFolder, views: Annotated[bool, typer.Option("--views", help="Write RUN/views.png.")] = False
-) -> None:
-    """Look into a trained run: --views shows what its student and teacher saw."""
-    from fastlg.commands.prepare import preview_run
-    from fastlg.errors import UserError
-
-    if not views:
-        raise UserError("analyze needs to know what to look at; give --views")
-    preview_run(run)
+app.command()(analyze)
 
 
 @app.command()

@@ -27,7 +27,7 @@ TITLES = {
     8: "how features are matched, DeiT-Ti on CIFAR-100, 100 epochs",
     9: "depth of the teacher, DeiT-Ti on CIFAR-100, 100 epochs",
 }
-NO_RUNS = {5: "table5 holds attention distances of the runs of table2, nothing that is trained"}
+NO_RUNS = {5: "table5 holds attention distances of the runs of table2, which fastlg analyze RUN measures"}
 LEFT_OUT = {
     2: [
         LeftOut(f"{images}: ResNet-18 at 224 px", top1, "no ResNet-18 here")

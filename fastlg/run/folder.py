@@ -24,7 +24,8 @@ NEVER_FREE = ("engine.precision",)
 # What fastlg itself leaves in a folder. Without a config.yaml it is what a kill, a full disk or a deleted folder left
 # of a run, and never makes the folder foreign.
 OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png", "predictions.npz")
-FOLDERS_OF_RUN = ("checkpoints", "tensorboard")
+ANALYSIS = "analysis"  # what fastlg analyze found
+FOLDERS_OF_RUN = ("checkpoints", "tensorboard", ANALYSIS)
 SHOWN = ("top1_last", "top1_best", "images_per_s", "wall_s", "epochs")  # numbers of a summary that are told
 MAX_SUMMARY = 1 << 20  # bytes
 OF_COMPARE = (LOCK, "summary.json", "curves.png", "compare.md", "compare.tex", "compare.csv", "compare.json")
@@ -124,7 +125,7 @@ def expect_compare_folder(folder: Path) -> None:
     """Raises UserError for a folder that holds a single run, or anything else than a comparison."""
     if (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds a single run; choose another run.name for the comparison")
-    if strange := _strangers(folder, OF_COMPARE, PARTS_OF_COMPARE):
+    if strange := _strangers(folder, OF_COMPARE, (*PARTS_OF_COMPARE, ANALYSIS)):
         raise UserError(
             f"{folder} holds {strange}, which is no part of a comparison; choose another run.name or empty it"
         )

@@ -1,0 +1,166 @@
+"""What is analysed: the student of a run folder or of an export, the images, and the teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastlg.assemble import make_views
+from fastlg.batch import Batch
+from fastlg.config import Config
+from fastlg.data.loaders.torch import crop_and_resize
+from fastlg.data.store.make import find_or_prepare_test
+from fastlg.data.store.store import Store, open_store
+from fastlg.data.stores import open_stores
+from fastlg.errors import UserError, brief, first_line
+from fastlg.files.reading import is_file, read_regular
+from fastlg.models.student import Student
+from fastlg.ranks.say import say
+from fastlg.run.report import read_metrics
+from fastlg.run.trained import load_teacher, load_trained
+from fastlg.teacher.recipe import teacher_config
+
+BATCH = 32  # images; attention step by step takes memory
+WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # of an export
+MOST_DESCRIPTION = 1 << 24  # bytes
+
+
+@dataclass
+class Subject:
+    """A trained student.
+
+    config   the run's with the overrides of images and device; of an export only what it says and they
+    trained  the run's own; None for an export, which names no images and no teacher
+    """
+
+    name: str
+    folder: Path
+    student: Student
+    config: Config
+    class_names: list[str]
+    trained: Config | None
+
+    @property
+    def rows(self) -> list[dict]:
+        """Of its metrics.jsonl."""
+        return [] if self.trained is None else read_metrics(self.folder)
+
+
+def load_subject(folder: Path, which: str, overrides: dict, source: str | None = None) -> Subject:
+    """``overrides``: dotted keys of data and engine; ``source``: of the images, for an export beside a run.
+
+    Raises UserError for what is no run, no export or no student.
+    """
+    if is_export(folder):
+        config, student, names = _load_export(folder, {"data.source": source, **overrides})
+        return Subject(str(folder), folder, student, config, names, None)
+    trained, model, names = load_trained(folder, which)
+    if not isinstance(model, Student):
+        raise UserError(f"{folder} holds a {trained.model.name}, which has no attention; analyze a student's run")
+    return Subject(str(folder), folder, model, trained.replace(overrides), names, trained)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``fastlg export`` wrote this folder."""
+    return is_file(folder / WEIGHTS) and is_file(folder / DESCRIPTION)
+
+
+def _load_export(folder: Path, overrides: dict) -> tuple[Config, Student, list[str]]:
+    """(what is known of its config, the student, class names); its norms' eps are timm's, as the weights expect."""
+    where = folder / DESCRIPTION
+    if overrides["data.source"] is None:
+        raise UserError(f"{folder} is an exported model, which knows no images; add data.source=IMAGES")
+    try:
+        known = json.loads(read_regular(where, MOST_DESCRIPTION))
+        arguments, about = dict(known["model_args"]), known["pretrained_cfg"]
+        name, names, size = known["architecture"], list(known["label_names"]), about["input_size"][-1]
+        section = {"name": name, "args": {k: v for k, v in arguments.items() if k != "img_size"}, "image_size": size}
+        augment = {"mean": about["mean"], "std": about["std"]}
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        raise UserError(f"{where} is not what fastlg export writes; give its folder, or a run") from None
+    base = {"data": {"source": overrides["data.source"]}, "model": section, "augment": augment}
+    config = Config.model_validate(base).replace(overrides)
+    student = Student(name, num_classes=len(names), image_size=size, init="timm", model_args=section["args"])
+    try:
+        student.bare.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # safetensors and torch raise several types
+        raise UserError(f"{folder / WEIGHTS} does not fit its {DESCRIPTION}: {brief(first_line(error), 200)}") from None
+    return config, student.eval(), names
+
+
+def images_of(subject: Subject, is_other: bool) -> Store:
+    """The test images of a run; ``is_other``: of another ``data.source``, whose classes are matched by name."""
+    data = subject.config.data
+    if not (is_other or subject.trained is None):
+        return open_stores(data).test
+    path = find_or_prepare_test(
+        data.source,
+        list(subject.class_names),
+        data.store,
+        on_bad=data.on_bad,
+        workers=max(1, data.workers),
+        label_column=data.label_column,
+        image_column=data.image_column,
+        download=data.download,
+    )
+    return open_store(path, "test")
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """``wanted`` of ``count`` rows, evenly spread: test images lie class by class."""
+    return np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()
+
+
+def batches(
+    subject: Subject, store: Store, rows: list[int], teacher_size: int | None, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(the student's view, the teacher's) of the given rows of ``store``, as the run is evaluated, batch by batch."""
+    views, size = make_views(subject.config, teacher_size), subject.config.model.image_size
+    for first in range(0, len(rows), BATCH):
+        ids = rows[first : first + BATCH]
+        made = views(_batch(store, ids, size, device), 0, train=False)
+        yield made.student, made.teacher
+
+
+def _batch(store: Store, ids: list[int], size: int, device: torch.device) -> Batch:
+    pixels = pictures(store, ids, size)
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(ids), 4)
+    parts = (torch.from_numpy(pixels), torch.from_numpy(store.labels[ids]), torch.tensor(ids), whole)
+    return Batch(*(part.to(device) for part in (*parts, torch.zeros(len(ids), dtype=torch.bool))))
+
+
+def pictures(store: Store, ids: list[int], size: int) -> np.ndarray:
+    """uint8 [N, size, size, 3]: whole images, as evaluation sees them."""
+    whole = [store.images(row) for row in ids]
+    return np.stack([crop_and_resize(image, [0, 0, *image.shape[:2]], size, "bilinear") for image in whole])
+
+
+def find_teacher(subjects: list[Subject], given: Path | None) -> tuple[nn.Module, int, str] | None:
+    """(teacher, its image size in px, what it is) that was ``given``, or of the first run that has one; None, with a
+    line said where there should be one. Raises UserError for a given one that is none."""
+    if given is not None:
+        config, model, _ = load_trained(given)
+        if not config.model.is_cnn:
+            raise UserError(f"--teacher {given} holds a {config.model.name}; a teacher is a resnet20, 56 or 110")
+        return model, config.model.image_size, f"{config.model.name} {given}"
+    for subject in subjects:
+        trained = subject.trained
+        if trained is None or trained.teacher is None:
+            continue
+        try:
+            stores = open_stores(trained.data)
+            recipe = teacher_config(trained, stores.fingerprints)
+            weights = trained.teacher.weights or recipe.run_dir
+            model, size = load_teacher(weights, recipe, stores)
+        except UserError as error:
+            say(f"teacher  similarity to it is left out: {error}; --teacher RUN names it")
+            continue
+        return model.eval(), size, f"{recipe.model.name} {weights}"
+    return None

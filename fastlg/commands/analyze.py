@@ -1,0 +1,44 @@
+"""The command line of ``analyze``; cli.py hangs it up. Imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def analyze(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, a comparison's, or an exported model.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN2] [data.KEY=VALUE]...", help="Another one beside it; other images."),
+    ] = None,
+    images: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000, help="Test images to look at.")] = 256,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Blocks whose attention is drawn; default: four of them.")
+    ] = None,
+    which: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Compare features to this teacher; default: the run's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/analysis.")] = None,
+    views: Annotated[
+        bool, typer.Option("--views", help="Only write RUN/views.png: what student and teacher saw.")
+    ] = False,
+) -> None:
+    """Look into a trained student: attention distance, maps and rollout, similarity to its teacher, curves.
+
+    Two runs are drawn side by side. Leaves PNG and JSON in RUN/analysis.
+    """
+    from fastlg.errors import UserError
+
+    if which not in ("last", "best"):
+        raise UserError(f"--which is {which}; it is last or best")
+    if views:
+        from fastlg.commands.prepare import preview_run
+
+        return preview_run(run)
+    from fastlg.analysis.go import analyze as look
+
+    look(run, more or [], images=images, blocks=blocks, which=which, teacher=teacher, out=out)

@@ -1,0 +1,193 @@
+"""``fastlg analyze`` on runs, a comparison and an export: numbers, pictures, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fastlg.analysis.subject import batches, evenly, load_subject, pictures
+from fastlg.assemble import make_views, new_loader
+from fastlg.commands.export import export_student
+from fastlg.config import load_config
+from fastlg.data.stores import open_stores
+from fastlg.run.trained import load_trained
+from fastlg.train import train
+
+PICTURES = ["attention.png", "curves.png", "distance.png", "rollout.png", "similarity.png"]
+OF_BLOCK = {
+    "block", "grid", "keys", "token_px", "distance_px", "distance", "heads_px", "heads", "uniform_px", "uniform",
+    "prefix_share",
+}  # fmt: skip
+OF_MODEL = {
+    "folder", "checkpoint", "model", "image_size", "guided_blocks", "distance_px", "distance", "blocks", "cka", "notes",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(shared_project, tmp_path_factory):
+    """A folder with runs/pair/{unguided,guided}, as ``compare`` leaves them, and an export of the guided one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shared_project)
+        patch.setenv("FASTLG_CACHE", str(shared_project / "cache"))
+        config = load_config("student.yaml", ["optim.epochs=1", "run.root=runs/pair"])
+        train(config.replace({"run.name": "guided"}))
+        train(config.replace({"run.name": "unguided", "teacher": None}))
+        trained, model, names = load_trained(shared_project / "runs/pair/guided")
+        export_student(model, shared_project / "exported", class_names=names, config=trained)
+    return shared_project
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A copy that a test may change; run.root and the teacher's place are those of ``made``."""
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    shutil.copytree(made / "exported", tmp_path / "exported")
+    for name in ("student.yaml", "teacher.yaml"):
+        shutil.copy(made / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTLG_CACHE", str(made / "cache"))
+    return tmp_path
+
+
+def report_of(folder) -> dict:
+    return json.loads((folder / "analysis.json").read_text())
+
+
+def test_a_run_leaves_its_numbers_and_pictures_and_is_still_a_run(here, fastlg):
+    status, out, err = fastlg("analyze", "runs/pair/guided", "--images", "10")
+    assert status == 0 and err == "", out
+    folder = here / "runs/pair/guided/analysis"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*PICTURES, "analysis.json", "maps.json"])
+    for name in PICTURES:
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 200
+    report = report_of(folder)
+    assert report["images"] == 10 and set(report) == {"version", "images", "source", "teacher", "models"}
+    (own,) = report["models"].values()
+    assert set(own) == OF_MODEL and list(report["models"]) == ["guided"] and own["guided_blocks"] == [0, 1, 2]
+    assert [set(block) for block in own["blocks"]] == [OF_BLOCK] * 3
+    assert own["distance"] == pytest.approx(sum(block["distance"] for block in own["blocks"]) / 3)
+    assert [len(block["heads_px"]) for block in own["blocks"]] == [3] * 3
+    assert all(0 < value <= 1 for row in own["cka"] for value in row) and len(own["cka"]) == len(own["cka"][0]) == 3
+    maps = json.loads((folder / "maps.json").read_text())
+    assert len(maps["sample_ids"]) == 4 and torch.tensor(maps["models"]["guided"]["rollout"]).shape == (4, 4, 4)
+    assert f"{own['distance']:.4f} as in Table 5" in out and "stage 2 is closest to block" in out
+    assert (
+        "nothing to do" in fastlg("train", "student.yaml", "optim.epochs=1", "run.root=runs/pair", "run.name=guided")[1]
+    )
+
+
+def test_two_runs_and_their_comparison_lie_side_by_side(here, fastlg):
+    status, _, err = fastlg(
+        "analyze", "runs/pair/unguided", "runs/pair/guided", "--images=9", "--out=both", "--blocks=2"
+    )
+    assert status == 0, err
+    report = report_of(here / "both")
+    assert list(report["models"]) == ["unguided", "guided"] and "resnet20" in report["teacher"]
+    unguided, guided = report["models"].values()
+    assert unguided["guided_blocks"] == [] and unguided["cka"] != guided["cka"], "one teacher for both"
+    assert unguided["blocks"][0]["uniform_px"] == guided["blocks"][0]["uniform_px"]
+    assert unguided["distance_px"] != guided["distance_px"]
+    assert fastlg("analyze", "runs/pair", "--images=9")[0] == 0
+    assert report_of(here / "runs/pair/analysis")["models"].keys() == report["models"].keys()
+
+
+def test_an_export_says_what_its_run_does(here, fastlg, image_folder):
+    status, _, err = fastlg("analyze", "exported", f"data.source={image_folder}", "--images=10")
+    assert status == 0, err
+    exported = report_of(here / "exported/analysis")
+    assert exported["teacher"] is None and not (here / "exported/analysis/similarity.png").exists()
+    teacher = next((here / "runs/pair/teachers").iterdir())
+    status, _, err = fastlg(
+        "analyze", "runs/pair/guided", "exported", "--images=10", f"--teacher={teacher}", "--out", "two"
+    )
+    assert status == 0, err
+    run, export = report_of(here / "two")["models"].values()
+    for one, other, alone in zip(
+        run["blocks"], export["blocks"], exported["models"]["exported"]["blocks"], strict=True
+    ):
+        assert one["heads_px"] == pytest.approx(other["heads_px"], rel=1e-5)
+        assert one["heads_px"] == pytest.approx(alone["heads_px"], rel=1e-5)
+    assert export["checkpoint"] is None
+    torch.testing.assert_close(torch.tensor(run["cka"]), torch.tensor(export["cka"]), rtol=1e-4, atol=1e-6)
+
+
+def test_images_are_spread_over_the_split_and_seen_as_evaluation_sees_them(here):
+    assert evenly(500, 4) == [0, 166, 333, 499] and evenly(3, 10) == [0, 1, 2] and evenly(7, 1) == [0]
+    subject = load_subject(here / "runs/pair/guided", "last", {})
+    store = open_stores(subject.config.data).test
+    (batch,) = [
+        *new_loader(subject.config.replace({"log.eval_batch_size": 33}), store, torch.device("cpu"), train=False).epoch(
+            0
+        )
+    ]
+    want = make_views(subject.config, 16)(batch, 0, train=False)
+    rows = [30, 2, 17]
+    (found,) = batches(subject, store, rows, 16, torch.device("cpu"))
+    assert torch.equal(found[0], want.student[rows]) and torch.equal(found[1], want.teacher[rows])
+    assert (pictures(store, rows, 32) == batch.images[rows].numpy()).all()
+
+
+def test_the_best_checkpoint_is_another_subject(here, fastlg):
+    for which in ("last", "best"):
+        assert fastlg("analyze", "runs/pair/unguided", f"--which={which}", "--images=2", f"--out={which}")[0] == 0
+        assert report_of(here / which)["models"]["unguided"]["checkpoint"] == which
+    assert fastlg("analyze", "runs/pair/unguided", "--images=999", "--out=all")[1].count("33, which is all") == 1
+
+
+def test_pictures_that_fail_are_lines_and_the_numbers_are_there(here, fastlg, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(ValueError("no\nink")))
+    status, out, err = fastlg("analyze", "runs/pair/guided", "--images=3")
+    assert status == 0 and err == ""
+    assert sum(line.startswith("warning  the picture") for line in out.splitlines()) == len(PICTURES)
+    folder = here / "runs/pair/guided/analysis"
+    assert sorted(path.name for path in folder.iterdir()) == ["analysis.json", "maps.json"]
+
+
+def test_a_run_whose_teacher_is_gone_is_analysed_without_it_and_says_so(here, made, fastlg):
+    saved = here / "runs/pair/guided/config.yaml"
+    saved.write_text(saved.read_text().replace(str(made / "runs"), str(here / "runs")))
+    shutil.rmtree(here / "runs/pair/teachers")
+    status, out, err = fastlg("analyze", "runs/pair/guided", "--images=3")
+    assert status == 0 and err == "" and "--teacher RUN names it" in out
+    assert report_of(here / "runs/pair/guided/analysis")["models"]["guided"]["cka"] is None
+
+
+REFUSED = [
+    (["nowhere"], "there is no run nowhere"),
+    (["runs/pair/guided", "runs/pair/guided/"], "are the same"),
+    (["runs/pair/guided", "exported", "third"], "third is a third"),
+    (["runs/pair/guided", "runs"], "no run folder"),
+    (["runs/pair/guided", "model.name=x"], "model.name"),
+    (["runs/pair/guided", "data.source=nowhere"], "nowhere"),
+    (["runs/pair/guided", "data.source="], "data.source"),
+    (["exported"], "data.source=IMAGES"),
+    (["runs/pair/guided", "--blocks=7"], "its blocks are 0 to 2"),
+    (["runs/pair/guided", "--blocks=1,,x"], "0,6,11"),
+    (["runs/pair/guided", "--images=0"], "--images"),
+    (["runs/pair/guided", "--images=some"], "--images"),
+    (["runs/pair/guided", "--which=first"], "last or best"),
+    (["runs/pair/guided", "--teacher=runs/pair/unguided"], "a teacher is a resnet20"),
+    (["runs/pair/guided", "--teacher=runs/none"], "there is no run runs/none"),
+    (["runs/pair/guided", "--out=student.yaml"], "student.yaml is a file"),
+    (["TEACHER"], "no attention"),
+    (["broken", "data.source=IMAGES"], "not what fastlg export writes"),
+    (["emptied", "data.source=IMAGES"], "does not fit its config.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED, ids=lambda value: " ".join(value)[:50])
+def test_what_cannot_be_is_one_line_and_nothing_is_written(here, fastlg, image_folder, arguments, said):
+    for name, file, content in (("broken", "config.json", "[]"), ("emptied", "model.safetensors", "")):
+        shutil.copytree(here / "exported", here / name)
+        (here / name / file).write_text(content)
+    teacher = str(next((here / "runs/pair/teachers").iterdir()).relative_to(here))
+    arguments = [text.replace("TEACHER", teacher).replace("IMAGES", str(image_folder)) for text in arguments]
+    status, _, err = fastlg("analyze", *arguments)
+    assert status == 2 and err.startswith("fastlg: ") and err.count("\n") == 1 and said in err, err
+    assert not list(here.rglob("analysis"))
