@@ -23,7 +23,7 @@ class Layout(NamedTuple):
     grid     (H, W) of the patch tokens
     prefix   class and other tokens that lead them; the same lead the keys
     rows     float64 [Hk, H], columns float64 [Wk, W]: of which rows and columns of tokens each row and column of keys
-             is made, in shares that sum to 1; the identity where every token is a key
+             is made, in shares; the identity where every token is a key
     """
 
     grid: tuple[int, int]
@@ -45,15 +45,15 @@ def layout_of(layer: nn.Module, grid: tuple[int, int], prefix: int) -> Layout:
 def key_shares(layer: nn.Module, side: int) -> Tensor:
     """float64 [keys, side]: shares of an axis of ``side`` tokens in each key of that axis.
 
-    A key that a convolution makes counts its window's tokens alike: the weights are not places.
+    Of a key that a convolution makes see ``window_shares``: its weights say nothing of places.
     """
     match layer:
         case ReducedAttention() if layer.reduction > 1:
             return window_shares(layer.sr, side)
         case PvtV2Attention() if layer.pool is not None:
             count = layer.pool.output_size
-            eye = torch.eye(side, dtype=torch.float64)
-            return nn.functional.adaptive_avg_pool1d(eye[None], count)[0].T
+            means = nn.functional.adaptive_avg_pool1d(torch.eye(side)[None], count)[0].T
+            return _divided(means > 0) * count / side
         case PvtV2Attention() if layer.sr is not None:
             return window_shares(layer.sr, side)
         case ConvAttention():
@@ -63,12 +63,20 @@ def key_shares(layer: nn.Module, side: int) -> Tensor:
 
 
 def window_shares(conv: nn.Conv2d, side: int) -> Tensor:
-    """float64 [out, side]: the places of an axis that each output of a convolution sees, in equal shares."""
+    """float64 [out, side]: shares of the places of an axis in each output of a convolution; see ``_divided``."""
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
     first = torch.arange((side + 2 * padding - kernel) // stride + 1)[:, None] * stride - padding
     places = torch.arange(side)[None]
-    seen = ((places >= first) & (places < first + kernel)).double()
-    return seen / seen.sum(dim=1, keepdim=True)
+    return _divided((places >= first) & (places < first + kernel)) / min(kernel, stride)
+
+
+def _divided(seen: Tensor) -> Tensor:
+    """[out, side]: whether a window sees a place -> shares, each place divided among the windows that see it.
+
+    So where all windows get alike, all places do: rollout shows what is attended to, not the pattern of the windows
+    nor the border. A window's shares sum to the same everywhere but at the border.
+    """
+    return seen.double() / seen.sum(dim=0).clamp(min=1)
 
 
 def stage_steps(student: Student) -> list[nn.Conv2d | None] | None:
@@ -120,11 +128,11 @@ def _first_pitch(student: Student, grid: tuple[int, int]) -> tuple[float, float]
 def distance_matrix(layout: Layout, pitch: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """float64 [H W, Hk Wk]: from each patch token to each key, in the unit of ``pitch``; 1: in tokens.
 
-    A key lies in the middle of the tokens that it is made of.
+    A key lies in the mean place of the tokens that it is made of.
     """
     axes = []
     for shares, step in zip((layout.rows, layout.columns), pitch, strict=True):
         places = torch.arange(shares.shape[1], dtype=torch.float64)
-        axes.append((places[:, None] - shares @ places) * step)
+        axes.append((places[:, None] - shares @ places / shares.sum(dim=1)) * step)
     down, across = axes
     return (down[:, None, :, None] ** 2 + across[None, :, None, :] ** 2).sqrt().flatten(2).flatten(0, 1)

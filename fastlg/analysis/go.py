@@ -202,7 +202,7 @@ def _tell(report: dict, out: Path, drawn: list[str]) -> None:
     for name, own in report["models"].items():
         if own["distance"] is not None:
             say(
-                f"distance {name}: {own['distance_px']:.1f} px, {own['distance']:.4f} as in Table 5 "
+                f"distance {name}: {own['distance_px']:.1f} px, {own['distance']:.4f} on Table 5's scale "
                 f"(mean over {len(own['blocks'])} blocks)"
             )
         for block, stage, value in _closest(own["cka"]):

@@ -32,8 +32,8 @@ def rollout(
     steps     per block the convolution before it that changed the grid, see ``geometry.stage_steps``
 
     The last row of the product of (A + 1) / 2 over the blocks, A each one's attention from tokens to tokens: what goes
-    to a key goes to the tokens it is made of, and between stages to the tokens that a new one is made of, in equal
-    shares. What stays in prefix tokens is left out; the rest sums to 1.
+    to a key goes to the tokens it is made of, and between stages to the tokens that a new one is made of, as
+    ``geometry.window_shares`` has it. What stays in prefix tokens is left out; the rest sums to 1.
     """
     shares = read.to(matrices[-1].device).expand(len(matrices[-1]), -1)
     for block in reversed(range(len(matrices))):

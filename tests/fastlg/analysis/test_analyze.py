@@ -76,7 +76,7 @@ def test_a_run_leaves_its_numbers_and_pictures_and_is_still_a_run(here, fastlg):
     assert all(0 < value <= 1 for row in own["cka"] for value in row) and len(own["cka"]) == len(own["cka"][0]) == 3
     maps = json.loads((folder / "maps.json").read_text())
     assert len(maps["sample_ids"]) == 4 and torch.tensor(maps["models"]["guided"]["rollout"]).shape == (4, 4, 4)
-    assert f"{own['distance']:.4f} as in Table 5" in out and "stage 2 is closest to block" in out
+    assert f"{own['distance']:.4f} on Table 5's scale" in out and "stage 2 is closest to block" in out
     assert (
         "nothing to do" in fastlg("train", "student.yaml", "optim.epochs=1", "run.root=runs/pair", "run.name=guided")[1]
     )

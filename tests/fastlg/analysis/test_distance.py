@@ -25,8 +25,20 @@ def joined(places: list[float], side: int) -> list[float]:
 
 
 def every_other(places: list[float]) -> list[float]:
-    """Of windows of three around every other place, which end at the border."""
-    return [sum(own) / len(own) for own in (places[max(k - 1, 0) : k + 2] for k in range(0, len(places), 2))]
+    """Of windows of three around every other place: the places between two windows count half in each."""
+    found, last = [], len(places) - 1
+    for middle in range(0, len(places), 2):
+        near = {k: 0.5 if k % 2 and k < last else 1.0 for k in (middle - 1, middle, middle + 1) if 0 <= k <= last}
+        found.append(sum(places[k] * share for k, share in near.items()) / sum(near.values()))
+    return found
+
+
+def pooled(places: list[float], count: int) -> list[float]:
+    """Of the windows of an adaptive pool, which overlap: a place counts in each less by the number that see it."""
+    side = len(places)
+    windows = [range(k * side // count, -(-(k + 1) * side // count)) for k in range(count)]
+    seen = [sum(place in window for window in windows) for place in range(side)]
+    return [sum(places[k] / seen[k] for k in own) / sum(1 / seen[k] for k in own) for own in windows]
 
 
 # Along one axis, per block: pixels of the middles of the tokens, of those of the keys, prefix tokens, and the pitch.
@@ -47,6 +59,7 @@ AXES = {
         for own, side, pitch in zip(PVT, (8, 4, 2, 1), (4, 8, 16, 32), strict=True)
         for _ in range(2)
     ],
+    "pvt_v2_linear": [(own, pooled(own, 7), 0, pitch) for own, pitch in zip(PVT, (4, 8, 16, 32), strict=True)],
     "t2t": [(middles(4, 16, 0), middles(4, 16, 0), 1, 16)] * 2,
     "cvt": [
         (own, every_other(own), prefix, pitch) for own, prefix, pitch in zip(CVT, (0, 0, 1), (4, 8, 16), strict=True)

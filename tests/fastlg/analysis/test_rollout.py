@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analysis_cases import images_for, small_student
+from analysis_cases import CASES, images_for, small_student
 
 from fastlg.analysis.attention import watch
 from fastlg.analysis.geometry import stage_steps
@@ -39,16 +39,22 @@ def test_of_one_grid_it_is_the_class_tokens_row_of_the_product(case, readers):
 
 
 def squares(side: int, step: int, reach: int = 0) -> torch.Tensor:
-    """[tokens after, tokens before]: squares of ``step`` tokens, or of three around every other one, in loops."""
+    """[tokens after, tokens before]: squares of ``step`` tokens; with ``reach`` of three around every other one, of
+    which those between two squares count half in each."""
     after = -(-side // step) if reach else side // step
+
+    def along(number: int) -> dict[int, float]:
+        if not reach:
+            return {step * number + k: 1 / step for k in range(step)}
+        places = [place for place in (2 * number - 1, 2 * number, 2 * number + 1) if 0 <= place < side]
+        return {place: 0.25 if place % 2 and place < side - 1 else 0.5 for place in places}
+
     made = torch.zeros(after, after, side, side, dtype=torch.float64)
     for y in range(after):
         for x in range(after):
-            rows = range(max(step * y - reach, 0), min(step * y + (reach + 1 if reach else step), side))
-            columns = range(max(step * x - reach, 0), min(step * x + (reach + 1 if reach else step), side))
-            for row in rows:
-                for column in columns:
-                    made[y, x, row, column] = 1 / (len(rows) * len(columns))
+            for row, down in along(y).items():
+                for column, across in along(x).items():
+                    made[y, x, row, column] = down * across
     return made.reshape(after * after, side * side)
 
 
@@ -91,6 +97,14 @@ def test_of_stages_and_reduced_keys_it_is_the_product_of_matrices_from_tokens_to
         row = product[0] if prefix else product.mean(0)  # PVTv2 has no class token and reads them all
         want = row[layouts[0].prefix :]
         torch.testing.assert_close(found[image].flatten(), want / want.sum(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_student_that_looks_everywhere_alike_has_a_flat_map(case):
+    student, means, layouts = means_of(case)
+    alike = [torch.full_like(matrix, 1 / matrix.shape[2]) for matrix in means]
+    found = rollout(alike, layouts, stage_steps(student), readout(student, layouts[-1]))
+    torch.testing.assert_close(found, torch.full_like(found, 1 / found[0].numel()), rtol=1e-9, atol=0)
 
 
 def test_a_student_that_averages_its_patches_is_read_from_them():
