@@ -45,7 +45,7 @@ def rollout(
         prefix, patches = _parted(shares, layout.prefix, layout.grid)
         if steps[block] is not None:
             patches = _spread(patches, *(window_shares(steps[block], side) for side in before.grid))
-        prefix = prefix if before.prefix == layout.prefix else prefix[:, :0]  # they joined here, and hold nothing yet
+        prefix = prefix[:, : before.prefix]  # others joined here, and hold nothing yet
         shares = torch.cat((prefix, patches.flatten(1)), dim=1)
     _, patches = _parted(shares, layouts[0].prefix, layouts[0].grid)
     return patches / patches.sum((1, 2), keepdim=True)

@@ -7,7 +7,7 @@ import torch
 from analysis_cases import CASES, images_for, small_student
 
 from fastlg.analysis.attention import watch
-from fastlg.analysis.geometry import stage_steps
+from fastlg.analysis.geometry import Layout, stage_steps
 from fastlg.analysis.measure import measure
 from fastlg.analysis.rollout import readout, rollout
 
@@ -105,6 +105,21 @@ def test_a_student_that_looks_everywhere_alike_has_a_flat_map(case):
     alike = [torch.full_like(matrix, 1 / matrix.shape[2]) for matrix in means]
     found = rollout(alike, layouts, stage_steps(student), readout(student, layouts[-1]))
     torch.testing.assert_close(found, torch.full_like(found, 1 / found[0].numel()), rtol=1e-9, atol=0)
+
+
+def test_grids_need_not_be_square():
+    """Two rows of three tokens and a class token; keys are the means of both rows, written out token by token."""
+    torch.manual_seed(4)
+    layout = Layout((2, 3), 1, torch.full((1, 2), 0.5, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    matrices = [torch.randn(1, 7, 4, dtype=torch.float64).softmax(-1) for _ in range(2)]
+    to_tokens = torch.tensor(
+        [[1, 0, 0, 0, 0, 0, 0], *[[0, *[0.5 * (k % 3 == key) for k in range(6)]] for key in range(3)]]
+    )
+    read = torch.eye(7, dtype=torch.float64)[0]
+    found = rollout(matrices, [layout, layout], [None, None], read)
+    first, last = ((own[0] @ to_tokens.double() + torch.eye(7, dtype=torch.float64)) / 2 for own in matrices)
+    want = (last @ first)[0, 1:]
+    torch.testing.assert_close(found[0], (want / want.sum()).view(2, 3))
 
 
 def test_a_student_that_averages_its_patches_is_read_from_them():
