@@ -23,7 +23,7 @@ from fastlg.errors import UserError, brief, writing
 from fastlg.files.places import cache_root
 from fastlg.files.reading import read_regular
 from fastlg.models import Student
-from fastlg.models.instances import name_of
+from fastlg.models.general.instances import name_of
 
 AS_CONFIGURED = "as configured"
 PLACEHOLDER = "python"  # stands for data.source until the images are stored

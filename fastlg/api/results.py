@@ -19,7 +19,7 @@ from fastlg.commands.hand_on.predict import Predictor, of_network
 from fastlg.commands.many.table import MEASURED
 from fastlg.config import Config, dotted, read_saved_config
 from fastlg.errors import UserError
-from fastlg.models.instances import offered
+from fastlg.models.general.instances import offered
 from fastlg.run.folder import expect_run, read_summary
 from fastlg.run.metrics import Accuracy
 from fastlg.run.report import read_metrics

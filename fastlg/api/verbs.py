@@ -22,7 +22,7 @@ from fastlg.commands.sweep import sweep as train_all
 from fastlg.config import Config, dotted
 from fastlg.data.stores import open_stores
 from fastlg.errors import Silenced, Stopped, UserError
-from fastlg.models.instances import offered
+from fastlg.models.general.instances import offered
 from fastlg.ranks.say import say
 from fastlg.run.folder import refuse_unusable
 from fastlg.run.metrics import Accuracy

@@ -24,8 +24,8 @@ from fastlg.commands.hand_on.onnx import FILE, expect_onnx, write_onnx
 from fastlg.config import Config
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
+from fastlg.models.general.instances import is_instance
 from fastlg.models.general.own import build_own, is_own
-from fastlg.models.instances import is_instance
 from fastlg.models.vits.token_model import TokenModel
 
 TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolutions; no argument changes it

@@ -13,8 +13,8 @@ from torch import nn
 
 from fastlg.errors import UserError, brief, first_line
 from fastlg.models.families import PREFIXES
+from fastlg.models.general.instances import expect_classes, is_instance, taken
 from fastlg.models.general.own import build_own, is_own
-from fastlg.models.instances import expect_classes, is_instance, taken
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
 RESERVED = {

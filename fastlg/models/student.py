@@ -13,10 +13,10 @@ from fastlg.errors import UserError
 from fastlg.models.convolutions import is_convolutional, use_patch_products
 from fastlg.models.create import create
 from fastlg.models.families import Family, Place, family_of, fill_relative_positions, place_of
+from fastlg.models.general.instances import is_instance
 from fastlg.models.general.own import is_own
 from fastlg.models.general.walk import general_family, told_by_timm
 from fastlg.models.init import as_reference
-from fastlg.models.instances import is_instance
 from fastlg.models.resolution import grid_at, prepare, takes_sizes
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096  # px, as ModelConfig has them

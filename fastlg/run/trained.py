@@ -17,8 +17,8 @@ from fastlg.data.stores import Stores
 from fastlg.errors import UserError, first_line
 from fastlg.files.reading import is_file
 from fastlg.models.build import new_model
+from fastlg.models.general.instances import expect_classes, is_instance, taken
 from fastlg.models.general.teaching import as_teacher
-from fastlg.models.instances import expect_classes, is_instance, taken
 from fastlg.models.start import NEW_HEAD, start_from
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say

@@ -133,7 +133,7 @@ def test_a_network_of_timms_own_build_is_exported(project, splits):
     model = timm.create_model("pit_ti_224", num_classes=3)  # not trained here: what is exported is what was built
     from fastlg.commands.export import _in_timm
     from fastlg.models import Student
-    from fastlg.models.instances import name_of, offered
+    from fastlg.models.general.instances import name_of, offered
 
     with offered(model=model):
         student = Student(name_of(model), num_classes=3, image_size=224)
@@ -172,7 +172,7 @@ def test_a_sweep_lists_its_runs_from_values_and_images_in_hand(project, splits, 
 
 
 def test_a_student_and_a_teacher_of_one_build_are_told_apart():
-    from fastlg.models.instances import name_of, offered, taken
+    from fastlg.models.general.instances import name_of, offered, taken
 
     one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     with offered(model=one, teacher=other):
