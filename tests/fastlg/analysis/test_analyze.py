@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from analysis_cases import images_for, small_student
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fastlg.analysis.measure import measure
+from fastlg.analysis.pictures import draw_attention
 from fastlg.analysis.subject import batches, evenly, load_subject, pictures
 from fastlg.assemble import make_views, new_loader
 from fastlg.commands.export import export_student
-from fastlg.config import load_config
+from fastlg.config import Config, load_config
 from fastlg.data.stores import open_stores
+from fastlg.models import Student
+from fastlg.run.curves import _beside
 from fastlg.run.trained import load_trained
 from fastlg.train import train
 
@@ -115,6 +121,41 @@ def test_an_export_says_what_its_run_does(here, fastlg, image_folder):
         assert one["heads_px"] == pytest.approx(alone["heads_px"], rel=1e-5)
     assert export["checkpoint"] is None
     torch.testing.assert_close(torch.tensor(run["cka"]), torch.tensor(export["cka"]), rtol=1e-4, atol=1e-6)
+
+
+def test_an_export_is_read_with_the_eps_that_its_weights_expect(tmp_path):
+    """Of PVTv2's norms, which the reference code has otherwise than timm: small maps tell them apart."""
+    torch.manual_seed(1)
+    student = Student("pvt_v2_b0", num_classes=2, image_size=64, model_args={"embed_dims": [8, 16, 40, 64]}).eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        for module in student.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.mul_(0.02)
+    config = Config(run={"name": "r"}, data={"source": "x"}, model={"name": "pvt_v2_b0"})
+    export_student(student, tmp_path / "out", class_names=["a", "b"], config=config)
+    subject = load_subject(tmp_path / "out", "last", {}, "images")
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(subject.student(x)[0], student(x)[0], rtol=1e-4, atol=1e-5)
+    assert subject.class_names == ["a", "b"] and subject.config.data.source == "images" and subject.trained is None
+
+
+def test_the_cross_lies_on_the_token_whose_attention_is_drawn():
+    student = small_student("pvt")
+    found = {"one": measure(student, [(images_for(student, 1), torch.empty(1))], shown=1)}
+    figure = draw_attention(found, np.zeros((1, 64, 64, 3), dtype=np.uint8), [0, 3], Figure)
+    places = [axes.lines[0].get_xydata()[0].tolist() for axes in figure.axes if axes.lines]
+    assert places == [[8.5 * 4, 8.5 * 4], [1.5 * 32, 1.5 * 32]]  # middles of token 8 of 16 and of token 1 of 2
+
+
+@pytest.mark.parametrize(
+    ("end", "ends", "stands"),
+    [(5, [5], "center"), (5, [5, 5], "center"), (6, [5, 6], "bottom"), (5, [5, 6], "top"), (5, [4, 5, 6], "center")],
+)
+def test_labels_of_curves_that_end_close_together_stand_apart(end, ends, stands):
+    assert _beside(end, ends) == stands
 
 
 def test_images_are_spread_over_the_split_and_seen_as_evaluation_sees_them(here):

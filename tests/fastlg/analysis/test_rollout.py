@@ -137,6 +137,11 @@ def test_a_pass_over_images_keeps_maps_of_the_first_and_leaves_the_student_as_it
     found = measure(student, batches, shown=2)
     assert student.training and student.blocks == [1] and found.images == 5 and found.cka is None
     assert found.rollouts.shape == (2, 16, 16) and [own.shape for own in found.middle[:2]] == [(2, 2, 2)] * 2
+    _, means, layouts = means_of("pvt")  # of the same first two images
+    for own, mean, layout in zip(found.middle, means, layouts, strict=True):
+        height, width = layout.grid
+        token = layout.prefix + [(y, x) for y in range(height) for x in range(width)].index((height // 2, width // 2))
+        torch.testing.assert_close(own.flatten(1), mean[:, token, layout.prefix :], rtol=1e-6, atol=0)
     again = measure(student, [(images[:2], images[:0])], shown=2)
     torch.testing.assert_close(again.rollouts, found.rollouts, rtol=1e-9, atol=0)
     torch.testing.assert_close(found.rollouts.sum((1, 2)), torch.ones(2, dtype=torch.float64))
