@@ -108,6 +108,7 @@ def assemble(
             samples=len(stores.train),
         ),
         teacher_id=teacher_id,
+        val_loader=new_loader(config, stores.val, device, train=False) if stores.val is not None else None,
     )
 
 

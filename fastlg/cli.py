@@ -65,8 +65,10 @@ def train(
 
     summary = run(loaded, resume=resume, dry_run=dry_run)
     if not dry_run:
+        chooser = "the validation split" if loaded.data.val else "the test split, as in the paper"
         say(
-            f"done     {loaded.run_dir}: top-1 {summary['top1_last']:.2f} % (best {summary['top1_best']:.2f} %), "
+            f"done     {loaded.run_dir}: top-1 {summary['top1_last']:.2f} % "
+            f"(best {summary['top1_best']:.2f} %, chosen on {chooser}), "
             f"{summary['images_per_s']:,.0f} images/s, {summary['wall_s']:,.0f} s"
         )
 
@@ -168,6 +170,7 @@ def prepare(
     short_side: Annotated[int | None, typer.Option(help="Shrink to this short side, px.")] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink to this long side, px.")] = None,
     holdout: Annotated[float, typer.Option(help="Share of the training images held out for testing.")] = 0.0,
+    val: Annotated[str, typer.Option(help="Share of the training images, or split: as data.val.")] = "0",
     label_column: Annotated[str | None, typer.Option(help="Of a parquet source.")] = None,
     download: Annotated[bool, typer.Option(help="Fetch a torchvision: or hf:// source that is not there yet.")] = True,
     beton: Annotated[str | None, typer.Option(help="Also write .beton files: raw or jpeg.")] = None,
@@ -177,12 +180,12 @@ def prepare(
     from fastlg.commands.line.early import expect_source
 
     expect_source(source)
-    from fastlg.commands.prepare import check_preview, preview_store
+    from fastlg.commands.prepare import check_preview, preview_store, val_of
     from fastlg.commands.prepare import prepare as run
 
     if preview is not None:
         check_preview(preview)
-    of_source = {"holdout": holdout, "label_column": label_column, "download": download}
+    of_source = {"holdout": holdout, "val": val_of(val), "label_column": label_column, "download": download}
     path = run(source, out, on_bad=on_bad, short_side=short_side, max_side=max_side, beton=beton, **of_source)
     if preview is not None:
         preview_store(path, preview)

@@ -18,6 +18,7 @@ from fastlg.config.keys import assign
 from fastlg.config.whole import laid_over
 from fastlg.data.sources.objects import pixels_of
 from fastlg.data.store.decode import decode_image
+from fastlg.data.store.store import read_manifest
 from fastlg.data.stores import store_of_objects, store_of_paths
 from fastlg.errors import UserError, brief, writing
 from fastlg.files.places import cache_root

@@ -84,7 +84,9 @@ def _train_all(config: Config, dry_run: bool) -> dict:
         return summaries
     write_summary(folder, summaries)
     is_drawn = plot_curves(
-        {name: read_metrics(folder / name) for name in ("unguided", "guided")}, folder / "curves.png"
+        {name: read_metrics(folder / name) for name in ("unguided", "guided")},
+        folder / "curves.png",
+        "validation" if config.data.val else "test",
     )
     with dispensable("the table", f"{folder}/summary.json holds what it would show"):
         show(summaries)

@@ -74,6 +74,8 @@ def _test_store(trained: Config, overrides: dict, class_names: list[str]) -> Pat
                 f"eval cannot change data.holdout={trained.data.holdout:g} of the run's own images: some that are "
                 "tested would be training images"
             )
+        if data.val != trained.data.val:
+            raise UserError(f"eval cannot change data.val={trained.data.val} of the run's own images; leave it out")
         stores = open_stores(trained.replace(overrides).data)
         if list(stores.class_names) != list(class_names):
             raise UserError(

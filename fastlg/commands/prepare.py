@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from fastlg.assemble import make_views, new_loader
-from fastlg.config import Config, dotted, load_config
+from fastlg.config import Config, dotted, load_config, parse_overrides
+from fastlg.config.whole import laid_over
 from fastlg.data.store.make import prepare as write_store
 from fastlg.data.stores import open_stores
 from fastlg.data.views.sheet import contact_sheet
@@ -27,6 +28,12 @@ def prepare(source: str, out: Path, **options) -> Path:
         path = write_store(source, out, **options)
     say(f"prepared {source} in {path}; train with data.source={path}")
     return path
+
+
+def val_of(text: str) -> float | str:
+    """What ``--val`` means, as data.val takes it. Raises UserError."""
+    tree = {"data": {"source": "."}, "model": {"name": "resnet20"}}
+    return laid_over(tree, parse_overrides([f"data.val={text}"]), "prepare").data.val
 
 
 def check_preview(path: Path) -> None:

@@ -84,6 +84,7 @@ class DataConfig(Section):
     label_column: str | None = None  # parquet, hf:// and .beton only
     image_column: str | None = None  # likewise
     holdout: Momentum = 0.0  # share of the training images to test on, instead of the test split
+    val: Momentum | Literal["split"] = 0.0  # share of the training images, or the set's own split, that chooses best.pt
     download: bool = True  # torchvision: and hf:// sources may be fetched; false: what was fetched before is used
     store: Path | None = None  # where the decoded store is kept; None: the cache folder
     on_bad: Literal["fail", "skip"] = "fail"  # images that cannot be used: refuse the set, or leave them out

@@ -19,16 +19,22 @@ from fastlg.errors import UserError
 
 @dataclass(frozen=True)
 class Stores:
-    """The decoded images of a run, memory-mapped; train and test hold the same classes."""
+    """The decoded images of a run, memory-mapped; all splits hold the same classes."""
 
     train: Store
     test: Store
     path: Path
+    val: Store | None = None  # which chooses the best epoch, where data.val asks for it
+
+    @property
+    def splits(self) -> list[Store]:
+        """All that are open."""
+        return [self.train, self.test, *([self.val] if self.val is not None else [])]
 
     @property
     def fingerprints(self) -> list[str]:
-        """What the images of both splits hash to, wherever they lie."""
-        return [self.train.fingerprint, self.test.fingerprint]
+        """What the images of all splits hash to, wherever they lie."""
+        return [store.fingerprint for store in self.splits]
 
     @property
     def class_names(self) -> list[str]:
@@ -48,16 +54,18 @@ def open_stores(data: DataConfig) -> Stores:
         label_column=data.label_column,
         image_column=data.image_column,
         download=data.download,
+        val=data.val,
         workers=max(1, data.workers),
     )
-    return Stores(open_store(path, "train"), open_store(path, "test"), path)
+    val = open_store(path, "val") if data.val else None
+    return Stores(open_store(path, "train"), open_store(path, "test"), path, val)
 
 
 def store_of_objects(images: Any, data: DataConfig, class_names: list[str] | None = None) -> Path:
     """The store of images that are Python objects (data/sources/objects.py), known by their content: made first if need
     be. As a ``data.source`` of its own it needs the objects no more.
 
-    data         holdout, columns, store and on_bad of it count
+    data         holdout, val, columns, store and on_bad of it count
     class_names  of a model to be measured: what is stored then are the test images, or all where there are no splits
 
     Raises UserError.
@@ -65,7 +73,7 @@ def store_of_objects(images: Any, data: DataConfig, class_names: list[str] | Non
     found, spec = object_dataset(images, data.label_column, data.image_column), f"{SCHEME}{title_of(images)}"
     sources: dict[str, Source]
     if class_names is None:
-        sources = chosen_splits(found, spec, holdout=data.holdout)
+        sources = chosen_splits(found, spec, holdout=data.holdout, val=data.val)
     else:
         sources = {"test": measurable(found, spec, class_names)}
     return in_cache(spec, sources, data.store, data.on_bad, Shrink(), workers=1)  # they are decoded already
@@ -75,5 +83,5 @@ def store_of_paths(paths: dict[str, str], data: DataConfig) -> Path:
     """The store of splits that lie in places of their own, {train: path, test: path}; as ``store_of_objects``."""
     found = dataset_of_paths(paths, data.label_column, data.image_column, data.download)
     spec = f"{SCHEME}{Path(paths[next(iter(paths))]).name}"
-    sources = chosen_splits(found, spec, holdout=data.holdout)
+    sources = chosen_splits(found, spec, holdout=data.holdout, val=data.val)
     return in_cache(spec, sources, data.store, data.on_bad, Shrink(), workers=max(1, data.workers))

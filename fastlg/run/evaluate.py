@@ -12,10 +12,14 @@ from fastlg.run.metrics import Accuracy, AccuracyMeter
 from fastlg.run.parts import Parts
 
 
-def evaluate(parts: Parts) -> Accuracy:
-    """Accuracy of the bare student on the test split, in evaluation mode, every image once over all ranks. One sync."""
+def evaluate(parts: Parts, loader=None) -> Accuracy:
+    """Accuracy of the bare student in evaluation mode, every image once over all ranks. One sync.
+
+    ``loader``: of the split that is measured; None: the one that chooses the best epoch.
+    """
     parts.unit.eval()
-    accuracy = measure(parts.engine.predict, parts.test_loader, parts.views, parts.device)
+    chooser = parts.test_loader if parts.val_loader is None else parts.val_loader
+    accuracy = measure(parts.engine.predict, loader or chooser, parts.views, parts.device)
     parts.unit.train()
     return accuracy
 

@@ -33,6 +33,12 @@ class Parts:
     test_loader: object
     views: ViewMaker
     teacher_id: str  # what the teacher's weights and statistics hash to; "" without a teacher
+    val_loader: object | None = None  # where there is a validation split
+
+    @property
+    def chooser(self) -> str:
+        """The split that says which epoch is the best: validation, or else test, as in the paper."""
+        return "test" if self.val_loader is None else "validation"
 
     @property
     def device(self) -> torch.device:
@@ -48,7 +54,7 @@ class Parts:
     def digested(self) -> list[Digested]:
         """The files that the run reads and that were not hashed at its start."""
         cached = self.teacher.cache.digested() if isinstance(self.teacher, CachedTeacher) else []
-        return [self.stores.train.digested(), self.stores.test.digested(), *cached]
+        return [*(store.digested() for store in self.stores.splits), *cached]
 
     def step_total(self, step: int) -> int:
         """Samples that all ranks together train on at a 0-based step of an epoch."""

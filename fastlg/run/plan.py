@@ -80,9 +80,10 @@ def say_plan(parts: Parts) -> None:
     size = " to ".join(dict.fromkeys(str(size) for _, size in config.model.resolution)) or config.model.image_size
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parts.unit.student.parameters())
     precision = str(engine.dtype).removeprefix("torch.")
+    val = "" if stores.val is None else f"{len(stores.val):,} validation, "
     say(f"run      {config.run_dir}  seed {config.run.seed}")
     say(
-        f"data     {config.data.source}: {len(stores.train):,} train, {len(stores.test):,} test, "
+        f"data     {config.data.source}: {len(stores.train):,} train, {val}{len(stores.test):,} test, "
         f"{len(stores.class_names)} classes; store {stores.path}"
     )
     say(f"model    {config.model.name}, {parameters:,} parameters, {size} px, on {engine.device} in {precision}")

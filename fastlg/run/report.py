@@ -219,11 +219,11 @@ class Record:
         self.bar.show(f"loss {since.loss:.3f}{parts}  top-1 {since.top1:.1f} %  {images / seconds:,.0f} images/s")
         return seconds, images
 
-    def tested(self, epoch: int, epochs: int, step: int, found: Accuracy, best: float) -> None:
-        """The test split after ``epoch`` epochs."""
+    def tested(self, epoch: int, epochs: int, step: int, found: Accuracy, best: float, split: str = "test") -> None:
+        """The test split after ``epoch`` epochs, or the ``validation`` one."""
         if self.log is not None:
             self.log.write("eval", step, epoch=epoch, **found._asdict())
-        say(f"epoch {epoch}/{epochs}  test top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  best {best:.2f} %")
+        say(f"epoch {epoch}/{epochs}  {split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  best {best:.2f} %")
 
     def close(self) -> None:
         if self.log is not None:

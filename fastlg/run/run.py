@@ -15,6 +15,7 @@ from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.callbacks import Callbacks, Ended, EpochEnd, Evaluated, Report, Started, StepEnd
 from fastlg.config import save_config
+from fastlg.engine.protocol import autocast
 from fastlg.errors import RunError, UserError, writing
 from fastlg.files.atomic import write_whole
 from fastlg.files.provenance import commit, device_name, versions
@@ -22,13 +23,15 @@ from fastlg.files.verify import Verification
 from fastlg.ranks.place import place
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
-from fastlg.run.checkpoint import save_checkpoint
+from fastlg.run.checkpoint import BEST, load_checkpoint, save_checkpoint
 from fastlg.run.curves import plot_curves
-from fastlg.run.evaluate import evaluate
+from fastlg.run.evaluate import evaluate, measure
 from fastlg.run.folder import resume_source
+from fastlg.run.metrics import Accuracy
 from fastlg.run.parts import Parts
 from fastlg.run.position import Position, refuse_non_finite_weights, restore, saved_state
 from fastlg.run.report import Pulse, Record, read_metrics
+from fastlg.run.trained import load_trained
 
 
 class Run:
@@ -121,20 +124,39 @@ class Run:
             self.stop.raise_if_set()
 
     def _test(self) -> bool:
-        """Whether this epoch's top-1 on the test split is the best so far. Raises RunError for a loss without value."""
+        """Whether this epoch's top-1 is the best so far, on the test split, as in the paper, or on the validation split
+        where there is one. Raises RunError for a loss without value."""
         position = self.position
         with Pulse(lambda: f"epoch {position.epoch}/{self.epochs}  testing"):
             found = evaluate(self.parts)
         if not math.isfinite(found.loss):
             raise RunError(
-                f"the test loss after epoch {position.epoch} is {found.loss}: the weights have exploded; this "
-                "epoch was not saved. Lower optim.lr in a run of another run.name"
+                f"the {self.parts.chooser} loss after epoch {position.epoch} is {found.loss}: the weights have "
+                "exploded; this epoch was not saved. Lower optim.lr in a run of another run.name"
             )
         best = found.top1 > position.top1_best
         position.last, position.top1_best = found, max(position.top1_best, found.top1)
-        self.record.tested(position.epoch, self.epochs, self.step, found, position.top1_best)
+        self.record.tested(position.epoch, self.epochs, self.step, found, position.top1_best, self.parts.chooser)
         self.callbacks.tell("on_evaluate", Evaluated(position.epoch, self.step, *found, position.top1_best))
         return best
+
+    def _final(self) -> tuple[Accuracy, float]:
+        """(the last epoch's accuracy, the best epoch's top-1) on the test split, which a run with a validation split
+        sees here and nowhere else."""
+        position, parts = self.position, self.parts
+        if parts.val_loader is None:
+            return position.last, position.top1_best
+        ranks.wait_for_all()  # until rank 0 has written the checkpoints
+        with Pulse(lambda: f"epoch {self.epochs}/{self.epochs}  testing"):
+            last = evaluate(parts, parts.test_loader)
+            if load_checkpoint(self.folder / "checkpoints" / BEST)["position"]["epoch"] == self.epochs:
+                best = last
+            else:
+                model = load_trained(self.folder, "best")[1].to(parts.device)
+                with autocast(parts.device, parts.engine.dtype):
+                    best = measure(lambda images: model(images)[0], parts.test_loader, parts.views, parts.device)
+        say(f"test     top-1 {last.top1:.2f} %, of the epoch that the validation split chose {best.top1:.2f} %")
+        return last, best.top1
 
     def _expect_folder(self) -> None:
         """Raises RunError when the folder is gone: what would be saved then is no run any more."""
@@ -159,11 +181,15 @@ class Run:
         """Writes summary.json and curves.png; returns the summary."""
         self._expect_folder()
         self._tick()
-        position = self.position
+        position, (last, best) = self.position, self._final()
+        chosen = {"best_chosen_on": self.parts.chooser}
+        if self.parts.val_loader is not None:
+            chosen |= {"val_top1_last": position.last.top1, "val_top1_best": position.top1_best}
         summary = {
-            "top1_last": position.last.top1,
-            "top1_best": position.top1_best,
-            "top5_last": position.last.top5,
+            "top1_last": last.top1,
+            "top1_best": best,
+            "top5_last": last.top5,
+            **chosen,
             "images_per_s": position.images / max(position.train_seconds, 1e-9),
             "wall_s": position.wall_seconds,
             "epochs": self.epochs,
@@ -175,7 +201,8 @@ class Run:
         }
         if ranks.is_first():
             write_summary(self.folder, summary)
-            plot_curves({self.folder.name: read_metrics(self.folder)}, self.folder / "curves.png")
+            rows = {self.folder.name: read_metrics(self.folder)}
+            plot_curves(rows, self.folder / "curves.png", self.parts.chooser)
         ranks.wait_for_all()  # whoever reads the folder next finds it complete
         return summary
 

@@ -104,7 +104,8 @@ def list_costs(table: Table, singles: list[Single]) -> None:
 def _teacher_key(recipe: Config, of: Config) -> str:
     """Tells teachers apart as their folders do, but for the images, of which the source has to do."""
     shaping = recipe.model_dump(mode="json", include={"augment": True, "model": True, "optim": True})
-    images = of.data.model_dump(mode="json", include={"source", "holdout", "label_column", "image_column", "on_bad"})
+    fields = {"source", "holdout", "val", "label_column", "image_column", "on_bad"}
+    images = of.data.model_dump(mode="json", include=fields)
     return json.dumps([recipe.model.name, recipe.optim.epochs, of.run.seed, shaping, images], sort_keys=True)
 
 

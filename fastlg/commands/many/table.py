@@ -120,7 +120,18 @@ class Table:
 
 
 _STATES = {"waiting": "not run", "running": "running", "failed": "failed", "stopped": "stopped"}
-OF_RUN = ("top1_last", "top1_best", "top5_last", "images_per_s", "wall_s", "epochs", "device", "commit", "versions")
+OF_RUN = (
+    "top1_last",
+    "top1_best",
+    "top5_last",
+    "best_chosen_on",
+    "images_per_s",
+    "wall_s",
+    "epochs",
+    "device",
+    "commit",
+    "versions",
+)
 
 
 def done(singles: Sequence[Single]) -> list[dict]:

@@ -144,11 +144,11 @@ def _look_alikes(names: Iterable[str]) -> list[str]:
     return []
 
 
-def match_classes(train: Source, test: Source) -> tuple[Source, list[str]]:
-    """The test images with the classes of the training images, matched by name, and notes.
+def match_classes(train: Source, test: Source, split: str = "test") -> tuple[Source, list[str]]:
+    """The images of ``split`` with the classes of the training images, matched by name, and notes.
 
     Raises:
-        UserError: the test split holds a class without a training image.
+        UserError: it holds a class without a training image.
     """
     trained = {train.class_names[label] for label in np.unique(train.labels)}
     tested = {test.class_names[label] for label in np.unique(test.labels)}
@@ -157,12 +157,12 @@ def match_classes(train: Source, test: Source) -> tuple[Source, list[str]]:
     if only_test:
         missing = f"only in train: {some(only_train)}; " if only_train else ""
         raise UserError(
-            f"{train.where}: train and test have different classes ({missing}only in test: {some(only_test)}); give "
-            "both splits the same classes: a class that is tested needs training images"
+            f"{train.where}: train and {split} have different classes ({missing}only in {split}: {some(only_test)}); "
+            "give both splits the same classes: a class that is tested needs training images"
         )
     notes = []
     if only_train:
-        notes.append(f"{len(only_train)} of the classes have no test image: {some(only_train)}")
+        notes.append(f"{len(only_train)} of the classes have no {split} image: {some(only_train)}")
     if empty := [name for name in train.class_names if name not in trained]:
         notes.append(f"{len(empty)} of the classes have no image at all: {some(empty)}")
     return test.with_classes(train.class_names), notes
@@ -182,7 +182,9 @@ def check_several_classes(source: Source) -> None:
         )
 
 
-def stratified_holdout(source: Source, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stratified_holdout(
+    source: Source, share: float, seed: int = 0, field: str = "data.holdout"
+) -> tuple[np.ndarray, np.ndarray]:
     """Split rows per class: (kept rows, held-out rows), both sorted, int64.
 
     Every class gives ``round(share * count)`` rows, at least one and never all of them.
@@ -191,7 +193,7 @@ def stratified_holdout(source: Source, share: float, seed: int = 0) -> tuple[np.
         UserError: ``share`` is not between 0 and 1, or a class has a single image.
     """
     if not 0 < share < 1:
-        raise UserError(f"data.holdout={share} must lie between 0 and 1, for example 0.2")
+        raise UserError(f"{field}={share} must lie between 0 and 1, for example 0.2")
     labels = source.labels
     # A Philox stream of raw bits and a stable sort: numpy keeps both the same across versions, unlike permutation().
     keys = np.random.Philox(key=seed).random_raw(len(labels))
@@ -200,7 +202,7 @@ def stratified_holdout(source: Source, share: float, seed: int = 0) -> tuple[np.
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise UserError(
-                f"data.holdout={share}: class {source.class_names[label]!r} has a single image and cannot be split; "
+                f"{field}={share}: class {source.class_names[label]!r} has a single image and cannot be split; "
                 "add images"
             )
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)

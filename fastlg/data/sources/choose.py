@@ -28,6 +28,8 @@ from fastlg.files.kinds import kind_of_file
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
+VAL = "val"
+VAL_SEED = 1  # not that of the holdout, which may be cut from the same images before
 
 
 def open_source(spec: str, split: str, **options) -> Source:
@@ -45,6 +47,7 @@ def open_splits(
     image_column: str | None = None,
     download: bool = False,
     holdout: float = 0.0,
+    val: float | str = 0.0,
 ) -> dict[str, Source]:
     """Open splits of a dataset, with one list of classes, without decoding an image; what was found is logged.
 
@@ -56,16 +59,21 @@ def open_splits(
         download: torchvision: and hf:// may use the network; else what was fetched before is used.
         holdout: above 0, both splits are cut from the training images: this share of every class is the test split,
             always the same images. A test split of the dataset itself is then left unused, which is said.
+        val: above 0, or "split": what is given has a third split beside train, "val", which is this share of every
+            class of the training images, always the same ones, or the validation split of the dataset itself.
 
     Raises:
         UserError: the path or the split does not exist, an extra is missing, or the data cannot be used (empty, one
             class, a label that is none, classes that differ between the splits, ...).
     """
-    found = _open(spec, ("train",) if holdout else SPLITS, label_column, image_column, download)
-    return chosen_splits(found, spec, splits, holdout)
+    wanted = ("train",) if holdout else SPLITS
+    found = _open(spec, (*wanted, VAL) if val == "split" else wanted, label_column, image_column, download)
+    return chosen_splits(found, spec, splits, holdout, val)
 
 
-def chosen_splits(found: Dataset, spec: str, splits: Sequence[str] = SPLITS, holdout: float = 0.0) -> dict[str, Source]:
+def chosen_splits(
+    found: Dataset, spec: str, splits: Sequence[str] = SPLITS, holdout: float = 0.0, val: float | str = 0.0
+) -> dict[str, Source]:
     """Of what was found at ``spec`` the splits that are asked for; see ``open_splits``."""
     whole = found.splits.pop("all", None)
     if whole is not None:
@@ -84,10 +92,31 @@ def chosen_splits(found: Dataset, spec: str, splits: Sequence[str] = SPLITS, hol
     for split in ("train",) if holdout else splits:
         if split not in found.splits:
             raise _missing_split(spec, split, found)
+    if val and "train" in splits:
+        splits = (*splits, VAL)
+        _add_validation(found, spec, val)
     if "train" in splits:
         check_several_classes(found.splits["train"])
     log.info("%s", found.line(spec), extra={"once": True})
     return {split: found.splits[split] for split in splits}
+
+
+def _add_validation(found: Dataset, spec: str, val: float | str) -> None:
+    """Puts the split "val" among those of ``found``. Raises UserError."""
+    train = found.splits["train"]
+    if val != "split":
+        rows = stratified_holdout(train, val, VAL_SEED, "data.val")
+        for split, own in zip(("train", VAL), rows, strict=True):
+            found.splits[split] = train.subset(own, f"{split}, val {val}")
+        found.called[VAL] = f"val {val:g} of the training images"
+    elif VAL not in found.splits:
+        raise UserError(
+            f"data.source={spec}: no validation split beside its test split; give a share of the training images, as "
+            "data.val=0.1"
+        )
+    else:
+        found.splits[VAL], notes = match_classes(train, found.splits[VAL], "validation")
+        found.notes += notes
 
 
 def open_to_measure(
@@ -153,11 +182,12 @@ def _open(
 ) -> Dataset:
     rest = spec.partition(":")[2]
     columns = label_column, image_column
+    with_val, wanted = wanted, [split for split in wanted if split != VAL]  # which most kinds have none of
     match scheme_of(spec):
         case "torchvision":
             return _without_columns(torchvision_source(rest, wanted, download), *columns)
         case "hf":
-            return hugging_face_source(spec, wanted, *columns, download)
+            return hugging_face_source(spec, with_val, *columns, download)
         case "demo":
             return _without_columns(demo_source(rest, wanted), *columns)
     try:
@@ -165,8 +195,9 @@ def _open(
         kind = source_kind(path)
         log.debug("%s: read as %s", path, kind)
         if kind in ("parquet", "beton"):
-            return (parquet_source if kind == "parquet" else beton_source)(path, wanted, *columns)
-        return _without_columns(_BY_PATH[kind](path, wanted), *columns)
+            own = (beton_source, wanted) if kind == "beton" else (parquet_source, with_val)
+            return own[0](path, own[1], *columns)
+        return _without_columns(_BY_PATH[kind](path, with_val if kind == "class_folders" else wanted), *columns)
     except OSError as error:  # a folder without permission, one that vanished
         where = f" {error.filename}" if error.filename else ""
         raise UserError(f"data.source={spec}: cannot read{where} ({error.strerror or error}); mend it") from None

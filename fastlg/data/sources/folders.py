@@ -35,14 +35,14 @@ def class_folders(root: Path, wanted: Sequence[str]) -> Dataset:
         OSError: a folder cannot be read.
     """
     left, notes = LeftOut(root), []
-    folders = _split_folders(root, left, notes)
+    folders = _split_folders(root, left, notes, wanted)
     if not folders:
         source = _classes(root, root, left, is_test=False)
         return Dataset("class folders", {"all": source}, {}, notes + _same_inside(root) + left.notes())
     loose_images(root, left)
     called = {split: f"{folder.relative_to(root)}/" for split, folder in folders.items()}
     splits = {
-        split: _classes(root, folder, left, is_test=split == "test")
+        split: _classes(root, folder, left, is_test=split != "train")
         for split, folder in folders.items()
         if split in wanted
     }
@@ -58,8 +58,9 @@ def classes_with_images(root: Path) -> list[Path]:
     return [path for path in (inner if splits else folders) if holds_image(path)]
 
 
-def _split_folders(root: Path, left: LeftOut, notes: list[str]) -> dict[str, Path]:
-    """{"train": folder, "test": folder}, those that there are; empty where the folders of ``root`` are classes.
+def _split_folders(root: Path, left: LeftOut, notes: list[str], wanted: Sequence[str]) -> dict[str, Path]:
+    """{"train": folder, "test": folder}, those that there are, and "val" if it is ``wanted`` and there beside a test
+    split; empty where the folders of ``root`` are classes.
 
     A split holds class folders; a folder named like one that holds images itself is a class among others (train, of a
     set of vehicles), or it is refused.
@@ -81,9 +82,9 @@ def _split_folders(root: Path, left: LeftOut, notes: list[str]) -> dict[str, Pat
                 "images per class"
             )
         return {}
-    chosen = _choose(root, {path: named[path] for path in splits}, left)
+    chosen = _choose(root, {path: named[path] for path in splits}, left, wanted)
     _refuse_one_folder_twice(root, list(chosen.values()))
-    is_sure = len(chosen) == 2 and all(named[path].is_plain for path in chosen.values())
+    is_sure = {"train", "test"} <= chosen.keys() and all(named[path].is_plain for path in chosen.values())
     if others and not is_sure:
         raise _ambiguous(root, splits, others, "hold folders of images")
     for path in (*flat, *others):
@@ -91,7 +92,7 @@ def _split_folders(root: Path, left: LeftOut, notes: list[str]) -> dict[str, Pat
     return {split: _inner(path) for split, path in chosen.items()}
 
 
-def _choose(root: Path, named: dict[Path, SplitName], left: LeftOut) -> dict[str, Path]:
+def _choose(root: Path, named: dict[Path, SplitName], left: LeftOut, wanted: Sequence[str]) -> dict[str, Path]:
     """The best folder of each split."""
     chosen = {}
     for split in ("train", "test"):
@@ -106,6 +107,9 @@ def _choose(root: Path, named: dict[Path, SplitName], left: LeftOut) -> dict[str
             )
         chosen[split] = best
         for path in rest:
+            if "val" in wanted and "val" not in chosen and named[path].is_validation:
+                chosen["val"] = path
+                continue
             left.add(f"other splits, as {best.name}/ is used for testing", path)
     return chosen
 

@@ -40,7 +40,7 @@ def parquet_source(root: Path, wanted: Sequence[str], label_column: str | None, 
     """
     parquet = import_extra("pyarrow.parquet", "parquet", f"reading {root}")
     left = LeftOut(root if root.is_dir() else root.parent)
-    by_split, called = split_files(root, left)
+    by_split, called = split_files(root, left, wanted)
     by_split = {split: paths for split, paths in by_split.items() if split in (*wanted, "all")}
     files = {path: _open(parquet, path) for group in by_split.values() for path in group}
     if not files:
@@ -70,9 +70,9 @@ def parquet_source(root: Path, wanted: Sequence[str], label_column: str | None, 
     return Dataset("parquet", splits, called, [*notes, *classes.notes, *left.notes()])
 
 
-def split_files(root: Path, left: LeftOut) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """The parquet files of ``root`` as {"train": [...], "test": [...]}, those there are, or {"all": [...]} where no
-    file names a split; and what the splits are called there.
+def split_files(root: Path, left: LeftOut, wanted: Sequence[str] = ()) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """The parquet files of ``root`` as {"train": [...], "test": [...]}, those there are, and "val" if it is ``wanted``
+    and there beside a test split; or {"all": [...]} where no file names a split; and what the splits are called there.
 
     Raises:
         UserError: two datasets lie below ``root``, or two spellings of one split.
@@ -107,6 +107,9 @@ def split_files(root: Path, left: LeftOut) -> tuple[dict[str, list[Path]], dict[
                 f"{root}: {called[name.split]} and {_called(found[name], folders[0])} are both the {name.split} split; "
                 "give its files one name or move some away"
             )
+        if "val" in wanted and "val" not in chosen and name.is_validation:
+            chosen["val"], called["val"] = found[name], _called(found[name], folders[0])
+            continue
         for path in found[name]:
             left.add(f"files of other splits, as {called['test']} is used for testing", path)
     for split, paths in chosen.items():

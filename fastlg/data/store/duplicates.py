@@ -25,7 +25,7 @@ def duplicate_report(sources: dict[str, Source], parts: dict[str, list[dict]]) -
     two_labels = 0
     for group in groups:
         splits = {split for split, _ in group}
-        counts[f"{splits.pop()} only" if len(splits) == 1 else "train and test"] += 1
+        counts[f"{splits.pop()} only" if len(splits) == 1 else " and ".join(s for s in parts if s in splits)] += 1
         two_labels += len({int(sources[split].labels[row]) for split, row in group}) > 1
 
     def describe(split: str, row: int) -> str:

@@ -99,7 +99,9 @@ def find_or_prepare(
         UserError, RunError: as in ``prepare``.
     """
     if (store := _as_store(spec)) is not None:
-        given = sorted(name for name in ("holdout", "label_column", "image_column") if source_options.get(name))
+        given = sorted(name for name in ("holdout", "label_column", "image_column", "val") if source_options.get(name))
+        if given == ["val"] and source_options["val"] == "split" and "val" in read_manifest(store)["splits"]:
+            return store
         if given:
             raise UserError(f"data.{given[0]}: {spec} is a store, which is split and labelled already; drop the option")
         return store

@@ -28,6 +28,15 @@ def source_and_holdout(tmp_path, monkeypatch):
         assert (len(stores.train), len(stores.test)) == (30 - 30 * share, 30 * share)
 
 
+@reaches("data.val")
+def validation(tmp_path, monkeypatch):
+    for split, seed, count in (("train", 5, 10), ("test", 6, 3), ("val", 7, 4)):
+        write_images(tmp_path / "own" / split, per_class=count, seed=seed)
+    for val, sizes in ((0.0, (30, 9, None)), (0.2, (24, 9, 6)), ("split", (30, 9, 12))):
+        stores = stores_of(f"data.source={tmp_path / 'own'}", f"data.val={val}")
+        assert (len(stores.train), len(stores.test), stores.val and len(stores.val)) == sizes
+
+
 @reaches("data.label_column", "data.image_column")
 def columns(tmp_path, monkeypatch):
     for split, seed in (("train", 0), ("test", 4)):

@@ -42,6 +42,11 @@ class SplitName(NamedTuple):
     word: str
     is_plain: bool
 
+    @property
+    def is_validation(self) -> bool:
+        """Whether it stands in for a test split only where there is none."""
+        return self.word.lower() in ("val", "valid", "validation", "dev")
+
 
 def split_of(name: str) -> SplitName | None:
     """The split that a folder or file ``name`` (without suffix) says it is, in any case and spelling: Training,
