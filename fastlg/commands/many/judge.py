@@ -92,5 +92,7 @@ def try_to_judge(table: Table, what: str = "guidance") -> None:
     try:
         judge(table, what)
     except (UserError, RunError, OSError) as error:
+        if ranks.world_size() > 1:  # the others wait for this one, and have to hear that it leaves
+            raise
         table.findings = [f"{what}: no verdict: {error}"]
         say(f"warning  {table.findings[0]}")

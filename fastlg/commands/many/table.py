@@ -68,7 +68,14 @@ class Table:
             lines[-1] += " (what the paper trained is without them)"
         stamps = [f"{s['device']}, torch {s['versions'].get('torch', '?')}, commit {s['commit']}" for s in self._full()]
         by = "; ".join(dict.fromkeys(stamps)) or f"commit {commit()}"
-        return [*lines, f"fastlg {__version__}; {by}"]
+        return [*lines, f"best epoch: {self._chooser()}", f"fastlg {__version__}; {by}"]
+
+    def _chooser(self) -> str:
+        """Which split says which epoch is the best."""
+        splits = {bool(row.config.data.val) for row, _ in self.entries}
+        if splits == {True}:
+            return "chosen on the validation split, told on the test split"
+        return "that of the test split, as in the paper" + (", but where data.val is set" if True in splits else "")
 
     def _full(self) -> list[dict]:
         summaries = [single.summary for _, singles in self.entries for single in singles if single.summary]

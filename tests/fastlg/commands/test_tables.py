@@ -69,7 +69,13 @@ def test_mean_and_spread_are_those_worked_out_by_hand_in_every_form(swept, fastl
     assert r"0 & 71.33 $\pm$ 1.53 & 71.67 $\pm$ 2.08 & 3 of 3 \\" in latex and "last epoch \\%" in latex
     body = [line for line in latex.splitlines() if not line.startswith("%")]
     assert body[0] == r"\begin{tabular}{lrrr}" and body[-1] == r"\end{tabular}"
-    for text in ("71.33 ± 1.53", "80.00 ± 0.00", "seeds 0, 1, 2", "overrides: none"):
+    for text in (
+        "71.33 ± 1.53",
+        "80.00 ± 0.00",
+        "seeds 0, 1, 2",
+        "overrides: none",
+        "of the test split, as in the paper",
+    ):
         assert text in out
 
 
@@ -282,3 +288,15 @@ def test_a_table_is_made_by_one_process(project, fastlg, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused(fastlg("sweep", "student.yaml", "guidance.weight=0,1"), "--jobs")
+
+
+@pytest.mark.parametrize(
+    ("vals", "words"),
+    [
+        ("0.1", "chosen on the validation split"),
+        ("0,0.1", "that of the test split, as in the paper, but where data.val"),
+    ],
+)
+def test_a_table_says_which_split_chose_the_best_epochs(project, fastlg, vals, words):
+    status, out, err = fastlg("sweep", "student.yaml", f"data.val={vals}", "optim.lr=1e-3,2e-3", "--dry-run")
+    assert status == 0 and f"best epoch: {words}" in out, err
