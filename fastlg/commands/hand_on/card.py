@@ -89,7 +89,7 @@ def _accuracy(config: Config, measured: Mapping[str, Any]) -> str:
         return "not measured: the run is not complete"
     on = f" on {measured['count']:,} test images" if "count" in measured else ""
     top5 = f", top-5 {measured['top5']:.2f} %" if "top5" in measured else ""
-    after = f", after {measured['epoch']} of {config.optim.epochs} epochs" if "epoch" in measured else ""
+    after = f", after {measured['epoch']} of {_epochs(config.optim.epochs)}" if "epoch" in measured else ""
     return f"top-1 {measured['top1']:.2f} %{top5}{on}{after}"
 
 
@@ -103,9 +103,9 @@ def _data(config: Config, class_names: Sequence[str]) -> str:
 def _recipe(config: Config) -> str:
     optim, augment = config.optim, config.augment
     parts = [
-        f"{optim.epochs} epochs of batch {optim.global_batch_size}",
+        f"{_epochs(optim.epochs)} of batch {optim.global_batch_size}",
         f"{optim.name}, learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}",
-        f"{optim.warmup_epochs} epochs of warm-up",
+        f"{_epochs(optim.warmup_epochs)} of warm-up" if optim.warmup_epochs else "",
         f"RandAugment {augment.rand_augment}" if augment.rand_augment else "",
         f"erasing {augment.erase:g}" if augment.erase else "",
         f"mixup {augment.mixup:g}" if augment.mixup else "",
@@ -130,6 +130,10 @@ def _code(measured: Mapping[str, Any]) -> str:
     commit = f" at commit {measured['commit']}" if measured.get("commit") else ""
     device = f", on {measured['device']}" if measured.get("device") else ""
     return f"fastlg {versions.get('fastlg', __version__)}{commit}{f'; {libraries}' if libraries else ''}{device}"
+
+
+def _epochs(count: int) -> str:
+    return f"{count:,} epoch{'s' * (count != 1)}"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -65,7 +65,7 @@ def _splits_of(data: Any) -> tuple[dict[str, Any], dict[str, str], list[str]]:
             raise UserError(f"data has a split {brief(key)!r}; call its splits train, and test or validation")
         found.setdefault(name.split, []).append((name, key))
     named, called, notes = {}, {}, []
-    for split, names in found.items():
+    for split, names in sorted(found.items(), reverse=True):  # train first: it names the classes
         ordered = sorted(names, key=lambda pair: pair[0].rank)
         if len(ordered) > 1 and ordered[0][0].rank == ordered[1][0].rank:
             raise UserError(f"data: {ordered[0][1]!r} and {ordered[1][1]!r} are both the {split} split; give one")
