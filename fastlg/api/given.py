@@ -161,12 +161,14 @@ def _network(network: Any, what: str) -> nn.Module:
 def _as_model(model: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of a network that is handed in: nothing of it is built, drawn or loaded."""
     plain = network_of(_network(model, "model"))
-    own = {"name": name_of(plain), "args": {}, "init": "timm", "weights": None, "image_size": _size_of(model)}
+    own: dict[str, Any] = {"name": name_of(plain), "args": {}, "init": "timm", "weights": None}
+    if (size := _size_of(model)) is not None:
+        own["image_size"] = size
     given = {key.removeprefix("model.") for key in overrides if key.startswith("model.")}
     fixed = sorted(given & {"name", "args", "init", "weights", "drop_path"})
     if fixed:
         raise UserError(f"argument model.{fixed[0]} and a model as an object exclude each other; set it on the object")
-    return {f"model.{key}": value for key, value in own.items() if value is not None and key not in given}
+    return {f"model.{key}": value for key, value in own.items() if key not in given}
 
 
 def _size_of(model: nn.Module) -> int | None:

@@ -171,6 +171,17 @@ def test_a_sweep_lists_its_runs_from_values_and_images_in_hand(project, splits, 
     assert load_config(str(as_file(read))).data == read.data
 
 
+def test_nothing_of_the_configs_own_network_is_left_beside_one_in_hand(project):
+    read = load_config("student.yaml", ["model.weights=runs/earlier", "model.image_size=64", "model.blocks=[0,2,1]"])
+    found = config_of(read, {}, model=network()).model
+    assert (found.weights, found.args, found.init, found.image_size) == (None, {}, "timm", 32)
+    assert found.blocks == [0, 2, 1] and found.name.startswith("instance:VisionTransformer_")
+    assert config_of(read, {}, model=torch.nn.Linear(2, 2)).model.image_size == 64, (
+        "it says no size: the config's stays"
+    )
+    assert config_of(read, {"model.image_size": 48}, model=network()).model.image_size == 48
+
+
 def test_a_student_and_a_teacher_of_one_build_are_told_apart():
     from fastlg.models.general.instances import name_of, offered, taken
 
