@@ -112,7 +112,7 @@ class Student(nn.Module):
         if getattr(self.bare, "head_dist", None) is None:
             raise UserError(
                 f"guidance.logits_token is distillation, but {self.name} has no distillation token; use "
-                "guidance.logits_token=class, or one of deit_*_distilled_* and pit_*_distilled_*"
+                "guidance.logits_token=class, or one of deit_*_distilled_*, pit_*_distilled_* and levit_*"
             )
         self.bare.set_distilled_training(True)
 

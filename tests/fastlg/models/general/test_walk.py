@@ -104,6 +104,19 @@ def test_eq8_places_the_stages_of_a_teacher_over_what_a_student_lists():
         new_model(section, TeacherConfig(recipe="x", stages=[0, 1, 2, 3, 4]), 3)
 
 
+def test_a_second_head_answers_to_the_teacher_while_training():
+    student = any_student("levit_128s", blocks=[1])
+    student.distil()
+    unit = GuidedStudent(student, [6], GuidanceConfig(logits="soft", logits_token="distillation"))
+    maps = (torch.randn(3, 6, 4, 4),)
+    unit(noise(student), torch.tensor([0, 4, 1]), Guide(maps, torch.randn(3, 5))).loss.backward()
+    bare = student.bare
+    assert all(head.linear.weight.grad.abs().sum() > 0 for head in (bare.head, bare.head_dist))
+    student.eval()
+    with torch.no_grad():
+        assert torch.equal(student(noise(student))[0], bare(noise(student)))
+
+
 def test_drawing_the_shapes_draws_no_number_and_takes_no_memory():
     torch.manual_seed(3)
     plain = nn.Linear(2, 2).weight.detach().clone()
