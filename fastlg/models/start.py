@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fastlg.errors import UserError, brief
+from fastlg.models.general.walk import classifiers
 from fastlg.models.student import Student
 from fastlg.models.vits import pvt, t2t
 from fastlg.models.vits.pvt import PyramidVisionTransformer
@@ -45,7 +46,8 @@ def start_from(model: nn.Module, checkpoint: Mapping[str, Any], where: str, *, i
     given = _named_as(bare, given)
     fitted = _resized(bare, given)
     resized = [name for name in fitted if name in own and name in given and given[name].shape != fitted[name].shape]
-    kept = _heads_to_keep(heads_of(bare), own, fitted, is_other_classes)
+    heads = list(dict.fromkeys([*HEADS, *classifiers(bare)]))
+    kept = _heads_to_keep(heads, own, fitted, is_other_classes)
     fitted = {name: value for name, value in fitted.items() if not _is_below(name, kept)}
     _refuse_unfit(own, fitted, kept, where)
     for name, value in fitted.items():
@@ -121,12 +123,6 @@ def _resized(bare: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
 def _filter_of(bare: nn.Module) -> Callable | None:
     """timm's own function that fits a checkpoint to ``bare``, where the model's file has one."""
     return getattr(sys.modules.get(type(bare).__module__), "checkpoint_filter_fn", None)
-
-
-def heads_of(bare: nn.Module) -> list[str]:
-    """Names of the layers that tell classes apart."""
-    told = (getattr(bare, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return list(dict.fromkeys([*HEADS, *((told,) if isinstance(told, str) else told)]))
 
 
 def _heads_to_keep(

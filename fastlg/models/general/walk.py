@@ -68,16 +68,25 @@ def told_by_timm(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
     names = [name for name, _ in model.named_parameters()]
     listed = getattr(model, "no_weight_decay", None)
     parts = listed() if callable(listed) else ()
-    outer = tuple(f"{name}." for name in (*_named(model, "first_conv"), *_named(model, "classifier")))
+    outer = tuple(f"{name}." for name in (*_first(model), *classifiers(model)))
     return (
         frozenset(name for name in names if any(part in name for part in parts)),
         frozenset(name for name in names if name.startswith(outer)),
     )
 
 
-def _named(model: nn.Module, role: str) -> tuple[str, ...]:
-    """The layers that timm calls a model's "first_conv" or "classifier"."""
-    told = (getattr(model, "pretrained_cfg", None) or {}).get(role) or ()
+def classifiers(model: nn.Module) -> list[str]:
+    """Names of the layers that tell classes apart, as a model with timm's ``get_classifier`` says."""
+    asked = getattr(model, "get_classifier", None)
+    given = asked() if callable(asked) else ()
+    heads = (given,) if isinstance(given, nn.Module) else given
+    layers = {id(own) for head in heads for own in head.modules() if isinstance(own, (nn.Linear, nn.Conv2d))}
+    return [name for name, module in model.named_modules() if id(module) in layers]
+
+
+def _first(model: nn.Module) -> tuple[str, ...]:
+    """The layers that timm calls a model's first convolutions."""
+    told = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     return (told,) if isinstance(told, str) else tuple(told)
 
 
@@ -87,7 +96,7 @@ def _sees_all(model: nn.Module, image_size: int) -> bool:
     timm's own kinds pad by the size of what they are given.
     """
     modules = dict(model.named_modules())
-    first = [modules.get(name) for name in _named(model, "first_conv")]
+    first = [modules.get(name) for name in _first(model)]
     plain = [conv for conv in first if type(conv) in (nn.Conv2d, PatchConv2d)]
     return len(plain) < len(first) or not first or any(is_seen(conv, image_size) for conv in plain)
 
