@@ -18,6 +18,10 @@ from fastlg.models.start import start_from
 from fastlg.objective import GuidedStudent
 from fastlg.teacher.online import Guide
 
+LIKE_OTHERS = {  # of whose gradients another one of their kind tells enough
+    *("swinv2_tiny_window8_256", "davit_tiny", "twins_svt_small", "visformer_tiny", "tnt_s_patch16_224"),
+    *("efficientformer_l1", "mambaout_femto", "test_byobnet", "vit_relpos_small_patch16_224"),
+}
 IN_PLACE = {"beit_base_patch16_224", "eva02_tiny_patch14_224", "hiera_tiny_224", "mambaout_femto"}
 
 
@@ -41,7 +45,7 @@ def test_logits_and_features_are_those_of_timm(name):
         assert torch.equal(tokens, other.flatten(2).transpose(1, 2))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in LIKE_OTHERS])
 def test_guidance_reaches_every_weight_before_the_guided_blocks_and_no_other(name):
     student = any_student(name, drop_path=0.0)
     student.guide(guided_blocks(student.depth, 3)[:2])
@@ -75,14 +79,12 @@ def test_tokens_and_maps_with_channels_innermost_are_read_where_they_lie(name):
         assert feature._base is not None, "a copy"
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"), [("swin_tiny_patch4_window7_224", "eager"), ("levit_128s", "eager"), ("resnet18", "eager")]
-)
-def test_it_compiles_as_one_graph_with_its_backward_pass(name, backend):
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "levit_128s"])
+def test_it_compiles_as_one_graph_with_its_backward_pass(name):
     student = any_student(name, drop_path=0.0)
     student.guide([0, 2])
     images = noise(student)
-    compiled = torch.compile(student, fullgraph=True, backend=backend)
+    compiled = torch.compile(student, fullgraph=True, backend="eager")
     grads = []
     for run in (student, compiled):
         student.zero_grad()
