@@ -73,8 +73,10 @@ def network_of(model: nn.Module | None) -> nn.Module | None:
 
 
 def at_store(path: Path) -> dict[str, Any]:
-    """Overrides under which a config reads a store, whose split and labels are decided."""
-    return {"data.source": str(path), "data.holdout": 0.0, "data.label_column": None, "data.image_column": None}
+    """Overrides under which a config reads a store, whose splits and labels are decided."""
+    decided = {"data.holdout": 0.0, "data.label_column": None, "data.image_column": None}
+    val = "split" if "val" in read_manifest(path)["splits"] else 0.0
+    return {"data.source": str(path), "data.val": val, **decided}
 
 
 def stored(data: Any, config: Config, class_names: list[str]) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def stored(data: Any, config: Config, class_names: list[str]) -> dict[str, Any]:
         return {}
     if (source := _source_of(data)) != PLACEHOLDER:
         return {"data.source": source}
-    clean = config.replace({"data.holdout": 0.0, "data.label_column": None, "data.image_column": None})
+    clean = config.replace({"data.holdout": 0.0, "data.val": 0.0, "data.label_column": None, "data.image_column": None})
     return at_store(store_of_objects(data, clean.data, class_names))
 
 
