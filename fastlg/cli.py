@@ -143,8 +143,8 @@ def export(
 
     which = _checked(which)
     expect_run(run)
-    from fastlg.commands.export import expect_empty, export_student, how_to_load
-    from fastlg.commands.hand_on.card import measured_of
+    from fastlg.commands.export import expect_empty, export_student
+    from fastlg.commands.hand_on.card import how_to_load, measured_of
     from fastlg.commands.hand_on.hub import expect_hub, push
     from fastlg.run.report import Pulse
     from fastlg.run.trained import load_trained

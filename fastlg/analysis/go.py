@@ -13,7 +13,7 @@ import numpy as np
 from fastlg import __version__
 from fastlg.analysis import pictures
 from fastlg.analysis.measure import Findings, measure
-from fastlg.analysis.subject import BATCH, Subject, batches, evenly, find_teacher, images_of, is_export, load_subject
+from fastlg.analysis.subject import BATCH, Subject, batches, evenly, find_teacher, images_of, load_subject
 from fastlg.analysis.subject import pictures as whole_images
 from fastlg.config import parse_overrides
 from fastlg.engine.precision import pick_device
@@ -24,6 +24,7 @@ from fastlg.ranks.say import say
 from fastlg.run.curves import plot_curves, save_picture
 from fastlg.run.folder import ANALYSIS, PARTS_OF_COMPARE, is_compare
 from fastlg.run.report import Pulse
+from fastlg.run.trained import is_export
 
 SHOWN = 4  # images whose maps are drawn
 COLUMNS = 4  # blocks whose maps are drawn, where none are chosen

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastlg.assemble import make_views
@@ -19,17 +17,14 @@ from fastlg.data.loaders.torch import crop_and_resize
 from fastlg.data.store.make import find_or_prepare_test
 from fastlg.data.store.store import Store, open_store
 from fastlg.data.stores import open_stores
-from fastlg.errors import UserError, brief, first_line
-from fastlg.files.reading import is_file, read_regular
+from fastlg.errors import UserError
 from fastlg.models.student import Student
 from fastlg.ranks.say import say
 from fastlg.run.report import read_metrics
-from fastlg.run.trained import load_teacher, load_trained
+from fastlg.run.trained import is_export, load_export, load_teacher, load_trained
 from fastlg.teacher.recipe import teacher_config
 
 BATCH = 32  # images; attention step by step takes memory
-WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # of an export
-MOST_DESCRIPTION = 1 << 24  # bytes
 
 
 @dataclass
@@ -59,40 +54,14 @@ def load_subject(folder: Path, which: str, overrides: dict, source: str | None =
     Raises UserError for what is no run, no export or no student.
     """
     if is_export(folder):
-        config, student, names = _load_export(folder, {"data.source": source, **overrides})
-        return Subject(str(folder), folder, student, config, names, None)
+        if (source := overrides.get("data.source", source)) is None:
+            raise UserError(f"{folder} is an exported model, which knows no images; add data.source=IMAGES")
+        config, student, names = load_export(folder, source)
+        return Subject(str(folder), folder, student, config.replace(overrides), names, None)
     trained, model, names = load_trained(folder, which)
     if not isinstance(model, Student):
         raise UserError(f"{folder} holds a {trained.model.name}, which has no attention; analyze a student's run")
     return Subject(str(folder), folder, model, trained.replace(overrides), names, trained)
-
-
-def is_export(folder: Path) -> bool:
-    """Whether ``fastlg export`` wrote this folder."""
-    return is_file(folder / WEIGHTS) and is_file(folder / DESCRIPTION)
-
-
-def _load_export(folder: Path, overrides: dict) -> tuple[Config, Student, list[str]]:
-    """(what is known of its config, the student, class names); its norms' eps are timm's, as the weights expect."""
-    where = folder / DESCRIPTION
-    if overrides["data.source"] is None:
-        raise UserError(f"{folder} is an exported model, which knows no images; add data.source=IMAGES")
-    try:
-        known = json.loads(read_regular(where, MOST_DESCRIPTION))
-        arguments, about = dict(known["model_args"]), known["pretrained_cfg"]
-        name, names, size = known["architecture"], list(known["label_names"]), about["input_size"][-1]
-        section = {"name": name, "args": {k: v for k, v in arguments.items() if k != "img_size"}, "image_size": size}
-        augment = {"mean": about["mean"], "std": about["std"]}
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise UserError(f"{where} is not what fastlg export writes; give its folder, or a run") from None
-    base = {"data": {"source": overrides["data.source"]}, "model": section, "augment": augment}
-    config = Config.model_validate(base).replace(overrides)
-    student = Student(name, num_classes=len(names), image_size=size, init="timm", model_args=section["args"])
-    try:
-        student.bare.load_state_dict(load_file(folder / WEIGHTS))
-    except Exception as error:  # safetensors and torch raise several types
-        raise UserError(f"{folder / WEIGHTS} does not fit its {DESCRIPTION}: {brief(first_line(error), 200)}") from None
-    return config, student.eval(), names
 
 
 def images_of(subject: Subject, is_other: bool) -> Store:

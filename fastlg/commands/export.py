@@ -26,7 +26,6 @@ from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
 from fastlg.models.general.instances import is_instance
 from fastlg.models.general.own import build_own, is_own
-from fastlg.models.vits.token_model import TokenModel
 
 TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolutions; no argument changes it
 LOGIT_TOLERANCE = 1e-4  # of the largest logit: float32 rounding stays two orders below
@@ -51,7 +50,7 @@ def export_student(
     onnx         also ``model.onnx``, compared with torch by onnxruntime
 
     Students that timm lacks (T2T-ViT, PVT, CvT) are read so after ``import fastlg.models``; a user's own network is
-    built by its function, which takes the weights (``how_to_load``).
+    built by its function, which takes the weights (hand_on/card.py's ``how_to_load``).
     The folder appears whole or not at all, after timm has loaded it and given the same logits. timm's own evaluation
     transform (``timm.data.resolve_model_data_config``) then reads images as fastlg's does: squashed to the square,
     bilinear. Raises UserError for a CNN, which timm does not know, and for a folder that holds files; RunError where
@@ -89,20 +88,6 @@ def export_student(
         raise RunError(f"cannot write {out_dir}: {error.strerror or first_line(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def how_to_load(student: Student, out_dir: Path) -> str:
-    """The Python that reads an export back; timm knows the models of fastlg's own once fastlg.models is imported."""
-    if is_own(student.name):
-        module, _, function = student.name.partition(":")
-        given = "".join(f", {key}={value!r}" for key, value in student.model_args.items())
-        read = f"load_file('{out_dir}/model.safetensors')"
-        return (
-            f"from {module} import {function}; from safetensors.torch import load_file; "
-            f"model = {function}(num_classes={student.num_classes}{given}); model.load_state_dict({read})"
-        )
-    first = "import fastlg.models; " if isinstance(student.bare, TokenModel) else ""
-    return f"{first}timm.create_model('local-dir:{out_dir}', pretrained=True)"
 
 
 def expect_empty(out_dir: Path) -> None:

@@ -1,9 +1,10 @@
-"""Trained networks read back: a run's from its folder, a teacher's from that or from a file of the reference code; and
-whatever a network's training may start from."""
+"""Trained networks read back: a run's and an export's from their folders, a teacher's from a run or from a file of the
+reference code; and whatever a network's training may start from."""
 
 from __future__ import annotations
 
 import errno
+import json
 import zipfile
 from pathlib import Path
 
@@ -14,17 +15,21 @@ from torch import Tensor, nn
 
 from fastlg.config import AugmentConfig, Config, config_from, read_saved_config
 from fastlg.data.stores import Stores
-from fastlg.errors import UserError, first_line
-from fastlg.files.reading import is_file
+from fastlg.errors import UserError, brief, first_line
+from fastlg.files.reading import is_file, read_regular
 from fastlg.models.build import new_model
 from fastlg.models.general.instances import expect_classes, is_instance, taken
 from fastlg.models.general.teaching import as_teacher
 from fastlg.models.start import NEW_HEAD, start_from
+from fastlg.models.student import Student
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, expect_whole, load_checkpoint
 from fastlg.run.folder import expect_run, expect_there, read_summary, refuse_other
 from fastlg.run.plan import teacher_advice
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # of an export
+MOST_DESCRIPTION = 1 << 26  # bytes
 
 
 def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[Config, nn.Module, list[str]]:
@@ -54,6 +59,36 @@ def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[C
         weights = _averaged(state, path)
     _fill(model, weights, path)
     return config, model.eval(), class_names
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``fastlg export`` wrote this folder."""
+    return is_file(folder / WEIGHTS) and is_file(folder / DESCRIPTION)
+
+
+def load_export(folder: Path, source: str = "none") -> tuple[Config, Student, list[str]]:
+    """(what it says of its run's config, student on the CPU in evaluation mode, class names) of what export wrote.
+
+    ``source`` stands for the images, which an export does not know. The eps of its norms are timm's, as its weights
+    expect. Raises UserError for a folder that holds no whole export.
+    """
+    where = folder / DESCRIPTION
+    try:
+        known = json.loads(read_regular(where, MOST_DESCRIPTION))
+        about, name, names = known["pretrained_cfg"], known["architecture"], list(known["label_names"])
+        own = {key: value for key, value in known["model_args"].items() if key not in ("img_size", "image_size")}
+        section = {"name": name, "args": own, "image_size": about["input_size"][-1], "init": "timm"}
+        augment = {"mean": about["mean"], "std": about["std"]}
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        raise UserError(f"{where} is not what fastlg export writes; give its folder, or a run") from None
+    config = config_from({"data": {"source": source}, "model": section, "augment": augment}, str(where))
+    with torch.random.fork_rng(devices=[]):
+        student = new_model(config.model, None, len(names))
+    try:
+        student.bare.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # safetensors and torch raise several types
+        raise UserError(f"{folder / WEIGHTS} does not fit its {DESCRIPTION}: {brief(first_line(error), 200)}") from None
+    return config, student.eval(), names
 
 
 def _averaged(state: dict, path: Path) -> dict:
@@ -163,9 +198,9 @@ def begin_from(model: nn.Module, weights: Path, classes: list[str]) -> str:
     weights  a run folder (its last checkpoint), a folder that ``fastlg export`` wrote, or a file: safetensors, or what
              torch.load reads with weights_only=True
     """
-    path, exported = weights, weights / "model.safetensors"
-    if is_file(exported):
-        path = exported
+    path = weights
+    if is_file(weights / WEIGHTS):
+        path = weights / WEIGHTS
     elif path.is_dir():
         expect_run(path)
         path = path / "checkpoints" / LAST

@@ -11,6 +11,7 @@ from fastlg.config import Config
 from fastlg.config.sections import scheme_of
 from fastlg.errors import printable
 from fastlg.models import Student
+from fastlg.models.general.own import is_own
 from fastlg.models.vits.token_model import TokenModel
 from fastlg.run.folder import read_summary
 from fastlg.run.report import read_metrics
@@ -31,15 +32,24 @@ _SNIPPET = """```python
 import torch
 from PIL import Image
 
-model = timm.create_model("local-dir:.", pretrained=True).eval()  # this folder
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+{model}
 image = Image.open("image.jpg").convert("RGB")
 with torch.inference_mode():
-    probabilities = model(transform(image).unsqueeze(0)).softmax(1)[0]
-names = model.pretrained_cfg["label_names"]
+    probabilities = {logits}.softmax(1)[0]
 for probability, label in zip(*probabilities.topk({top})):
     print(f"{{names[label]}}: {{100 * probability:.1f}} %")
 ```
+"""
+_OF_TIMM = """model = timm.create_model("local-dir:.", pretrained=True).eval()  # this folder
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+names = model.pretrained_cfg["label_names"]
+"""
+_OF_OWN = """with open("config.json") as file:  # of this folder
+    known = json.load(file)
+model = {built}.eval()
+model.load_state_dict(load_file("model.safetensors"))
+transform = timm.data.create_transform(**timm.data.resolve_data_config({{}}, pretrained_cfg=known["pretrained_cfg"]))
+names = known["label_names"]
 """
 
 
@@ -75,13 +85,44 @@ def model_card(
         "run": f"{config.run.name}, seed {config.run.seed}",
     }
     rows = "".join(f"| {name} | {_cell(text)} |\n" for name, text in facts.items() if text)
-    imports = "import fastlg.models  # tells timm of the model\n" if isinstance(student.bare, TokenModel) else ""
-    snippet = _SNIPPET.format(imports=imports, top=min(5, len(class_names)))
+    snippet = _snippet(student, min(5, len(class_names)))
+    made = "`config.json` and `model.safetensors` are timm's" + "." * (not is_own(student.name))
+    made += f" in form; the network is `{student.name}`." * is_own(student.name)
     return (
         f"{_HEAD}# {architecture}, {len(class_names)} classes\n\nAn image classifier trained by "
-        f"[fastlg](https://arxiv.org/abs/2207.10026){guided}. `config.json` and `model.safetensors` are timm's.\n\n"
+        f"[fastlg](https://arxiv.org/abs/2207.10026){guided}. {made}\n\n"
         f"| | |\n|---|---|\n{rows}\n## Classify an image\n\n{snippet}"
     )
+
+
+def how_to_load(student: Student, out_dir: Path) -> str:
+    """The Python that reads an export back; timm knows the models of fastlg's own once fastlg.models is imported."""
+    if is_own(student.name):
+        first, built = _own(student)
+        read = f"load_file('{out_dir}/model.safetensors')"
+        return f"{'; '.join(first)}; model = {built}; model.load_state_dict({read})"
+    first = "import fastlg.models; " if isinstance(student.bare, TokenModel) else ""
+    return f"{first}timm.create_model('local-dir:{out_dir}', pretrained=True)"
+
+
+def _own(student: Student) -> tuple[list[str], str]:
+    """(imports, call) that build a user's own network anew."""
+    module, _, function = student.name.partition(":")
+    given = "".join(f", {key}={value!r}" for key, value in student.model_args.items())
+    imports = [f"from {module} import {function}", "from safetensors.torch import load_file"]
+    return imports, f"{function}(num_classes={student.num_classes}{given})"
+
+
+def _snippet(student: Student, top: int) -> str:
+    logits = "model(transform(image).unsqueeze(0))"
+    if not is_own(student.name):
+        first = "import fastlg.models  # tells timm of the model\n" if isinstance(student.bare, TokenModel) else ""
+        return _SNIPPET.format(imports=first, model=_OF_TIMM, logits=logits, top=top)
+    imports, built = _own(student)
+    if not hasattr(student.bare, "forward_intermediates"):  # it gives its features too
+        logits += "[0]"
+    first = "".join(f"{line}\n" for line in ("import json", "", *imports))
+    return _SNIPPET.format(imports=first, model=_OF_OWN.format(built=built), logits=logits, top=top)
 
 
 def _accuracy(config: Config, measured: Mapping[str, Any]) -> str:

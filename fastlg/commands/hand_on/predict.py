@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +22,8 @@ from fastlg.data.loaders.torch import crop_and_resize
 from fastlg.data.views.make import ViewMaker
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import autocast
-from fastlg.errors import UserError, first_line, printable
-from fastlg.files.reading import is_file, read_regular
-from fastlg.run.folder import expect_run
-from fastlg.run.trained import load_trained
+from fastlg.errors import UserError, printable
+from fastlg.run.trained import is_export, load_export, load_trained
 
 BATCH = 64  # images in memory at once
 
@@ -80,10 +77,7 @@ def predictor_of(folder: Path, which: str = "last", overrides: dict[str, Any] | 
     overrides = overrides or {}
     if foreign := [key for key in overrides if not key.startswith("engine.")]:
         raise UserError(f"predict cannot change {foreign[0]}: it is part of the trained run; engine.* may differ")
-    if is_file(folder / "model.safetensors") and is_file(folder / "config.json"):
-        return of_export(folder, overrides)
-    expect_run(folder)
-    config, model, class_names = load_trained(folder, which)
+    config, model, class_names = load_export(folder) if is_export(folder) else load_trained(folder, which)
     return of_network(model, class_names, config.replace(overrides))
 
 
@@ -95,22 +89,6 @@ def of_network(model: nn.Module, class_names: Sequence[str], config: Config) -> 
     views = _normaliser(config.augment.mean, config.augment.std, dtype)
     size = config.model.image_size
     return Predictor(lambda images: model(images)[0], class_names, size=size, views=views).on(device, dtype)
-
-
-def of_export(folder: Path, overrides: dict[str, Any] | None = None) -> Predictor:
-    """Of an exported student, as timm reads it. Raises UserError for a folder that timm cannot read, or no export."""
-    engine = Config.model_validate({"data": {"source": "none"}, "model": {"name": "none"}}).replace(overrides or {})
-    try:
-        described = json.loads(read_regular(folder / "config.json", 1 << 26))
-        names, own = described["label_names"], described["pretrained_cfg"]
-        size, mean, std = own["input_size"][-1], own["mean"], own["std"]
-        with torch.random.fork_rng(devices=[]):
-            model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:  # whatever timm, or an altered file, raises
-        raise UserError(f"{folder} is no export that timm can read: {first_line(error)}; export the run anew") from None
-    device = pick_device(engine.engine)
-    dtype = pick_dtype(engine.engine, device)
-    return Predictor(model.to(device), names, size=size, views=_normaliser(mean, std, dtype)).on(device, dtype)
 
 
 def _normaliser(mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> ViewMaker:

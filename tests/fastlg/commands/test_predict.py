@@ -142,7 +142,7 @@ REFUSED = {
     ("predict", "out", "images", "--top-k", "0"): "--top-k is 0",
     ("predict", "out", "images", "--csv", "--json"): "exclude each other",
     ("predict", "runs/student", "images", "--which", "worst"): "--which is worst",
-    ("predict", "broken", "images"): "is no export that timm can read",
+    ("predict", "broken", "images"): "is not what fastlg export writes",
 }
 
 

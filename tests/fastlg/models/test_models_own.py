@@ -13,7 +13,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
 from torch import nn
 
-from fastlg.commands.export import export_student, how_to_load
+from fastlg.commands.export import export_student
+from fastlg.commands.hand_on.card import how_to_load
 from fastlg.config import Config
 from fastlg.models import Student
 from fastlg.models.student import use_fused_attention

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from refusals import refused
 from resuming import assert_same_run, cut_before_step
 
@@ -39,7 +41,9 @@ def module(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_the_network_of_the_page_trains_goes_on_is_tested_and_exported(project, fastlg, monkeypatch, module):
+def test_the_network_of_the_page_trains_goes_on_is_tested_and_exported(
+    project, fastlg, monkeypatch, module, image_folder
+):
     name = f"{module(TINY)}:tiny"
     train = (
         "train",
@@ -70,6 +74,18 @@ def test_the_network_of_the_page_trains_goes_on_is_tested_and_exported(project, 
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr
     torch.testing.assert_close(torch.tensor(json.loads(said.stdout)).view(2, 3), model(images)[0].detach())
+    image = sorted((image_folder / "test" / "red").iterdir())[0]
+    status, whole, err = fastlg("predict", "runs/whole", image, "--json")
+    assert status == 0, err
+    assert fastlg("predict", "out", image, "--json") == (0, whole, "")
+    card = (project / "out" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    Image.open(image).save(project / "out" / "image.jpg", quality=100, subsampling=0)
+    shutil.copy(f"{name.partition(':')[0]}.py", "out")  # as who hands both on does
+    said = subprocess.run([sys.executable, "-c", code], cwd="out", capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr
+    want = json.loads(fastlg("predict", "runs/whole", "out/image.jpg", "--json")[1])[0]["top"]
+    assert said.stdout == "".join(f"{own['class']}: {100 * own['probability']:.1f} %\n" for own in want)
 
 
 def test_a_run_whose_module_is_gone_is_one_line(project, fastlg, module):
