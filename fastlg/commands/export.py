@@ -22,9 +22,9 @@ from fastlg import __version__
 from fastlg.commands.hand_on.card import CARD, model_card
 from fastlg.commands.hand_on.onnx import FILE, expect_onnx, write_onnx
 from fastlg.config import Config
+from fastlg.config.keys import is_object
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
-from fastlg.models.general.instances import is_instance
 from fastlg.models.general.own import build_own, is_own
 
 TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolutions; no argument changes it
@@ -122,7 +122,7 @@ def _in_timm(student: Student) -> tuple[str, dict[str, Any]]:
     """
     if is_own(student.name):
         return student.name, student.model_args
-    if not is_instance(student.name):
+    if not is_object(student.name):
         return student.name.split(".")[0], student.model_args
     name = (getattr(student.bare, "pretrained_cfg", None) or {}).get("architecture") or ""
     shapes = {key: value.shape for key, value in student.bare.state_dict().items()}

@@ -37,3 +37,11 @@ def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+OBJECT = "instance::"  # begins the name of a network that a Python session hands in; module:function has one colon
+
+
+def is_object(name: str) -> bool:
+    """Whether a ``model.name``, or the name of a ``teacher.weights``, is that of a Python object."""
+    return name.startswith(OBJECT)

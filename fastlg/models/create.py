@@ -11,9 +11,10 @@ import timm
 import torch
 from torch import nn
 
+from fastlg.config.keys import is_object
 from fastlg.errors import UserError, brief, first_line
 from fastlg.models.families import PREFIXES
-from fastlg.models.general.instances import expect_classes, is_instance, taken
+from fastlg.models.general.instances import expect_classes, taken
 from fastlg.models.general.own import build_own, is_own
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
@@ -42,7 +43,7 @@ def create(
     The arguments are those of ``timm.create_model`` beside the classes and the drop path rate, or of the function.
     Raises UserError.
     """
-    if is_instance(name):
+    if is_object(name):
         return expect_classes(taken(name, "model"), num_classes), {}
     if is_own(name):
         settings = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from fastlg.config.keys import is_object
 from fastlg.errors import UserError
 from fastlg.models.convolutions import is_convolutional, use_patch_products
 from fastlg.models.create import create
 from fastlg.models.families import Family, Place, family_of, fill_relative_positions, place_of
-from fastlg.models.general.instances import is_instance
 from fastlg.models.general.own import is_own
 from fastlg.models.general.walk import general_family, told_by_timm
 from fastlg.models.init import as_reference
@@ -60,7 +60,7 @@ class Student(nn.Module):
         self.name, self.image_size, self.num_classes = name, image_size, num_classes
         own = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
         self.bare, self.model_args = create(name, **own, model_args=model_args or {})
-        if init == "reference" and not is_own(name) and not is_instance(name):
+        if init == "reference" and not is_own(name) and not is_object(name):
             as_reference(self.bare, drop_path)
         fill_relative_positions(self.bare)
         use_patch_products(self.bare)

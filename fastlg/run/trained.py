@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastlg.config import AugmentConfig, Config, config_from, read_saved_config
+from fastlg.config.keys import is_object
 from fastlg.data.stores import Stores
 from fastlg.errors import UserError, brief, first_line
 from fastlg.files.reading import is_file, read_regular
 from fastlg.models.build import new_model
-from fastlg.models.general.instances import expect_classes, is_instance, taken
+from fastlg.models.general.instances import expect_classes, taken
 from fastlg.models.general.teaching import as_teacher
 from fastlg.models.start import NEW_HEAD, start_from
 from fastlg.models.student import Student
@@ -125,7 +126,7 @@ def load_teacher(
     views     how the images that it is shown are normalised; None: as those it was trained on
     is_asked  for its logits too, which a network of other classes cannot answer
     """
-    if is_instance(weights.name):
+    if is_object(weights.name):
         return _given_teacher(weights.name, recipe, len(stores.class_names)), recipe.model.image_size
     if not weights.is_dir():
         network = _load_file(weights, recipe, stores.class_names, is_asked=is_asked)

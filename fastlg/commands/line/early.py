@@ -14,6 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from fastlg.config import Config, find_config
+from fastlg.config.keys import is_object
 from fastlg.config.sections import scheme_of
 from fastlg.data.sources.layout.paths import existing_path
 from fastlg.errors import UserError, brief
@@ -49,8 +50,8 @@ def expect_possible(config: Config) -> None:
         expect_there(config.model.weights, "model.weights")
     if config.teacher is not None and config.teacher.recipe:
         find_config(config.teacher.recipe)
-    if config.teacher is not None and config.teacher.weights is not None:
-        expect_there(config.teacher.weights, "teacher.weights")
+    if config.teacher is not None and (weights := config.teacher.weights) and not is_object(weights.name):
+        expect_there(weights, "teacher.weights")
     expect_extras(config)
 
 

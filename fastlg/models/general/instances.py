@@ -11,22 +11,17 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from fastlg.config.keys import OBJECT
 from fastlg.errors import UserError
 
-PREFIX = "instance::"  # two colons: module:function has one
 _offered: dict[tuple[str, str], nn.Module] = {}  # (model or teacher, name), for both may be of one build
-
-
-def is_instance(name: str) -> bool:
-    """Whether a ``model.name``, or the name of a ``teacher.weights``, is that of an object."""
-    return name.startswith(PREFIX)
 
 
 def name_of(network: nn.Module) -> str:
     """What a config calls a network: the same for two of one build, whatever their weights are."""
     shapes = [[name, list(value.shape)] for name, value in network.state_dict().items()]
     digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:8]
-    return f"{PREFIX}{type(network).__name__}_{digest}"
+    return f"{OBJECT}{type(network).__name__}_{digest}"
 
 
 @contextmanager
@@ -49,7 +44,7 @@ def taken(name: str, field: str) -> nn.Module:
     """
     if (field, name) not in _offered:
         raise UserError(
-            f"{field} {name.removeprefix(PREFIX)} was a Python object, which no folder keeps: hand it in again from "
+            f"{field} {name.removeprefix(OBJECT)} was a Python object, which no folder keeps: hand it in again from "
             f"Python (fastlg.train, fastlg.evaluate or fastlg.open_run with {field}=...)"
         )
     return copy.deepcopy(_offered[field, name]).cpu().float().requires_grad_(True)

@@ -175,7 +175,7 @@ def test_nothing_of_the_configs_own_network_is_left_beside_one_in_hand(project):
     read = load_config("student.yaml", ["model.weights=runs/earlier", "model.image_size=64", "model.blocks=[0,2,1]"])
     found = config_of(read, {}, model=network()).model
     assert (found.weights, found.args, found.init, found.image_size) == (None, {}, "timm", 32)
-    assert found.blocks == [0, 2, 1] and found.name.startswith("instance:VisionTransformer_")
+    assert found.blocks == [0, 2, 1] and found.name.startswith("instance::VisionTransformer_")
     assert config_of(read, {}, model=torch.nn.Linear(2, 2)).model.image_size == 64, (
         "it says no size: the config's stays"
     )
