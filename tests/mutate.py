@@ -206,7 +206,11 @@ FAULTS = [
     Fault("replay lost", ASSEMBLE, "        replay=config.teacher.cache_replay,\n", "", f"{REACHES} -k cache_settings"),
     Fault("evaluation in training mode", "fastlg/run/evaluate.py", "    parts.unit.eval()\n", "", EVALUATION),
     Fault(
-        "evaluation augments", "fastlg/run/evaluate.py", "views(batch, 0, train=False)", "views(batch, 0)", EVALUATION
+        "evaluation augments",
+        "fastlg/run/evaluate.py",
+        "views(batch, 0, train=False).student\n        meter",
+        "views(batch, 0).student\n        meter",
+        EVALUATION,
     ),
     Fault("evaluation stays in eval", "fastlg/run/evaluate.py", "    parts.unit.train()\n", "", EVALUATION),
     Fault("top-5 is top-1", "fastlg/run/metrics.py", "ranked.any(1).sum()", "ranked[:, 0].sum()", EVALUATION),
@@ -238,7 +242,7 @@ FAULTS = [
     Fault(
         "teacher by train split alone",
         "fastlg/data/stores.py",
-        "return [self.train.fingerprint, self.test.fingerprint]",
+        "return [store.fingerprint for store in self.splits]",
         "return [self.train.fingerprint]",
         RECORD,
     ),
@@ -300,6 +304,55 @@ FAULTS = [
         "math.cos(math.pi * passed / length)",
         "math.cos(math.pi * passed / (length - 1))",
         "fastlg/engine/test_schedule.py",
+    ),
+    Fault(
+        "the test split chooses",
+        "fastlg/run/evaluate.py",
+        "parts.test_loader if parts.val_loader is None else parts.val_loader",
+        "parts.test_loader",
+        "fastlg/run/test_validation_split.py",
+    ),
+    Fault(
+        "validation images are trained on",
+        "fastlg/data/sources/choose.py",
+        'for split, own in zip(("train", VAL), rows, strict=True):',
+        "for split, own in zip((VAL,), rows[1:], strict=True):",
+        "fastlg/run/test_validation_split.py",
+    ),
+    Fault(
+        "verdict without seeds",
+        "fastlg/commands/many/evidence.py",
+        "return self.p_images < LEVEL and (self.p_seeds is None or self.p_seeds < LEVEL)",
+        "return self.p_images < LEVEL",
+        "fastlg/commands/test_evidence.py",
+    ),
+    Fault(
+        "teacher sees the student's colours",
+        "fastlg/models/general/teaching.py",
+        "return teacher if same else Renormalised(teacher, own, views)",
+        "return teacher",
+        "fastlg/models/general/test_teaching.py",
+    ),
+    Fault(
+        "prefix tokens in a teacher's map",
+        "fastlg/models/general/teaching.py",
+        "feature[:, feature.shape[1] - grid[0] * grid[1] :]",
+        "feature[:, : grid[0] * grid[1]]",
+        "fastlg/models/general/test_teaching.py",
+    ),
+    Fault(
+        "SIGHUP below nohup",
+        "fastlg/errors.py",
+        "if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN",
+        "",
+        "fastlg/run/test_resume.py -k terminal",
+    ),
+    Fault(
+        "exports of another normalisation",
+        "fastlg/run/trained.py",
+        'augment = {"mean": about["mean"], "std": about["std"]}',
+        "augment = {}",
+        "fastlg/commands/test_hand_on.py -k snippet",
     ),
 ]
 
