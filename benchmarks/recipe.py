@@ -1,7 +1,7 @@
 """Levers of the recipe on real images: top-1 against epochs and seconds, guided and unguided, over seeds.
 
-    python benchmarks/recipe.py mini rates|levers|teachers|all --images FOLDER [--seeds 3] [--only LEVER ...]
-    python benchmarks/recipe.py mini table [--out runs/recipe] [--results benchmarks/results]
+    python benchmarks/recipe.py SETTING rates|levers|teachers|all --images FOLDER [--seeds 3] [--only LEVER ...]
+    python benchmarks/recipe.py SETTING table [--out runs/recipe] [--results benchmarks/results]
 
 Every cell is one ``fastlg train`` of a setting below with overrides. Its row is appended to OUT/SETTING.jsonl as soon
 as it is there, and a cell whose row is there already is not trained again: stop it when you like, the same command goes
@@ -36,7 +36,7 @@ if __name__ == "__main__":  # run by its path: the repository's own modules, wha
 import torch
 
 from benchmarks.harness.bench import Stamp
-from fastlg.config import Config, config_from
+from fastlg.config import Config, config_from, load_config
 from fastlg.data.stores import open_stores
 from fastlg.errors import RunError, Stopped, UserError
 from fastlg.run.report import read_metrics
@@ -48,7 +48,8 @@ VIT = {"name": "vit_tiny_patch16_224", "image_size": 48, "blocks": [0, 2, 3], "d
 SMALL = {**VIT, "args": {"patch_size": 8, "depth": 4}}
 BUDGET = {"warmup_epochs": 1, "warmup_factor": 0.2, "global_batch_size": 32}
 TEACHER = {"augment.crop_scale": [0.5, 1.0], "augment.flip": 0.5, "optim.epochs": 6, "optim.global_batch_size": 32}
-SETTINGS = {  # data.source is FOLDER/NAME
+SETTINGS = {  # data.source is FOLDER/NAME; or a shipped config with overrides
+    "quickstart": {"config": "quickstart", "optim.epochs": 4},
     "mini": {  # 10 classes, 1,500 images; a DeiT of 4 blocks and 36 tokens
         "data": {"source": "cifar100-mini", "label_column": "label", "workers": 0},
         "augment": WEAK,
@@ -152,11 +153,15 @@ def lever_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
                 yield Cell(setting, "muon", book.best_rate("muon", guided), guided, lever, seed)
 
 
-def base(setting: str, images: Path, out: Path) -> Config:
+def base(setting: str, images: Path | None, out: Path) -> Config:
     tree = json.loads(json.dumps(SETTINGS[setting]))
+    place = {"run.root": str(out / "work"), "run.name": setting, "log.tensorboard": False}
+    if name := tree.pop("config", None):
+        return load_config(name).replace({**tree, **place})
+    if images is None:
+        raise UserError(f"{setting} needs images: give --images, the folder that holds {tree['data']['source']}")
     tree["data"]["source"] = str(images / tree["data"]["source"])
-    tree |= {"run": {"root": str(out / "work"), "name": setting}, "log": {"tensorboard": False}}
-    return config_from(tree, setting)
+    return config_from(tree, setting).replace(place)
 
 
 class Bases:
@@ -227,8 +232,6 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     book = Book(options.out / f"{options.setting}.jsonl")
     if options.what != "table":
-        if options.images is None:
-            parser.error("give --images")
         bases = Bases(base(options.setting, options.images, options.out))
         for cells in phases(options, book):
             for row in measured([cell for cell in cells if not book.has(cell)], bases, options.jobs):
