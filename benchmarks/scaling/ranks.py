@@ -99,9 +99,8 @@ class Training:
     def sizes(self) -> dict:
         """What the count on paper starts from."""
         parts = self.ours.parts
-        norms = []
-        if parts.teacher is not None and parts.teacher.model.training:
-            norms = [m.num_features for m in parts.teacher.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        modules = parts.teacher.model.modules() if parts.teacher is not None else ()
+        norms = [m.num_features for m in modules if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training]
         parameters = [p.numel() for p in parts.unit.parameters()]
         return {"parameters": sum(parameters), "tensors": len(parameters), "norms": norms}
 

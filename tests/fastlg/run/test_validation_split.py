@@ -56,7 +56,9 @@ def test_the_best_epoch_is_that_of_the_validation_split_and_test_images_are_seen
     assert status == 0, err
     assert [loader is None for loader in seen] == [True] * 5 + [False], "five times validation, then once test"
     folder = here / "runs" / "val"
-    top1s = [row["top1"] for row in rows(folder) if row["kind"] == "eval"]
+    evaluations = [row for row in rows(folder) if row["kind"] == "eval"]
+    assert [row["count"] for row in evaluations] == [15] * 5, "of the validation split"
+    top1s = [row["top1"] for row in evaluations]
     best = load_checkpoint(folder / "checkpoints" / "best.pt")["position"]["epoch"]
     assert best == 1 + int(np.argmax(top1s)) and len(top1s) == 5
     summary = summary_of(folder)

@@ -8,7 +8,7 @@ import torch
 from any_students import FAMILIES, any_student, noise
 
 from fastlg.config import AugmentConfig
-from fastlg.models import resnet20
+from fastlg.models import Student, resnet20
 from fastlg.models.general.teaching import StageMaps, as_teacher
 from fastlg.teacher.cache.format import weights_digest
 from fastlg.teacher.online import OnlineTeacher
@@ -48,6 +48,18 @@ def test_transformers_teach_by_the_maps_of_their_tokens(name):
         truth = student.bare.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
         assert torch.equal(logits, student.bare(images))
     assert all(torch.equal(own, other) for own, other in zip(maps, truth, strict=True))
+
+
+def test_the_maps_of_a_vit_are_its_patch_tokens_without_those_in_front_of_them():
+    arguments = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    student = Student("deit_tiny_distilled_patch16_224", num_classes=3, image_size=32, model_args=arguments).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        _, maps = as_teacher(student, SAME, SAME)(images)
+        truth = student.bare.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
+    assert len(maps) == 2
+    for own, other in zip(maps, truth, strict=True):
+        torch.testing.assert_close(own, other)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "cifar"])
