@@ -156,6 +156,7 @@ def kernels_tests(python: str, folder: Path, log: Path) -> tuple[str, bool]:
         "4",
         "--dist",
         "loadfile",
+        "--no-loadscope-reorder",
         "-p",
         "no:cacheprovider",
     ]

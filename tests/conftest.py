@@ -19,6 +19,23 @@ with contextlib.suppress(ImportError):  # a machine that runs a part of the test
     settings.load_profile("any machine")  # no clock decides, however busy the machine is
 
 
+LONG = (  # minutes each: begun first, so that no process is left alone with one at the end
+    "test_engines.py",
+    "test_guidance_triton.py",
+    "test_resume.py",
+    "test_ranks_killed.py",
+    "test_models_own.py",
+    "test_augment_triton.py",
+    "test_loader_leaks.py",
+    "test_many_runs.py",
+    "test_gpu_stages.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with golden numbers and real images; tests that need it skip where it is absent."""
