@@ -6,7 +6,7 @@ calls them, in the order they were given. Nothing is told of a run that was comp
     on_start(Started)       before the first step, of a resumed run too
     on_step_end(StepEnd)    after every update; its losses lie on the device, and reading one waits for the device
     on_report(Report)       every log.every_steps updates: the row that metrics.jsonl gets
-    on_evaluate(Evaluated)  after each pass over the test split
+    on_evaluate(Evaluated)  after each pass over the test split, or the validation split where there is one
     on_epoch_end(EpochEnd)  after each epoch, tested (if due) and saved
     on_end(Ended)           at last, whether the run is complete, was stopped or failed
 

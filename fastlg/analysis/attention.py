@@ -12,6 +12,7 @@ from timm.models.pvt_v2 import Attention as PvtV2Attention
 from torch import Tensor, nn
 
 from fastlg.analysis.geometry import Layout, layout_of
+from fastlg.models.families import family_of
 from fastlg.models.student import Student
 from fastlg.models.vits.cvt import ConvAttention
 from fastlg.models.vits.pvt import ReducedAttention
@@ -25,6 +26,8 @@ See = Callable[[int, Tensor, Layout], None]
 
 def attention_layers(student: Student) -> tuple[list[nn.Module], str]:
     """(the attention layer of every block, "") or ([], why there are none to look at)."""
+    if family_of(student.bare) is None:
+        return [], f"{student.name}: which tokens its attention sees is not known; attention is left out"
     layers = [module for module in student.bare.modules() if isinstance(module, WITH_MATRIX)]
     if len(layers) != student.depth:
         return [], (

@@ -69,19 +69,17 @@ def analyze(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Findings] = {}
-    network, size, about = guide or (None, None, None)
-    network = network.to(device) if network is not None else None
     shown = evenly(len(rows), SHOWN)
     rows = [*(rows[place] for place in shown), *(row for place, row in enumerate(rows) if place not in shown)]
     for subject in subjects:
         with Pulse(lambda own=subject: f"looking at {own.folder}"):
-            pairs = batches(subject, store, rows, size, device)
-            found[subject.name] = measure(
-                subject.student.to(device), pairs, teacher=network, shown=min(len(shown), BATCH)
-            )
+            pairs = batches(subject, store, rows, guide.size if guide else None, device)
+            network = guide.for_views_of(subject).to(device) if guide else None
+            student = subject.student.to(device)
+            found[subject.name] = measure(student, pairs, teacher=network, shown=min(len(shown), BATCH))
         for note in found[subject.name].notes:
             say(f"note     {subject.name}: {note}")
-    report = _report(subjects, found, which, len(rows), f"{store.path} ({store.split})", about)
+    report = _report(subjects, found, which, len(rows), f"{store.path} ({store.split})", guide and guide.what)
     with writing(out):
         write_whole(out / "analysis.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
         write_whole(out / "maps.json", json.dumps(_maps(found, rows[: len(shown)]), allow_nan=False) + "\n")
@@ -187,7 +185,8 @@ def _draw(
         whole["similarity.png"] = partial(pictures.draw_similarity, found, {own.name: _pairs(own) for own in subjects})
     drawn = [name for name, draw in whole.items() if save_picture(out / name, draw, instead)]
     rows = {subject.name: subject.rows for subject in subjects if subject.rows}
-    if rows and plot_curves(rows, out / "curves.png", with_training=True):
+    chooser = "validation" if any(own.trained.data.val for own in subjects if own.trained is not None) else "test"
+    if rows and plot_curves(rows, out / "curves.png", chooser, with_training=True):
         drawn.append("curves.png")
     return drawn
 

@@ -14,6 +14,7 @@ from fastlg.analysis.distance import AttentionDistance
 from fastlg.analysis.geometry import Layout, pitches, stage_steps
 from fastlg.analysis.rollout import readout, rollout
 from fastlg.analysis.similarity import Similarity
+from fastlg.models.general.teaching import as_map
 from fastlg.models.student import Student
 
 
@@ -62,7 +63,7 @@ def measure(
             else:
                 break
             if similarity is not None:
-                maps = [_maps(own, grid) for own, grid in zip(tokens, student.grids, strict=True)]
+                maps = [as_map(own, grid) for own, grid in zip(tokens, student.grids, strict=True)]
                 similarity.add(maps, teacher.eval()(teacher_view)[1])
             found.images += len(view)
         if seen is not None and found.images:
@@ -104,8 +105,3 @@ class _Seen:
             notes.append(f"{self.student.name}: how its grids follow from each other is not known; no rollout")
             return None
         return rollout(self.means, self.layouts, self.steps, readout(self.student, self.layouts[-1])).cpu()
-
-
-def _maps(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens [N, L, C] -> their map [N, C, H, W], without what leads it."""
-    return tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)

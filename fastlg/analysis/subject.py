@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from fastlg.assemble import make_views
 from fastlg.batch import Batch
-from fastlg.config import Config
+from fastlg.config import AugmentConfig, Config, read_saved_config
 from fastlg.data.loaders.torch import crop_and_resize
 from fastlg.data.store.make import find_or_prepare_test
 from fastlg.data.store.store import Store, open_store
 from fastlg.data.stores import open_stores
 from fastlg.errors import UserError
+from fastlg.models.general.teaching import as_teacher
 from fastlg.models.student import Student
 from fastlg.ranks.say import say
 from fastlg.run.report import read_metrics
@@ -111,14 +113,26 @@ def pictures(store: Store, ids: list[int], size: int) -> np.ndarray:
     return np.stack([crop_and_resize(image, [0, 0, *image.shape[:2]], size, "bilinear") for image in whole])
 
 
-def find_teacher(subjects: list[Subject], given: Path | None) -> tuple[nn.Module, int, str] | None:
-    """(teacher, its image size in px, what it is) that was ``given``, or of the first run that has one; None, with a
-    line said where there should be one. Raises UserError for a given one that is none."""
+class Guiding(NamedTuple):
+    """A teacher, the images that it was trained on (``augment`` normalises them; ``size`` in px), and what it is."""
+
+    network: nn.Module
+    augment: AugmentConfig
+    size: int
+    what: str
+
+    def for_views_of(self, subject: Subject) -> nn.Module:
+        """(logits, stage maps) of views that are normalised as the subject's are."""
+        return as_teacher(self.network, self.augment, subject.config.augment).eval()
+
+
+def find_teacher(subjects: list[Subject], given: Path | None) -> Guiding | None:
+    """The teacher that was ``given``, or of the first run that has one; None, with a line said where there should be
+    one. Raises UserError for a given one that is no run."""
     if given is not None:
         config, model, _ = load_trained(given)
-        if not config.model.is_cnn:
-            raise UserError(f"--teacher {given} holds a {config.model.name}; a teacher is a resnet20, 56 or 110")
-        return model, config.model.image_size, f"{config.model.name} {given}"
+        network = as_teacher(model, config.augment, config.augment)
+        return Guiding(network, config.augment, config.model.image_size, f"{config.model.name} {given}")
     for subject in subjects:
         trained = subject.trained
         if trained is None or trained.teacher is None:
@@ -128,8 +142,9 @@ def find_teacher(subjects: list[Subject], given: Path | None) -> tuple[nn.Module
             recipe = teacher_config(trained, stores.fingerprints)
             weights = trained.teacher.weights or recipe.run_dir
             model, size = load_teacher(weights, recipe, stores)
+            own = read_saved_config(weights / "config.yaml") if weights.is_dir() else recipe
         except UserError as error:
             say(f"teacher  similarity to it is left out: {error}; --teacher RUN names it")
             continue
-        return model.eval(), size, f"{recipe.model.name} {weights}"
+        return Guiding(model, own.augment, size, f"{recipe.model.name} {weights}")
     return None

@@ -50,7 +50,9 @@ def config_of(
     Raises UserError.
     """
     source = _source_of(data)
-    first = {"data.source": source} if source is not None else {}
+    first: dict[str, Any] = {"data.source": source} if source is not None else {}
+    if teacher is None:
+        first["teacher"] = None
     read = _read(config, first).replace(dict(overrides), "argument")
     if data is not None and source == PLACEHOLDER:
         read = read.replace(at_store(_store(data, read)))
@@ -58,9 +60,7 @@ def config_of(
         read = read.replace({"run.name": "python"})
     if model is not None:
         read = read.replace(_as_model(model, overrides), "model")
-    if teacher is None:
-        read = read.replace({"teacher": None}, "argument")
-    elif teacher != AS_CONFIGURED:
+    if teacher is not None and teacher != AS_CONFIGURED:
         if read.teacher is None:
             raise UserError("a teacher is given, but the config has no teacher section; take a guided config")
         read = read.replace({"teacher.weights": name_of(_network(teacher, "teacher"))}, "teacher")
@@ -87,6 +87,23 @@ def stored(data: Any, config: Config, class_names: list[str]) -> dict[str, Any]:
         return {"data.source": source}
     clean = config.replace({"data.holdout": 0.0, "data.val": 0.0, "data.label_column": None, "data.image_column": None})
     return at_store(store_of_objects(data, clean.data, class_names))
+
+
+def as_command(config: Any, overrides: Mapping[str, Any], data: Any, **more: Any) -> tuple[str, list[str]]:
+    """(config, overrides) by which the command line trains what ``config_of`` gives, in processes of its own.
+
+    ``more`` goes to ``config_of``. Raises UserError.
+    """
+    read = config_of(config, overrides, data=data, **more)
+    given = dict(overrides)
+    if _source_of(data) == PLACEHOLDER:
+        given |= at_store(Path(read.data.source))
+    elif data is not None:
+        given["data.source"] = read.data.source
+    if isinstance(config, (str, PathLike)):
+        return fspath(config), [f"{key}={text_of(value)}" for key, value in given.items()]
+    base = config_of(config, {}, data=data)
+    return str(as_file(base)), [f"{key}={text_of(value)}" for key, value in given.items()]
 
 
 def as_file(config: Config) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from fastlg.api.given import AS_CONFIGURED, as_file, config_of, network_of, text_of
+from fastlg.api.given import AS_CONFIGURED, as_command, config_of, network_of, text_of
 from fastlg.api.results import Comparison, Rows, TrainedRun, open_run, predicted, table_of
 from fastlg.commands.compare import compare as train_both
 from fastlg.commands.hand_on.predict import predictor_of
@@ -99,9 +99,9 @@ def compare(
     With ``seeds``, how many or which, both are trained with each, ``jobs`` runs at once in processes of their own, and
     the rows of a table are returned: mean and spread. Raises UserError, RunError.
     """
-    with offered(model=network_of(model), teacher=teacher):
-        read = config_of(config, overrides, data=data, model=model, teacher=teacher)
-        if seeds is None and jobs == 1:
+    if seeds is None and jobs == 1:
+        with offered(model=network_of(model), teacher=teacher):
+            read = config_of(config, overrides, data=data, model=model, teacher=teacher)
             return Comparison(read.run_dir, train_both(read), model)
     if any(isinstance(network, nn.Module) for network in (model, teacher)):
         raise UserError(
@@ -109,7 +109,8 @@ def compare(
             "module:function) and teacher.weights instead"
         )
     chosen = None if seeds is None else str(seeds) if isinstance(seeds, int) else ",".join(map(str, seeds)) + ","
-    return table_of(compare_seeds(str(as_file(read)), [], chosen, jobs=jobs))
+    name, texts = as_command(config, overrides, data, teacher=teacher)
+    return table_of(compare_seeds(name, texts, chosen, jobs=jobs))
 
 
 @_verb
@@ -132,9 +133,9 @@ def sweep(
     for key, values in settings.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise UserError(f"settings[{key!r}] is {values!r}; give a list of values")
-    read = config_of(config, overrides, data=data)
-    texts = [f"{key}={','.join(map(text_of, values))}" for key, values in settings.items()]
-    return table_of(train_all(str(as_file(read)), texts, jobs=jobs, dry_run=dry_run))
+    name, texts = as_command(config, overrides, data)
+    texts += [f"{key}={','.join(map(text_of, values))}" for key, values in settings.items()]
+    return table_of(train_all(name, texts, jobs=jobs, dry_run=dry_run))
 
 
 @_verb

@@ -31,6 +31,8 @@ def analyze(
 
     Two runs are drawn side by side. Leaves PNG and JSON in RUN/analysis.
     """
+    from fastlg.commands.line.early import expect_source, expect_trained
+    from fastlg.config import parse_overrides
     from fastlg.errors import UserError
 
     if which not in ("last", "best"):
@@ -39,6 +41,9 @@ def analyze(
         from fastlg.commands.prepare import preview_run
 
         return preview_run(run)
+    others = [text for text in more or [] if "=" not in text]
+    expect_trained(run, *map(Path, others[:1]), *([teacher] if teacher is not None else []))
+    expect_source(parse_overrides([text for text in more or [] if "=" in text]).get("data.source"))
     from fastlg.analysis.go import analyze as look
 
     look(run, more or [], images=images, blocks=blocks, which=which, teacher=teacher, out=out)

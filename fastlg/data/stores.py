@@ -70,6 +70,7 @@ def store_of_objects(images: Any, data: DataConfig, class_names: list[str] | Non
 
     Raises UserError.
     """
+    _refuse_own_validation(data)
     found, spec = object_dataset(images, data.label_column, data.image_column), f"{SCHEME}{title_of(images)}"
     sources: dict[str, Source]
     if class_names is None:
@@ -81,7 +82,16 @@ def store_of_objects(images: Any, data: DataConfig, class_names: list[str] | Non
 
 def store_of_paths(paths: dict[str, str], data: DataConfig) -> Path:
     """The store of splits that lie in places of their own, {train: path, test: path}; as ``store_of_objects``."""
+    _refuse_own_validation(data)
     found = dataset_of_paths(paths, data.label_column, data.image_column, data.download)
     spec = f"{SCHEME}{Path(paths[next(iter(paths))]).name}"
     sources = chosen_splits(found, spec, holdout=data.holdout, val=data.val)
     return in_cache(spec, sources, data.store, data.on_bad, Shrink(), workers=max(1, data.workers))
+
+
+def _refuse_own_validation(data: DataConfig) -> None:
+    if data.val == "split":
+        raise UserError(
+            "data.val=split takes the validation split of a data set on disk; of images that are handed in give a "
+            "share of the training images, as data.val=0.1"
+        )

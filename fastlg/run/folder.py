@@ -200,4 +200,8 @@ def _is_same_path(old: str | None, new: str | None) -> bool:
     return None not in (old, new) and len({os.path.abspath(os.path.expanduser(path)) for path in (old, new)}) == 1
 
 
-SAME = {"teacher.recipe": _is_same_recipe, "model.weights": _is_same_path}  # of what is written differently
+SAME = {  # of what is written differently; which images a validation split has is in their fingerprints
+    "teacher.recipe": _is_same_recipe,
+    "model.weights": _is_same_path,
+    "data.val": lambda old, new: bool(old) == bool(new),
+}

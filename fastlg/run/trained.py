@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,17 @@ def load_teacher(
     return as_teacher(model, trained.augment, views or trained.augment), trained.model.image_size
 
 
+class GivenTeacher(nn.Module):
+    """A teacher that was handed in; ``dims``, the channels of its maps, are set beside whatever it has itself."""
+
+    def __init__(self, network: nn.Module, dims: list[int]):
+        super().__init__()
+        self.network, self.dims = network, dims
+
+    def forward(self, views: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        return self.network(views)
+
+
 def _given_teacher(name: str, recipe: Config, num_classes: int) -> nn.Module:
     """Raises UserError for a network that gives no logits and stage maps."""
     model = expect_classes(taken(name, "teacher"), num_classes).eval()
@@ -164,9 +176,8 @@ def _given_teacher(name: str, recipe: Config, num_classes: int) -> nn.Module:
             f"the teacher, a {type(model).__name__}, gives logits {list(logits.shape)} and maps "
             f"{[list(stage.shape) for stage in maps]}; it must give [N, {num_classes}] and maps [N, C, H, W]"
         )
-    model.dims = dims
     say(f"teacher  {type(model).__name__} at {size} px, as it was given")
-    return model
+    return GivenTeacher(model, dims)
 
 
 def _load_file(path: Path, recipe: Config, classes: list[str], *, is_asked: bool) -> nn.Module:

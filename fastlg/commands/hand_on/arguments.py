@@ -21,12 +21,14 @@ def predict(
     A file that cannot be read is told on stderr with its reason and left out, and the exit status is then 1.
     """
     from fastlg.commands.hand_on.images import image_files
+    from fastlg.commands.line.early import expect_trained
     from fastlg.errors import UserError
 
     if as_csv and as_json:
         raise UserError("--csv and --json exclude each other; give one")
     if which not in ("last", "best"):
         raise UserError(f"--which is {which}; it is last or best")
+    expect_trained(folder)
     paths = image_files(images)
 
     from fastlg.commands.hand_on.predict import predict as run

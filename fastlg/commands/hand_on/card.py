@@ -65,7 +65,9 @@ def measured_of(folder: Path, which: str) -> dict[str, Any]:
     known = ("commit", "device", "versions", "images_per_s", "wall_s")
     top1 = summary["top1_best" if which == "best" else "top1_last"]
     found = {key: summary[key] for key in known if key in summary}
-    return {**found, "top1": top1, **{key: row[key] for key in ("top5", "count", "epoch") if key in row}}
+    if summary.get("best_chosen_on") == "validation":  # whose numbers the rows are; the test split's lie in the summary
+        row = {"epoch": row.get("epoch"), "top5": summary.get("top5_last") if which == "last" else None}
+    return {**found, "top1": top1, **{key: row[key] for key in ("top5", "count", "epoch") if row.get(key) is not None}}
 
 
 def model_card(
@@ -128,7 +130,7 @@ def _snippet(student: Student, top: int) -> str:
 def _accuracy(config: Config, measured: Mapping[str, Any]) -> str:
     if not measured:
         return "not measured: the run is not complete"
-    on = f" on {measured['count']:,} test images" if "count" in measured else ""
+    on = f" on {measured['count']:,} test images" if "count" in measured else " on the test split"
     top5 = f", top-5 {measured['top5']:.2f} %" if "top5" in measured else ""
     after = f", after {measured['epoch']} of {_epochs(config.optim.epochs)}" if "epoch" in measured else ""
     return f"top-1 {measured['top1']:.2f} %{top5}{on}{after}"
@@ -138,6 +140,7 @@ def _data(config: Config, class_names: Sequence[str]) -> str:
     named = ", ".join(class_names[:MOST_NAMES]) + (", ..." if len(class_names) > MOST_NAMES else "")
     where = config.data.source if scheme_of(config.data.source) else "images of its owner"
     held = f", {config.data.holdout:g} of them held out for testing" if config.data.holdout else ""
+    held += ", the best epoch chosen on a validation split" if config.data.val else ""
     return f"{where}{held}; {len(class_names)} classes: {named}"
 
 

@@ -19,6 +19,7 @@ from fastlg.config.sections import scheme_of
 from fastlg.data.sources.layout.paths import existing_path
 from fastlg.errors import UserError, brief
 from fastlg.ranks.place import place
+from fastlg.run import folder as run_folder
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.run.folder import expect_there, finished
 
@@ -53,6 +54,13 @@ def expect_possible(config: Config) -> None:
     if config.teacher is not None and (weights := config.teacher.weights) and not is_object(weights.name):
         expect_there(weights, "teacher.weights")
     expect_extras(config)
+
+
+def expect_trained(*folders: Path) -> None:
+    """Raises UserError for a folder that holds no run, comparison or export, as far as that is seen without torch."""
+    for folder in folders:
+        if not (folder / "model.safetensors").is_file() and not run_folder.is_compare(folder):
+            run_folder.expect_run(folder)
 
 
 def expect_source(source: str | None) -> None:

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from fastlg.commands.line.arguments import ConfigName
+from fastlg.commands.line.complete import complete_override
+
 Jobs = Annotated[
     int, typer.Option(metavar="N", help="Runs at once: each on a GPU of its own, or N processes on a CPU.")
 ]
@@ -33,10 +36,14 @@ def reproduce(
 
 
 def sweep(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config.")],
+    config: ConfigName,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SECTION.KEY=A,B,C...", help="e.g. guidance.weight=0,1,2.5 run.seed=0,1,2"),
+        typer.Argument(
+            metavar="SECTION.KEY=A,B,C...",
+            help="e.g. guidance.weight=0,1,2.5 run.seed=0,1,2",
+            autocompletion=complete_override,
+        ),
     ] = None,
     jobs: Jobs = 1,
     dry_run: Costs = False,

@@ -32,7 +32,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        return ", ".join(text if name == "row" else f"{name}={text}" for name, text in self.cells.items())
+        cells = ", ".join(text if name == "row" else f"{name}={text}" for name, text in self.cells.items())
+        return cells or self.config.run.name  # of a sweep over seeds alone
 
 
 @dataclass

@@ -20,6 +20,7 @@ from fastlg.commands.export import export_student
 from fastlg.config import Config, load_config
 from fastlg.data.stores import open_stores
 from fastlg.models import Student
+from fastlg.models.general.teaching import StageMaps
 from fastlg.run.curves import _beside
 from fastlg.run.trained import load_trained
 from fastlg.train import train
@@ -181,6 +182,31 @@ def test_the_best_checkpoint_is_another_subject(here, fastlg):
     assert fastlg("analyze", "runs/pair/unguided", "--images=999", "--out=all")[1].count("33, which is all") == 1
 
 
+def test_a_teacher_sees_the_images_normalised_as_it_was_trained_whoever_names_it(here, fastlg):
+    own = ["optim.epochs=1", "run.name=other", "teacher.overrides.model.name=resnet10t", "teacher.stages=[1,2,3]"]
+    own += ["teacher.overrides.model.image_size=32", "teacher.overrides.augment.mean=[0.1,0.2,0.3]"]
+    status, _, err = fastlg("train", "student.yaml", *own)
+    assert status == 0, err
+    assert fastlg("analyze", "runs/other", "--images", "9")[0] == 0
+    cka = next(iter(report_of(here / "runs/other/analysis")["models"].values()))["cka"]
+    recipe = next(path for path in (here / "runs/teachers").iterdir() if "resnet10t" in path.name)
+    assert fastlg("analyze", "runs/other", "--images", "9", "--teacher", recipe, "--out", "again")[0] == 0
+    assert next(iter(report_of(here / "again")["models"].values()))["cka"] == cka
+    subject = load_subject(here / "runs/other", "last", {})
+    trained, teacher, _ = load_trained(recipe)
+    store = open_stores(subject.config.data).test
+    (seen,) = batches(subject, store, evenly(len(store), 9), 32, torch.device("cpu"))
+    columns = [torch.tensor(side).view(3, 1, 1) for side in (*mean_and_std(subject.config), *mean_and_std(trained))]
+    pixels = seen[1] * columns[1] + columns[0]
+    found = measure(subject.student, [(seen[0], (pixels - columns[2]) / columns[3])], teacher=StageMaps(teacher))
+    for row, other in zip(cka, found.cka, strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+
+
+def mean_and_std(config):
+    return config.augment.mean, config.augment.std
+
+
 def test_pictures_that_fail_are_lines_and_the_numbers_are_there(here, fastlg, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(ValueError("no\nink")))
     status, out, err = fastlg("analyze", "runs/pair/guided", "--images=3")
@@ -213,7 +239,6 @@ REFUSED = [
     (["runs/pair/guided", "--images=0"], "--images"),
     (["runs/pair/guided", "--images=some"], "--images"),
     (["runs/pair/guided", "--which=first"], "last or best"),
-    (["runs/pair/guided", "--teacher=runs/pair/unguided"], "a teacher is a resnet20"),
     (["runs/pair/guided", "--teacher=runs/none"], "there is no run runs/none"),
     (["runs/pair/guided", "--out=student.yaml"], "student.yaml is a file"),
     (["TEACHER"], "no attention"),

@@ -9,7 +9,8 @@ from analysis_cases import images_for, small_student
 
 from fastlg.analysis.measure import measure
 from fastlg.analysis.similarity import Similarity
-from fastlg.models import resnet20
+from fastlg.models import Student, resnet20
+from fastlg.models.general.teaching import StageMaps
 
 
 def on_kernels(own: torch.Tensor, guide: torch.Tensor) -> float:
@@ -54,6 +55,18 @@ def test_it_knows_turned_and_scaled_features_and_says_nothing_of_constants():
     similarity.add([turned, torch.full_like(maps, 0.1)], [maps])
     (same,), (constant,) = similarity.result()
     assert same == pytest.approx(1, rel=1e-9) and constant is None
+
+
+def test_features_that_are_maps_already_are_compared_as_they_are():
+    torch.manual_seed(0)
+    student = Student("resnet10t", num_classes=3, image_size=32, init="timm").double()
+    views = images_for(student, 4)
+    found = measure(student, [(views[:3], views[:3]), (views[3:], views[3:])], teacher=StageMaps(student))
+    assert found.blocks == [] and "attention is left out" in found.notes[0]
+    assert [found.cka[place][place] for place in range(2)] == pytest.approx([1, 1], rel=1e-6)
+    with torch.no_grad():
+        features = student.bare.eval().forward_intermediates(views, intermediates_only=True)
+    assert found.cka[0][1] == pytest.approx(on_kernels(features[0].double(), features[1].double()), rel=1e-4)
 
 
 @pytest.mark.parametrize("case", ["vit", "pvt_v2"])

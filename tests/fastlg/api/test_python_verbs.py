@@ -14,14 +14,16 @@ import pandas
 import pytest
 import timm
 import torch
+import yaml
 from refusals import refused
 from torchvision.datasets import ImageFolder
 
 import fastlg as package
 from fastlg.api import verbs
-from fastlg.api.given import as_file, config_of, text_of
+from fastlg.api.given import as_command, as_file, config_of, text_of
 from fastlg.config import Config, load_config
 from fastlg.errors import Silenced, Stopped, UserError
+from fastlg.models import Student
 
 ALONE = {"teacher": None, "optim.epochs": 1}
 BOTH = {"optim.epochs": 1, "run.name": "both", "log.every_steps": 1}
@@ -169,6 +171,35 @@ def test_a_sweep_lists_its_runs_from_values_and_images_in_hand(project, splits, 
     assert "8 runs, 8 epochs left" in capfd.readouterr().out
     read = config_of("student.yaml", ALONE, data=splits)
     assert load_config(str(as_file(read))).data == read.data
+
+
+def test_processes_are_told_what_the_command_line_is_told(project, splits):
+    overrides = {"optim.epochs": 1, "run.name": "named", "teacher": None, "model.args": {"depth": 3}}
+    for config in ("student.yaml", load_config("student.yaml"), yaml.safe_load(Path("student.yaml").read_text())):
+        for data in (None, splits):
+            name, texts = as_command(config, overrides, data)
+            assert {"optim.epochs=1", "run.name=named", "teacher=null"} <= set(texts)
+            want = config_of(config, overrides, data=data).model_dump(exclude={"paper"})
+            assert load_config(name, texts).absolute().model_dump(exclude={"paper"}) == (
+                config_of(config, overrides, data=data).absolute().model_dump(exclude={"paper"})
+            ), want
+
+
+def test_images_in_hand_have_no_validation_split_of_their_own(project, splits):
+    with pytest.raises(package.UserError, match="as data.val=0.1"):
+        package.train("student.yaml", data=splits, teacher=None, **{"data.val": "split"})
+
+
+def test_without_a_teacher_blocks_need_not_fit_its_stages(project, splits):
+    read = config_of("student.yaml", {"model.blocks": [0, 1]}, data=splits, teacher=None)
+    assert read.teacher is None and read.model.blocks == [0, 1]
+
+
+def test_a_teacher_in_hand_may_know_its_own_channels(project, splits):
+    teacher = Student("resnet10t", num_classes=3, image_size=32, blocks=[1, 2, 3], init="timm")
+    own = {"optim.epochs": 1, "teacher.overrides.model.image_size": 32, "teacher.stages": [0, 1, 2]}
+    run = package.train("student.yaml", data=splits, teacher=teacher, **own)
+    assert run.metrics[0]["loss_guidance"] > 0
 
 
 def test_nothing_of_the_configs_own_network_is_left_beside_one_in_hand(project):

@@ -72,6 +72,21 @@ def test_the_best_epoch_is_that_of_the_validation_split_and_test_images_are_seen
     assert measured == [33] * (best != 5), "the best epoch's weights are measured apart, unless they are the last ones"
 
 
+def test_a_store_that_is_split_already_finds_the_teacher_and_the_card_tells_the_test_split_s_numbers(here, fastlg):
+    own = ("optim.epochs=1", "optim.global_batch_size=39")
+    assert fastlg("train", "student.yaml", *own, "data.val=0.2", "run.name=by_share")[0] == 0
+    source = load_config("student.yaml").data.source
+    assert fastlg("prepare", source, "split_store", "--val", "0.2")[0] == 0
+    status, out, err = fastlg(
+        "train", "student.yaml", *own, "data.source=split_store", "data.val=split", "run.name=by_split"
+    )
+    assert status == 0 and rows(here / "runs/by_share") == rows(here / "runs/by_split"), err
+    assert fastlg("export", "runs/by_share", "card")[0] == 0
+    card, summary = (here / "card/README.md").read_text(encoding="utf-8"), summary_of(here / "runs/by_share")
+    assert f"top-1 {summary['top1_last']:.2f} %, top-5 {summary['top5_last']:.2f} % on the test split" in card
+    assert "validation split" in card and "15 test images" not in card
+
+
 def test_every_training_image_is_in_one_of_both_splits_and_the_test_split_is_as_it_was(here):
     whole = open_stores(load_config("student.yaml").data)
     cut = open_stores(load_config("student.yaml", ["data.val=0.2"]).data)
