@@ -138,18 +138,19 @@ def export(
     ] = None,
 ) -> None:
     """Write the bare student as safetensors that plain timm loads, with a model card."""
+    from fastlg.commands.line.early import expect_empty
     from fastlg.ranks.say import say
     from fastlg.run.folder import expect_run
 
     which = _checked(which)
     expect_run(run)
-    from fastlg.commands.export import expect_empty, export_student
+    expect_empty(out)
+    from fastlg.commands.export import export_student
     from fastlg.commands.hand_on.card import how_to_load, measured_of
     from fastlg.commands.hand_on.hub import expect_hub, push
     from fastlg.run.report import Pulse
     from fastlg.run.trained import load_trained
 
-    expect_empty(out)
     if push_to_hub is not None:
         expect_hub(push_to_hub)
     with Pulse(lambda: f"export   {run}"):

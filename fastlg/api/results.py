@@ -13,9 +13,10 @@ from torch import nn
 
 from fastlg.api.given import named_pixels, network_of, stored
 from fastlg.commands.evaluate import evaluate_run
-from fastlg.commands.export import expect_empty, export_student
+from fastlg.commands.export import export_student
 from fastlg.commands.hand_on.card import measured_of
 from fastlg.commands.hand_on.predict import Predictor, of_network
+from fastlg.commands.line.early import expect_empty
 from fastlg.commands.many.table import MEASURED
 from fastlg.config import Config, dotted, read_saved_config
 from fastlg.errors import UserError

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fastlg import __version__
 from fastlg.commands.hand_on.card import CARD, model_card
 from fastlg.commands.hand_on.onnx import FILE, expect_onnx, write_onnx
+from fastlg.commands.line.early import expect_empty
 from fastlg.config import Config
 from fastlg.config.keys import is_object
 from fastlg.errors import RunError, UserError, first_line
@@ -88,12 +89,6 @@ def export_student(
         raise RunError(f"cannot write {out_dir}: {error.strerror or first_line(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def expect_empty(out_dir: Path) -> None:
-    """Raises UserError for a folder that cannot take an export."""
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} exists and is not an empty folder; choose a new one")
 
 
 def timm_weights(bare: nn.Module) -> dict[str, Tensor]:

@@ -63,6 +63,12 @@ def expect_trained(*folders: Path) -> None:
             run_folder.expect_run(folder)
 
 
+def expect_empty(out_dir: Path) -> None:
+    """Raises UserError for a folder that cannot take an export."""
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is not an empty folder; choose a new one")
+
+
 def expect_source(source: str | None) -> None:
     """Raises UserError for a ``data.source`` that is a path to nothing."""
     if source and not scheme_of(source):

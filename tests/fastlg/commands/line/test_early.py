@@ -53,6 +53,12 @@ CASES = {
     "eval which": (("eval", "other", "--which", "first"), ["--which is first"]),
     "eval others": (("eval", "other", "data.source=nosuch"), ["data.source=nosuch: no such file or folder"]),
     "export": (("export", "nosuch", "out"), ["there is no run nosuch"]),
+    "export there": (("export", "other", "."), [". exists and is not an empty folder"]),
+    "predict": (("predict", "nosuch", "student.yaml"), ["there is no run nosuch"]),
+    "analyze": (("analyze", "nosuch"), ["there is no run nosuch"]),
+    "analyze two": (("analyze", "other", "nosuch"), ["there is no run nosuch"]),
+    "analyze teacher": (("analyze", "other", "--teacher", "nosuch"), ["there is no run nosuch"]),
+    "analyze others": (("analyze", "other", "data.source=nosuch"), ["data.source=nosuch: no such file or folder"]),
 }
 DRIVER = """
 import contextlib, io, json, sys
