@@ -15,9 +15,8 @@ from fastlg.assemble import make_views
 from fastlg.batch import Batch
 from fastlg.config import AugmentConfig, Config, read_saved_config
 from fastlg.data.loaders.torch import crop_and_resize
-from fastlg.data.store.make import find_or_prepare_test
 from fastlg.data.store.store import Store, open_store
-from fastlg.data.stores import open_stores
+from fastlg.data.stores import open_stores, store_to_measure
 from fastlg.errors import UserError
 from fastlg.models.general.teaching import as_teacher
 from fastlg.models.student import Student
@@ -71,17 +70,7 @@ def images_of(subject: Subject, is_other: bool) -> Store:
     data = subject.config.data
     if not (is_other or subject.trained is None):
         return open_stores(data).test
-    path = find_or_prepare_test(
-        data.source,
-        list(subject.class_names),
-        data.store,
-        on_bad=data.on_bad,
-        workers=max(1, data.workers),
-        label_column=data.label_column,
-        image_column=data.image_column,
-        download=data.download,
-    )
-    return open_store(path, "test")
+    return open_store(store_to_measure(data, subject.class_names), "test")
 
 
 def evenly(count: int, wanted: int) -> list[int]:

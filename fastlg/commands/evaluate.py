@@ -14,9 +14,8 @@ from fastlg.assemble import make_views, new_loader
 from fastlg.config import Config
 from fastlg.config.sections import scheme_of
 from fastlg.data.sources.base import some
-from fastlg.data.store.make import find_or_prepare_test
 from fastlg.data.store.store import Store, open_store
-from fastlg.data.stores import open_stores
+from fastlg.data.stores import open_stores, store_to_measure
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import autocast
 from fastlg.errors import UserError
@@ -85,16 +84,7 @@ def _test_store(trained: Config, overrides: dict, class_names: list[str]) -> Pat
         return stores.path
     if overrides.get("data.holdout"):
         raise UserError("eval measures all test images of another source; drop data.holdout")
-    return find_or_prepare_test(
-        data.source,
-        list(class_names),
-        data.store,
-        on_bad=data.on_bad,
-        workers=max(1, data.workers),
-        label_column=data.label_column,
-        image_column=data.image_column,
-        download=data.download,
-    )
+    return store_to_measure(data, class_names)
 
 
 def _same_source(one: str, other: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fastlg.config import DataConfig
 from fastlg.data.sources.base import Source
 from fastlg.data.sources.choose import chosen_splits, dataset_of_paths, measurable
 from fastlg.data.sources.objects import SCHEME, object_dataset, title_of
-from fastlg.data.store.make import find_or_prepare, in_cache
+from fastlg.data.store.make import find_or_prepare, find_or_prepare_test, in_cache
 from fastlg.data.store.make_split import Shrink
 from fastlg.data.store.store import Store, open_store
 from fastlg.errors import UserError
@@ -59,6 +60,23 @@ def open_stores(data: DataConfig) -> Stores:
     )
     val = open_store(path, "val") if data.val else None
     return Stores(open_store(path, "train"), open_store(path, "test"), path, val)
+
+
+def store_to_measure(data: DataConfig, class_names: Sequence[str]) -> Path:
+    """The store of ``data``'s test images, on which a model of these classes is measured; see ``find_or_prepare_test``.
+
+    They may be others than those it was trained on, and are matched by class name.
+    """
+    return find_or_prepare_test(
+        data.source,
+        list(class_names),
+        data.store,
+        on_bad=data.on_bad,
+        workers=max(1, data.workers),
+        label_column=data.label_column,
+        image_column=data.image_column,
+        download=data.download,
+    )
 
 
 def store_of_objects(images: Any, data: DataConfig, class_names: list[str] | None = None) -> Path:
