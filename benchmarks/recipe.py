@@ -35,6 +35,7 @@ if __name__ == "__main__":  # run by its path: the repository's own modules, wha
 
 import torch
 
+from benchmarks.harness import plots
 from benchmarks.harness.bench import Stamp
 from fastlg.config import Config, config_from, load_config
 from fastlg.data.stores import open_stores
@@ -183,7 +184,8 @@ class Bases:
 def measure(cell: Cell, overrides: dict, config: Config, teacher_top1: float) -> dict:
     """Trains one cell, from its start; its folder is gone afterwards."""
     shutil.rmtree(config.run_dir, ignore_errors=True)
-    stamp = asdict(Stamp.of(torch.device("cpu"), " ".join(["python benchmarks/recipe.py", *sys.argv[1:]])))
+    arguments = ["FOLDER" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
+    stamp = asdict(Stamp.of(torch.device("cpu"), " ".join(["python benchmarks/recipe.py", *arguments])))
     start = time.process_time()
     summary = train(config)
     spent = time.process_time() - start
@@ -241,6 +243,7 @@ def main() -> int:
     if options.results:
         path = options.results / f"recipe-{options.setting}.json"
         path.write_text(json.dumps({"setting": SETTINGS[options.setting], "rows": book.rows}, indent=1) + "\n")
+        plots.recipe(book.rows, path.with_suffix(".png"))
     return 0
 
 

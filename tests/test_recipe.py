@@ -33,7 +33,7 @@ def ladder(tmp_path, monkeypatch):
     for (optimizer, guided, lr), scores in TOP1.items():
         for seed, top1 in enumerate(scores):
             cell = recipe.Cell("tiny", optimizer, lr, guided, "", seed)
-            book.add({"cell": cell._asdict(), "top1_last": top1, "processor_s": 3.0})
+            book.add({"cell": cell._asdict(), "top1_last": top1, "processor_s": 3.0, "curve": [[1, top1]]})
     (tmp_path / "out").mkdir()
     (tmp_path / "out.jsonl").rename(tmp_path / "out" / "tiny.jsonl")
 
@@ -57,6 +57,7 @@ def test_levers_are_trained_once_at_the_best_rate_of_their_side(ladder, tmp_path
     assert sorted(path.name for path in (tmp_path / "out" / "work").iterdir()) == ["teachers"], "no run is left"
     monkeypatch.setattr(recipe, "measure", None)
     assert len(ladder("levers", "--results", str(tmp_path))) == len(made) + sum(map(len, TOP1.values()))
+    assert (tmp_path / "recipe-tiny.png").stat().st_size > 10_000, "its plot"
     saved = json.loads((tmp_path / "recipe-tiny.json").read_text())
     assert saved["rows"][-1] == made[-1] and saved["setting"]["optim"]["epochs"] == 1
     lines = capsys.readouterr().out.splitlines()

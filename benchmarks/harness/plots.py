@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -183,3 +184,36 @@ def batch_sizes(rows: list[dict]) -> Figure:
     figure = finish(figure, axes, f"Time of a step against batch size ({rows[0]['case']})", "batch size")
     axes.grid(axis="y", alpha=0.3)
     return figure
+
+
+def recipe(rows: list[dict], path: Path) -> None:
+    """Of a recipe's ladder: last top-1 against the rate at seed 0; and top-1 over the epochs at the rate of most seeds,
+    their mean in the band from the least to the most."""
+    sides = [("muon", True, BLUE), ("muon", False, GREEN), ("adamw", True, ORANGE), ("adamw", False, PINK)]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    by_rate, by_epoch = figure.subplots(1, 2)
+    rates = set()
+    for optimizer, is_guided, own_colour in sides:
+        own = [row for row in rows if (row["cell"]["optimizer"], row["cell"]["guided"]) == (optimizer, is_guided)]
+        plain = [row for row in own if not row["cell"]["lever"]]
+        tried = sorted((row["cell"]["lr"], row["top1_last"]) for row in plain if row["cell"]["seed"] == 0)
+        if not tried:
+            continue
+        curves = {lr: [row["curve"] for row in plain if row["cell"]["lr"] == lr] for lr, _ in tried}
+        best, _ = max(tried, key=lambda pair: (len(curves[pair[0]]), pair[1]))
+        label = f"{optimizer}, {'guided' if is_guided else 'unguided'}"
+        by_rate.plot(*zip(*tried, strict=True), "o-", color=own_colour, label=label)
+        rates |= {lr for lr, _ in tried}
+        by_seed = list(zip(*([top1 for _, top1 in curve] for curve in curves[best]), strict=True))
+        mean, least, most = ([f(values) for values in by_seed] for f in (statistics.fmean, min, max))
+        epochs = [epoch for epoch, _ in curves[best][0]]
+        by_epoch.plot(epochs, mean, color=own_colour, label=f"{label}, {best:g}, seeds: {len(curves[best])}")
+        by_epoch.fill_between(epochs, least, most, color=own_colour, alpha=0.2)
+    by_rate.set(xscale="log", xlabel="learning rate", ylabel="top-1 of the last epoch, %", title="One seed, every rate")
+    by_rate.set_xticks(sorted(rates), [f"{rate:g}" for rate in sorted(rates)])
+    by_rate.minorticks_off()
+    by_epoch.set(xlabel="epoch", ylabel="top-1, %", title="Each side at its best rate")
+    for axes in (by_rate, by_epoch):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
