@@ -47,10 +47,14 @@ def test_first_weights_have_the_statistics_of_the_reference(run, schedule):
         key = reference_name(model, name)
         shape, mean, std, extent = wanted.get(f"student_model.{key}", wanted.get(key))
         value = parameter.detach().double()
-        if extent == 2.0:  # a truncated normal draws its bound, 100 standard deviations out, once in 2^24 values
-            std = math.sqrt(std**2 - extent**2 / value.numel())
-            extent = value.abs().max().item()
         assert list(value.shape) == shape, name
+        # A truncated normal draws its bound, 100 standard deviations out, once in 2^24 values: on either side.
+        if (at_bound := value.abs() == 2.0).any():
+            assert at_bound.sum() == 1, name
+            value = value[~at_bound]
+        if extent == 2.0:
+            std = math.sqrt(std**2 - extent**2 / math.prod(shape))
+            extent = value.abs().max().item()
         if std == 0 or value.numel() < 16:  # constants, and ConViT's locality weights, are the same numbers
             assert value.mean().item() == pytest.approx(mean, abs=1e-7), name
             assert value.abs().max().item() == pytest.approx(extent, abs=1e-7), name
