@@ -89,20 +89,22 @@ def stored(data: Any, config: Config, class_names: list[str]) -> dict[str, Any]:
     return at_store(store_of_objects(data, clean.data, class_names))
 
 
-def as_command(config: Any, overrides: Mapping[str, Any], data: Any, **more: Any) -> tuple[str, list[str]]:
+def as_command(
+    config: Any, overrides: Mapping[str, Any], data: Any, teacher: str | None = AS_CONFIGURED
+) -> tuple[str, list[str]]:
     """(config, overrides) by which the command line trains what ``config_of`` gives, in processes of its own.
 
-    ``more`` goes to ``config_of``. Raises UserError.
+    Raises UserError.
     """
-    read = config_of(config, overrides, data=data, **more)
-    given = dict(overrides)
+    read = config_of(config, overrides, data=data, teacher=teacher)
+    given = dict(overrides) | ({"teacher": None} if teacher is None else {})
     if _source_of(data) == PLACEHOLDER:
         given |= at_store(Path(read.data.source))
     elif data is not None:
         given["data.source"] = read.data.source
     if isinstance(config, (str, PathLike)):
         return fspath(config), [f"{key}={text_of(value)}" for key, value in given.items()]
-    base = config_of(config, {}, data=data)
+    base = config_of(config, {}, data=None if data is None else read.data.source)  # images in hand are stored by now
     return str(as_file(base)), [f"{key}={text_of(value)}" for key, value in given.items()]
 
 

@@ -185,6 +185,11 @@ def test_processes_are_told_what_the_command_line_is_told(project, splits):
             ), want
 
 
+def test_a_comparison_over_seeds_without_a_teacher_is_refused(project):
+    with pytest.raises(package.UserError, match="no teacher section"):
+        package.compare("student.yaml", teacher=None, seeds=2)
+
+
 def test_images_in_hand_have_no_validation_split_of_their_own(project, splits):
     with pytest.raises(package.UserError, match="as data.val=0.1"):
         package.train("student.yaml", data=splits, teacher=None, **{"data.val": "split"})
