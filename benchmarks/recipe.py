@@ -1,6 +1,6 @@
 """Levers of the recipe on real images: top-1 against epochs and seconds, guided and unguided, over seeds.
 
-    python benchmarks/recipe.py SETTING rates|levers|teachers|all --images FOLDER [--seeds 3] [--only LEVER ...]
+    python benchmarks/recipe.py SETTING rates|levers|long|teachers|all --images FOLDER [--seeds 3] [--only LEVER ...]
     python benchmarks/recipe.py SETTING table [--out runs/recipe] [--results benchmarks/results]
 
 Every cell is one ``fastlg train`` of a setting below with overrides. Its row is appended to OUT/SETTING.jsonl as soon
@@ -33,7 +33,9 @@ from typing import NamedTuple
 if __name__ == "__main__":  # run by its path: the repository's own modules, whatever lies beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import pyarrow
 import torch
+from pyarrow import parquet
 
 from benchmarks.harness import plots
 from benchmarks.harness.bench import Stamp
@@ -58,13 +60,30 @@ SETTINGS = {  # data.source is FOLDER/NAME; or a shipped config with overrides
         "teacher": {"recipe": "quickstart_teacher", "overrides": TEACHER},
         "optim": {**BUDGET, "epochs": 10},
     },
+    "slice": {  # of CIFAR-100: all 100 classes, 5,000 training and 2,000 test images; 25 tokens
+        "data": {"source": "cifar100", "label_column": "fine_label", "workers": 0},
+        "augment": WEAK,
+        "model": {**SMALL, "image_size": 40},
+        "teacher": {"recipe": "quickstart_teacher", "overrides": TEACHER},
+        "optim": {**BUDGET, "epochs": 5},
+    },
+    "flowers17": {  # 17 classes, 680 training and 340 test images; every class is one kind of flower
+        "data": {"source": "flowers17", "label_column": "label", "workers": 0},
+        "augment": WEAK,
+        "model": SMALL,
+        "teacher": {"recipe": "quickstart_teacher", "overrides": {**TEACHER, "optim.epochs": 12}},
+        "optim": {**BUDGET, "epochs": 15},
+    },
 }
-RATES = {  # the same for each optimizer and side, likely bests first
-    ("adamw", True): (2e-3, 1e-3, 4e-3, 5e-4, 8e-3),
-    ("adamw", False): (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-    ("muon", True): (4e-3, 2e-3, 8e-3, 1e-3, 5e-4),
-    ("muon", False): (4e-3, 2e-3, 8e-3, 1e-3, 5e-4),
+SLICES = {"slice": (50, 20)}  # training and test images of each class
+FEWER_RATES = {"quickstart": 3, "slice": 3, "flowers17": 3}  # of RATES, the first
+RATES = {  # as many for each optimizer and side, likely bests first; a setting may try the first of them alone
+    ("adamw", True): (2e-3, 1e-3, 4e-3, 5e-4, 8e-3, 2.5e-4),
+    ("adamw", False): (5e-4, 1e-3, 2.5e-4, 2e-3, 4e-3, 8e-3),
+    ("muon", True): (8e-3, 4e-3, 1.6e-2, 2e-3, 1e-3, 5e-4),
+    ("muon", False): (4e-3, 8e-3, 2e-3, 1.6e-2, 1e-3, 5e-4),
 }
+TIMES = "rate times"  # of a lever that changes the rate by a factor
 LEVERS: dict[str, dict] = {
     "alternating flips": {"augment.flip": "alternating"},
     "linear": {"optim.schedule": "linear"},
@@ -75,8 +94,13 @@ LEVERS: dict[str, dict] = {
     "guidance ends at 0.5": {"guidance.until": 0.5},
     "guidance fades": {"guidance.schedule": "cosine"},
     "24, 32, 48 px": {"model.resolution": [[0.0, 24], [0.3, 32], [0.6, 48]]},
+    "5 epochs": {"optim.epochs": 5},
+    "batch 64": {"optim.global_batch_size": 64},
+    "batch 64, rate x 1.4": {"optim.global_batch_size": 64, TIMES: 1.4},
     "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
 }
+LONG = {"30 epochs": {"optim.epochs": 30}}  # of AdamW, at the paper's rate and at its best one
+PAPER_RATE = 5e-4
 TEACHERS = {("sgd", 6): (0.05, 0.1, 0.2), ("sgd", 2): (0.05, 0.1, 0.2), ("muon", 2): (4e-3, 8e-3, 1.6e-2)}  # epochs
 TEACHER_LEVER = "teacher, "
 GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
@@ -93,10 +117,12 @@ class Cell(NamedTuple):
     seed: int
 
     def overrides(self) -> dict:
-        own = {"optim.name": self.optimizer, "optim.lr": self.lr, "optim.min_lr": self.lr / 100, "run.seed": self.seed}
+        lever = dict(LEVERS.get(self.lever) or LONG.get(self.lever) or {})
+        rate = self.lr * lever.pop(TIMES, 1)
+        own = {"optim.name": self.optimizer, "optim.lr": rate, "optim.min_lr": rate / 100, "run.seed": self.seed}
         if self.epochs:
             return {**own, "optim.epochs": self.epochs}
-        return {**own, **({} if self.guided else {"teacher": None}), **LEVERS.get(self.lever, {})}
+        return {**own, **({} if self.guided else {"teacher": None}), **lever}
 
     @property
     def epochs(self) -> int:
@@ -135,7 +161,8 @@ class Book:
 
 def rate_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
     """Seed 0 tries every rate; the others are trained at the best of them."""
-    for rates in [book.best_rates()] if seed else zip(*RATES.values(), strict=True):
+    tried = list(zip(*RATES.values(), strict=True))[: FEWER_RATES.get(setting)]
+    for rates in [book.best_rates()] if seed else tried:
         for (optimizer, guided), lr in zip(RATES, rates, strict=True):
             yield Cell(setting, optimizer, lr, guided, "", seed)
 
@@ -154,6 +181,28 @@ def lever_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
                 yield Cell(setting, "muon", book.best_rate("muon", guided), guided, lever, seed)
 
 
+def long_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    for lever in LONG:
+        for guided in (True, False):
+            for lr in sorted({PAPER_RATE, book.best_rate("adamw", guided)}):
+                yield Cell(setting, "adamw", lr, guided, lever, seed)
+
+
+def slice_of(source: Path, out: Path, train: int, test: int) -> Path:
+    """A folder of parquet files like ``source``'s, with the first images of each class alone."""
+    for split, most in (("train", train), ("test", test)):
+        rows = pyarrow.concat_tables([parquet.read_table(path) for path in sorted(source.glob(f"{split}-*.parquet"))])
+        seen: dict[int, int] = {}
+        keep = []
+        for index, label in enumerate(rows["fine_label"].to_pylist()):
+            seen[label] = seen.get(label, 0) + 1
+            if seen[label] <= most:
+                keep.append(index)
+        out.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(rows.take(keep), out / f"{split}-00000-of-00001.parquet")
+    return out
+
+
 def base(setting: str, images: Path | None, out: Path) -> Config:
     tree = json.loads(json.dumps(SETTINGS[setting]))
     place = {"run.root": str(out / "work"), "run.name": setting, "log.tensorboard": False}
@@ -161,7 +210,10 @@ def base(setting: str, images: Path | None, out: Path) -> Config:
         return load_config(name).replace({**tree, **place})
     if images is None:
         raise UserError(f"{setting} needs images: give --images, the folder that holds {tree['data']['source']}")
-    tree["data"]["source"] = str(images / tree["data"]["source"])
+    source = images / tree["data"]["source"]
+    if setting in SLICES:
+        source = slice_of(source, out / "images" / setting, *SLICES[setting])
+    tree["data"]["source"] = str(source)
     return config_from(tree, setting).replace(place)
 
 
@@ -223,7 +275,7 @@ def table(rows: list[dict]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="recipe.py", description=__doc__.splitlines()[0])
     parser.add_argument("setting", choices=SETTINGS)
-    parser.add_argument("what", choices=("rates", "levers", "teachers", "all", "table"))
+    parser.add_argument("what", choices=("rates", "levers", "long", "teachers", "all", "table"))
     parser.add_argument("--images", type=Path, help="the folder that holds the settings' images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="cells trained at once")
@@ -255,6 +307,8 @@ def phases(options: argparse.Namespace, book: Book) -> Iterator[list[Cell]]:
     if options.what in ("levers", "all"):
         cells = (cell for seed in range(options.seeds) for cell in lever_cells(options.setting, seed, book))
         yield [cell for cell in cells if not options.only or cell.lever in options.only]
+    if options.what in ("long", "all"):
+        yield [cell for seed in range(options.seeds) for cell in long_cells(options.setting, seed, book)]
     if options.what in ("teachers", "all"):
         for seeds in ([0], range(1, options.seeds)):
             yield [cell for seed in seeds for cell in teacher_cells(options.setting, seed, book)]
