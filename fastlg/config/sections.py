@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path as _Path
+import pathlib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from fastlg.config.fields import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Alpha,
+    Aspect,
+    Batch,
+    Block,
+    Deviation,
+    Epochs,
+    Fraction,
+    HomeText,
+    Momentum,
+    NotNegative,
+    Path,
+    Positive,
+    RunName,
+    Section,
+    Share,
+    Size,
+    Stage,
+    Steps,
+    Switch,
+    Text,
+)
 from fastlg.config.values import BY_KEY
 from fastlg.errors import brief
-from fastlg.files.reading import NAME_BYTES, usable_path
-
-
-def _given(path: Any) -> Any:
-    if path == "":
-        raise ValueError("give a folder or file; . is the working folder")
-    if isinstance(path, str) and path.startswith("./~"):  # a Path forgets the dot, and ~ is the home folder
-        return os.path.abspath(path)
-    return path
-
-
-def _known_home(text: str) -> str:
-    if text.startswith("~"):
-        usable_path(_Path(text))
-    return text
-
-
-# Every integer has a largest value, beyond which there is no run but only a machine out of memory.
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Aspect = Annotated[float, Field(ge=0.01, le=100)]
-Deviation = Annotated[float, Field(ge=0.001, le=1)]
-Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution
-Size = Annotated[int, Field(ge=8, le=4096)]  # px
-Epochs = Annotated[int, Field(ge=1, le=100_000)]
-Batch = Annotated[int, Field(ge=1, le=65_536)]
-Stage = Annotated[int, Field(ge=0, le=999)]
-Block = Annotated[int, Field(ge=0, le=999)]
-Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Switch = bool | Literal["auto"]
-Path = Annotated[_Path, BeforeValidator(_given), AfterValidator(usable_path)]
-Text = Annotated[str, Field(min_length=1)]
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _run_name(name: str) -> str:
-    """Folders below run.root; whoever wants another place sets that."""
-    parts = name.split("/")
-    if name and ({"", ".", ".."} & set(parts)):
-        raise ValueError("a run's name is a folder below run.root: no / at its ends, no . or .. between; set run.root")
-    if any(len(os.fsencode(part)) > NAME_BYTES for part in parts) or len(parts) > 20:
-        raise ValueError(f"a run's name has at most {NAME_BYTES} bytes; give a shorter one")
-    return name
 
 
 class RunConfig(Section):
     """Where the run lives: ``root/name``. An empty name is the config file's own."""
 
-    name: Annotated[str, AfterValidator(_run_name)] = ""  # a folder below root
-    root: Path = _Path("runs")  # folder of all runs, and of the teachers that they share
+    name: RunName = ""  # a folder below root
+    root: Path = pathlib.Path("runs")  # folder of all runs, and of the teachers that they share
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of initial weights, order, crops, augmentation and drop path
 
 
@@ -80,7 +52,7 @@ def scheme_of(source: str) -> str:
 class DataConfig(Section):
     """Which images, and how they are read. See data/sources/choose.py for the forms of ``source``."""
 
-    source: Annotated[Text, AfterValidator(_known_home)]  # a path, torchvision:NAME, hf://OWNER/NAME or demo:mnist5k
+    source: HomeText  # a path, torchvision:NAME, hf://OWNER/NAME or demo:mnist5k
     label_column: str | None = None  # parquet, hf:// and .beton only
     image_column: str | None = None  # likewise
     holdout: Momentum = 0.0  # share of the training images to test on, instead of the test split
@@ -160,7 +132,7 @@ class ModelConfig(Section):
 class TeacherConfig(Section):
     """The frozen network that guides. ``recipe`` is the config that trains it on the run's own data."""
 
-    recipe: Annotated[Text, AfterValidator(_known_home)]  # a config: a file or a shipped one's name
+    recipe: HomeText  # a config: a file or a shipped one's name
     weights: Path | None = None  # a teacher's run folder, or a file of the recipe's model; None: find or train
     overrides: Annotated[dict[str, Any], BY_KEY] = {}  # of the recipe, as in teacher.overrides.optim.epochs=100
     stages: Annotated[list[Stage], Field(min_length=1)] = [0, 1, 2]  # whose maps guide, one for each guided block

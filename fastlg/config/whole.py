@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from fastlg.config.fields import Section
 from fastlg.config.keys import LITERAL, assign, dotted
 from fastlg.config.refusals import MISSING, problems, refuse_unknown, shown
 from fastlg.config.sections import (
@@ -24,7 +25,6 @@ from fastlg.config.sections import (
     OptimConfig,
     PaperRow,
     RunConfig,
-    Section,
     TeacherConfig,
     scheme_of,
 )

@@ -1,0 +1,1 @@
+"""Students of neighbouring systems, in timm's manner; importing this package registers them with it."""
