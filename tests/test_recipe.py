@@ -12,6 +12,7 @@ from made_images import write_images
 from tiny_project import STUDENT, TEACHER
 
 from benchmarks import recipe
+from benchmarks.harness import ladder as cells_of
 
 TOP1 = {("muon", True, 1e-3): [50.0, 60.0], ("muon", True, 2e-3): [56.0, 57.0], ("muon", True, 4e-3): [90.0]}
 TOP1 |= {("muon", False, 1e-3): [41.0, 30.0], ("muon", False, 2e-3): [40.0, 40.0]}
@@ -26,13 +27,13 @@ def ladder(tmp_path, monkeypatch):
     model = {**STUDENT["model"], "args": {**STUDENT["model"]["args"], "depth": 3}}
     tiny = {"data": {"source": "own", "workers": 0}, "model": model, "optim": {"epochs": 1, "global_batch_size": 8}}
     tiny["teacher"] = {"recipe": str(tmp_path / "teacher.yaml")}
-    monkeypatch.setattr(recipe, "SETTINGS", {"tiny": tiny})
-    monkeypatch.setattr(recipe, "LEVERS", {"both": {"optim.ema": 0.5}, "one": {"guidance.until": 0.5}})
+    monkeypatch.setattr(cells_of, "SETTINGS", {"tiny": tiny})
+    monkeypatch.setattr(cells_of, "LEVERS", {"both": {"optim.ema": 0.5}, "one": {"guidance.until": 0.5}})
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))
-    book = recipe.Book(tmp_path / "out.jsonl")
+    book = cells_of.Book(tmp_path / "out.jsonl")
     for (optimizer, guided, lr), scores in TOP1.items():
         for seed, top1 in enumerate(scores):
-            cell = recipe.Cell("tiny", optimizer, lr, guided, "", seed)
+            cell = cells_of.Cell("tiny", optimizer, lr, guided, "", seed)
             book.add({"cell": cell._asdict(), "top1_last": top1, "processor_s": 3.0, "curve": [[1, top1]]})
     (tmp_path / "out").mkdir()
     (tmp_path / "out.jsonl").rename(tmp_path / "out" / "tiny.jsonl")
@@ -57,7 +58,8 @@ def test_levers_are_trained_once_at_the_best_rate_of_their_side(ladder, tmp_path
     assert sorted(path.name for path in (tmp_path / "out" / "work").iterdir()) == ["teachers"], "no run is left"
     monkeypatch.setattr(recipe, "measure", None)
     assert len(ladder("levers", "--results", str(tmp_path))) == len(made) + sum(map(len, TOP1.values()))
-    assert (tmp_path / "recipe-tiny.png").stat().st_size > 10_000, "its plot"
+    for plot in ("recipe-tiny.png", "recipe-tiny-levers.png"):
+        assert (tmp_path / plot).stat().st_size > 10_000
     saved = json.loads((tmp_path / "recipe-tiny.json").read_text())
     assert saved["rows"][-1] == made[-1] and saved["setting"]["optim"]["epochs"] == 1
     lines = capsys.readouterr().out.splitlines()
@@ -68,7 +70,7 @@ def test_levers_are_trained_once_at_the_best_rate_of_their_side(ladder, tmp_path
 
 
 def test_teachers_are_trained_by_their_own_recipe_with_other_epochs_and_rates(ladder, monkeypatch, capsys):
-    monkeypatch.setattr(recipe, "TEACHERS", {("sgd", 1): (0.05, 0.1), ("muon", 2): (1e-3,)})
+    monkeypatch.setattr(cells_of, "TEACHERS", {("sgd", 1): (0.05, 0.1), ("muon", 2): (1e-3,)})
     made = ladder("teachers")[-3:]
     found = [(row["cell"]["lever"], row["cell"]["optimizer"], row["cell"]["lr"], row["epochs"]) for row in made]
     one, two = "teacher, 1 epochs", "teacher, 2 epochs"
@@ -80,20 +82,20 @@ def test_teachers_are_trained_by_their_own_recipe_with_other_epochs_and_rates(la
 
 
 def test_every_side_and_optimizer_gets_as_many_rates_once_and_its_best_of_them_again(tmp_path):
-    book = recipe.Book(tmp_path / "mini.jsonl")
-    cells = list(recipe.rate_cells("mini", 0, book))
+    book = cells_of.Book(tmp_path / "mini.jsonl")
+    cells = list(cells_of.rate_cells("mini", 0, book))
     rates = {}
     for cell in cells:
         rates.setdefault((cell.optimizer, cell.guided), []).append(cell.lr)
     assert len(rates) == 4 and len({len(own) for own in rates.values()}) == 1
-    few = [cell.lr for cell in recipe.rate_cells("slice", 0, book)]
-    assert few == [cell.lr for cell in cells][: len(few)] and len(few) == 4 * recipe.FEWER_RATES["slice"]
+    few = [cell.lr for cell in cells_of.rate_cells("slice", 0, book)]
+    assert few == [cell.lr for cell in cells][: len(few)] and len(few) == 4 * cells_of.FEWER_RATES["slice"]
     assert all(len(set(own)) == len(own) for own in rates.values()) and {cell.seed for cell in cells} == {0}
     best = [2e-3, 5e-4, 4e-3, 8e-3]
     for cell in cells:
         wanted = cell.lr == dict(zip(rates, best, strict=True))[cell.optimizer, cell.guided]
         book.add({"cell": cell._asdict(), "top1_last": 60.0 if wanted else 50.0})
-    again = list(recipe.rate_cells("mini", 2, book))
+    again = list(cells_of.rate_cells("mini", 2, book))
     assert [cell.lr for cell in again] == best and {cell.seed for cell in again} == {2}
 
 

@@ -1,0 +1,160 @@
+"""What recipe.py trains: settings, rates, levers, the cells made of them, and the book that their rows are kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+WEAK = {"rand_augment": None, "erase": 0.0}  # crop and flip alone
+VIT = {"name": "vit_tiny_patch16_224", "image_size": 48, "blocks": [0, 2, 3], "drop_path": 0.0}
+SMALL = {**VIT, "args": {"patch_size": 8, "depth": 4}}
+BUDGET = {"warmup_epochs": 1, "warmup_factor": 0.2, "global_batch_size": 32}
+TEACHER = {"augment.crop_scale": [0.5, 1.0], "augment.flip": 0.5, "optim.epochs": 6, "optim.global_batch_size": 32}
+SETTINGS = {  # data.source is FOLDER/NAME; or a shipped config with overrides
+    "quickstart": {"config": "quickstart", "optim.epochs": 4},
+    "mini": {  # 10 classes, 1,500 images; a DeiT of 4 blocks and 36 tokens
+        "data": {"source": "cifar100-mini", "label_column": "label", "workers": 0},
+        "augment": WEAK,
+        "model": SMALL,
+        "teacher": {"recipe": "quickstart_teacher", "overrides": TEACHER},
+        "optim": {**BUDGET, "epochs": 10},
+    },
+    "slice": {  # of CIFAR-100: all 100 classes, 5,000 training and 2,000 test images; 25 tokens
+        "data": {"source": "cifar100", "label_column": "fine_label", "workers": 0},
+        "augment": WEAK,
+        "model": {**SMALL, "image_size": 40},
+        "teacher": {"recipe": "quickstart_teacher", "overrides": TEACHER},
+        "optim": {**BUDGET, "epochs": 5},
+    },
+    "flowers17": {  # 17 classes, 680 training and 340 test images; every class is one kind of flower
+        "data": {"source": "flowers17", "label_column": "label", "workers": 0},
+        "augment": WEAK,
+        "model": SMALL,
+        "teacher": {"recipe": "quickstart_teacher", "overrides": {**TEACHER, "optim.epochs": 12}},
+        "optim": {**BUDGET, "epochs": 15},
+    },
+}
+SLICES = {"slice": (50, 20)}  # training and test images of each class
+FEWER_RATES = {"slice": 3, "flowers17": 3}  # of RATES, the first
+RATES = {  # as many for each optimizer and side, likely bests first; a setting may try the first of them alone
+    ("adamw", True): (2e-3, 1e-3, 4e-3, 5e-4, 8e-3, 2.5e-4),
+    ("adamw", False): (5e-4, 1e-3, 2.5e-4, 2e-3, 4e-3, 8e-3),
+    ("muon", True): (8e-3, 4e-3, 1.6e-2, 2e-3, 1e-3, 5e-4),
+    ("muon", False): (4e-3, 8e-3, 2e-3, 1.6e-2, 1e-3, 5e-4),
+}
+TIMES = "rate times"  # of a lever that changes the rate by a factor
+LEVERS: dict[str, dict] = {
+    "alternating flips": {"augment.flip": "alternating"},
+    "linear": {"optim.schedule": "linear"},
+    "flat, then linear": {"optim.schedule": "linear", "optim.flat": 0.5},
+    "smoothed labels": {"optim.label_smoothing": 0.1},
+    "EMA 0.99": {"optim.ema": 0.99},
+    "flat, EMA 0.99": {"optim.ema": 0.99, "optim.flat": 0.9},
+    "guidance ends at 0.5": {"guidance.until": 0.5},
+    "guidance fades": {"guidance.schedule": "cosine"},
+    "24, 32, 48 px": {"model.resolution": [[0.0, 24], [0.3, 32], [0.6, 48]]},
+    "5 epochs": {"optim.epochs": 5},
+    "batch 64": {"optim.global_batch_size": 64},
+    "batch 64, rate x 1.4": {"optim.global_batch_size": 64, TIMES: 1.4},
+    "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
+}
+LONG = {"30 epochs": {"optim.epochs": 30}}  # of AdamW, at the paper's rate and at its best one
+PAPER_RATE = 5e-4
+TEACHERS = {("sgd", 6): (0.05, 0.1, 0.2), ("sgd", 2): (0.05, 0.1, 0.2), ("muon", 2): (4e-3, 8e-3, 1.6e-2)}  # epochs
+TEACHER_LEVER = "teacher, "
+GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
+
+
+class Cell(NamedTuple):
+    """One training: ``lever`` names an entry of LEVERS, or "teacher, N epochs"; "" is a student without any."""
+
+    setting: str
+    optimizer: str
+    lr: float
+    guided: bool
+    lever: str
+    seed: int
+
+    def overrides(self) -> dict:
+        lever = dict(LEVERS.get(self.lever) or LONG.get(self.lever) or {})
+        rate = self.lr * lever.pop(TIMES, 1)
+        own = {"optim.name": self.optimizer, "optim.lr": rate, "optim.min_lr": rate / 100, "run.seed": self.seed}
+        if self.epochs:
+            return {**own, "optim.epochs": self.epochs}
+        return {**own, **({} if self.guided else {"teacher": None}), **lever}
+
+    @property
+    def epochs(self) -> int:
+        """Of a teacher's training; 0 of a student's."""
+        return int(self.lever.split()[1]) if self.lever.startswith(TEACHER_LEVER) else 0
+
+
+class Book:
+    """The rows of one setting, on disk as they come."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.rows = [json.loads(line) for line in lines]
+
+    def has(self, cell: Cell) -> bool:
+        return any(row["cell"] == cell._asdict() for row in self.rows)
+
+    def add(self, row: dict) -> None:
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def best_rate(self, optimizer: str, guided: bool, lever: str = "") -> float:
+        """The one with the highest top-1 at seed 0, which tries them all."""
+        found = self.tried(optimizer, guided, lever)
+        if not found:
+            raise SystemExit(f"{self.path} has no rates of {optimizer} yet; run rates first")
+        return max(found, key=found.get)
+
+    def tried(self, optimizer: str, guided: bool, lever: str = "") -> dict[float, float]:
+        """Rate -> top-1 of the last epoch, at seed 0."""
+        own = {"optimizer": optimizer, "guided": guided, "lever": lever, "seed": 0}
+        return {row["cell"]["lr"]: row["top1_last"] for row in self.rows if own.items() <= row["cell"].items()}
+
+    def best_rates(self) -> list[float]:
+        return [self.best_rate(optimizer, guided) for optimizer, guided in RATES]
+
+
+def rate_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    """Seed 0 tries every rate; the others are trained at the best of them."""
+    tried = list(zip(*RATES.values(), strict=True))[: FEWER_RATES.get(setting)]
+    for rates in [book.best_rates()] if seed else tried:
+        for (optimizer, guided), lr in zip(RATES, rates, strict=True):
+            yield Cell(setting, optimizer, lr, guided, "", seed)
+
+
+def teacher_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    for (optimizer, epochs), rates in TEACHERS.items():
+        lever = f"{TEACHER_LEVER}{epochs} epochs"
+        for lr in [book.best_rate(optimizer, False, lever)] if seed else rates:
+            yield Cell(setting, optimizer, lr, False, lever, seed)
+
+
+def lever_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    for lever, overrides in LEVERS.items():
+        for guided in (True, False):
+            if guided or not any(key.startswith(GUIDED_ONLY) for key in overrides):
+                yield Cell(setting, "muon", book.best_rate("muon", guided), guided, lever, seed)
+
+
+def long_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
+    for lever in LONG:
+        for guided in (True, False):
+            for lr in sorted({PAPER_RATE, book.best_rate("adamw", guided)}):
+                yield Cell(setting, "adamw", lr, guided, lever, seed)
+
+
+def rungs(book: Book) -> list[dict]:
+    """The rows that answer to one another: each side of each optimizer at its best rate, and every lever on them."""
+    best = {key: book.best_rate(*key) for key in RATES if book.tried(*key)}
+    rows = [row for row in book.rows if not row["cell"]["lever"].startswith(TEACHER_LEVER)]
+    cells = [(row, row["cell"]) for row in rows]
+    return [row for row, cell in cells if cell["lever"] or cell["lr"] == best[cell["optimizer"], cell["guided"]]]
