@@ -20,10 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import shutil
 import statistics
 import sys
 import time
+import unittest.mock
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -42,6 +44,7 @@ from benchmarks.harness.ladder import Book, Cell
 from fastlg.config import Config, config_from, load_config
 from fastlg.data.stores import open_stores
 from fastlg.errors import RunError, Stopped, UserError
+from fastlg.models import param_groups
 from fastlg.run.report import read_metrics
 from fastlg.teacher.recipe import teacher_config
 from fastlg.train import train
@@ -97,9 +100,10 @@ def measure(cell: Cell, overrides: dict, config: Config, teacher_top1: float) ->
     shutil.rmtree(config.run_dir, ignore_errors=True)
     arguments = ["FOLDER" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
     stamp = asdict(Stamp.of(torch.device("cpu"), " ".join(["python benchmarks/recipe.py", *arguments])))
-    start = time.process_time()
-    summary = train(config)
-    spent = time.process_time() - start
+    with unittest.mock.patch.object(param_groups, "NOT_HIDDEN", re.compile(cell.left_out or param_groups.NOT_HIDDEN)):
+        start = time.process_time()
+        summary = train(config)
+        spent = time.process_time() - start
     curve = [[row["epoch"], row["top1"]] for row in read_metrics(config.run_dir) if row["kind"] == "eval"]
     shutil.rmtree(config.run_dir)
     return {

@@ -45,6 +45,7 @@ RATES = {  # as many for each optimizer and side, likely bests first; a setting 
     ("muon", False): (4e-3, 8e-3, 2e-3, 1.6e-2, 1e-3, 5e-4),
 }
 TIMES = "rate times"  # of a lever that changes the rate by a factor
+LEFT_OUT = "muon leaves"  # of a lever: names of the matrices that AdamW steps, in place of NOT_HIDDEN's
 LEVERS: dict[str, dict] = {
     "alternating flips": {"augment.flip": "alternating"},
     "linear": {"optim.schedule": "linear"},
@@ -58,6 +59,8 @@ LEVERS: dict[str, dict] = {
     "5 epochs": {"optim.epochs": 5},
     "batch 64": {"optim.global_batch_size": 64},
     "batch 64, rate x 1.4": {"optim.global_batch_size": 64, TIMES: 1.4},
+    "Muon steps the head too": {LEFT_OUT: r"(^|\.)(stem|patch_embed|pos_)"},
+    "Muon steps the patches too": {LEFT_OUT: r"(^|\.)(head|pos_)"},
     "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
 }
 LONG = {"30 epochs": {"optim.epochs": 30}}  # of AdamW, at the paper's rate and at its best one
@@ -80,10 +83,16 @@ class Cell(NamedTuple):
     def overrides(self) -> dict:
         lever = dict(LEVERS.get(self.lever) or LONG.get(self.lever) or {})
         rate = self.lr * lever.pop(TIMES, 1)
+        lever.pop(LEFT_OUT, None)
         own = {"optim.name": self.optimizer, "optim.lr": rate, "optim.min_lr": rate / 100, "run.seed": self.seed}
         if self.epochs:
             return {**own, "optim.epochs": self.epochs}
         return {**own, **({} if self.guided else {"teacher": None}), **lever}
+
+    @property
+    def left_out(self) -> str | None:
+        """Names of the matrices that Muon leaves to AdamW; None: those of fastlg."""
+        return LEVERS.get(self.lever, {}).get(LEFT_OUT)
 
     @property
     def epochs(self) -> int:
