@@ -96,17 +96,18 @@ class Callbacks:
             if not any(callable(getattr(one, hook, None)) for hook in HOOKS):
                 raise UserError(f"callback {_name(one)} has none of the methods {', '.join(HOOKS)}")
         self.given = list(given)
-        self.on_step_end = self._having("on_step_end")
+        self.on_step_end = self.having("on_step_end")
 
     def tell(self, hook: str, event: tuple) -> None:
         """Calls ``hook`` of all that have it. Raises RunError that names the one that failed."""
-        for one in self._having(hook):
+        for one in self.having(hook):
             try:
                 getattr(one, hook)(event)
             except Exception as error:
                 self._failed(one, hook, error)
 
-    def _having(self, hook: str) -> list[object]:
+    def having(self, hook: str) -> list[object]:
+        """The objects that have this method."""
         return [one for one in self.given if callable(getattr(one, hook, None))]
 
     def _failed(self, one: object, hook: str, error: Exception) -> None:
@@ -115,7 +116,7 @@ class Callbacks:
             raise RunError(f"callback {what}") from error
         say(f"warning  {what}; it is not called again, the run goes on")
         self.given = [other for other in self.given if other is not one]
-        self.on_step_end = self._having("on_step_end")
+        self.on_step_end = self.having("on_step_end")
 
 
 def _name(one: object) -> str:

@@ -1,4 +1,4 @@
-"""Seconds that a checkpoint costs: saving one, and starting a run again from it."""
+"""Seconds that a checkpoint costs: what training waits for one, until it is on the disk, and starting again from it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def rows(bench: Bench) -> None:
     last = run.folder / "checkpoints" / "last.pt"
     turns = 3 if bench.quick else 7
     try:
-        times = {"save": [], "load": []}
+        times = {"save, training waits": [], "save, on the disk": [], "load": []}
         for _ in range(turns + 1):
-            times["save"].append(wall(run.save, bench.device))
+            waits = wall(run.save, bench.device)
+            times["save, training waits"].append(waits)
+            times["save, on the disk"].append(waits + wall(run.saver.wait, bench.device))
             times["load"].append(wall(lambda: restore(last, run.parts, run.position, run.record.meter), bench.device))
     finally:
         run.close()

@@ -70,7 +70,8 @@ def restore(path: Path, parts: Parts, position: Position, meter: Meter) -> None:
 
 def refuse_non_finite_weights(weights: dict[str, torch.Tensor], step: int) -> None:
     """Raises RunError when a weight is not finite; the last update's effect shows in no loss yet."""
-    if not all(bool(torch.isfinite(value.sum())) for value in weights.values() if value.is_floating_point()):
+    sums = [value.sum(dtype=torch.float32) for value in weights.values() if value.is_floating_point()]
+    if sums and not bool(torch.stack(sums).isfinite().all()):  # one wait for the device
         raise RunError(
             f"a weight is not finite after step {step}; nothing of it was saved. Lower optim.lr and run again"
         )

@@ -16,14 +16,14 @@ from fastlg.batch import Batch, StepOutput, Views
 from fastlg.callbacks import Callbacks, Ended, EpochEnd, Evaluated, Report, Started, StepEnd
 from fastlg.config import save_config
 from fastlg.engine.protocol import autocast
-from fastlg.errors import RunError, UserError, writing
+from fastlg.errors import RunError, Stopped, UserError, writing
 from fastlg.files.atomic import write_whole
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.files.verify import Verification
 from fastlg.ranks.place import place
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
-from fastlg.run.checkpoint import BEST, load_checkpoint, save_checkpoint
+from fastlg.run.checkpoint import BEST, Saver, load_checkpoint
 from fastlg.run.curves import plot_curves
 from fastlg.run.evaluate import evaluate, measure
 from fastlg.run.folder import resume_source
@@ -49,6 +49,7 @@ class Run:
         self._open(resume)
         self.callbacks = callbacks if callbacks is not None and ranks.is_first() else Callbacks()
         self.started = time.perf_counter()
+        self.saver = Saver(self.folder / "checkpoints")
         self.record.open(self.folder, after_step=self.step, tensorboard=self.config.log.tensorboard)
         # Last of all, for what follows closes it; one rank per host, for each host may have files of its own.
         self.verification = Verification(parts.digested() if place().local_rank == 0 else ())
@@ -97,6 +98,7 @@ class Run:
         last = position.batch == len(self.parts.train_loader)
         if position.batch % log.every_steps == 0 or last:
             self.verification.poll()
+            self.saver.poll()
             lr, told = self.parts.engine.learning_rate, self.parts.told_losses
             seconds, images = self.record.report(position.epoch, self.step, lr=lr, told=told)
             position.train_seconds += seconds
@@ -104,7 +106,7 @@ class Run:
             self.callbacks.tell("on_report", Report(position.epoch, self.step, self.record.values))
         if not last and self.stop.poll():
             self.save()
-            self.stop.raise_if_set()
+            self._leave_if_asked()
         if log.checkpoint_steps and position.batch % log.checkpoint_steps == 0 and not last:
             self.save()
 
@@ -118,10 +120,20 @@ class Run:
             best = self._test()
         self.record.meter.reset()
         self.save(best=best)
-        told = EpochEnd(position.epoch, self.epochs, self.step, self.record.epoch_values)
-        self.callbacks.tell("on_epoch_end", told)
+        if self.callbacks.having("on_epoch_end"):
+            self.saver.wait()  # what is told there is of a saved epoch
+            told = EpochEnd(position.epoch, self.epochs, self.step, self.record.epoch_values)
+            self.callbacks.tell("on_epoch_end", told)
         if position.epoch < self.epochs:
+            self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        """Raises Stopped, once the last checkpoint is on the disk."""
+        try:
             self.stop.raise_if_set()
+        except Stopped:
+            self.saver.wait()
+            raise
 
     def _test(self) -> bool:
         """Whether this epoch's top-1 is the best so far, on the test split, as in the paper, or on the validation split
@@ -167,7 +179,8 @@ class Run:
             )
 
     def save(self, *, best: bool = False) -> None:
-        """Writes last.pt (and best.pt). A non-finite loss raises first, so it never reaches a checkpoint."""
+        """Writes last.pt (and best.pt) while training goes on. A non-finite loss raises first, so it never reaches a
+        checkpoint."""
         self._expect_folder()
         self.verification.poll()
         self.record.meter.check()
@@ -175,12 +188,13 @@ class Run:
         state = saved_state(self.parts, self.position, self.record.meter)
         if ranks.is_first():
             refuse_non_finite_weights(state["unit"], self.step)
-            save_checkpoint(self.folder / "checkpoints", state, best=best)
+            self.saver.save(state, best=best)
 
     def finish(self) -> dict:
         """Writes summary.json and curves.png; returns the summary."""
         self._expect_folder()
         self._tick()
+        self.saver.wait()
         position, (last, best) = self.position, self._final()
         chosen = {"best_chosen_on": self.parts.chooser}
         if self.parts.val_loader is not None:
@@ -211,6 +225,7 @@ class Run:
         self.callbacks.tell("on_end", Ended(summary, error))
 
     def close(self) -> None:
+        self.saver.close()
         self.verification.close()
         self.record.close()
 
