@@ -84,7 +84,7 @@ class DeepSpeedEngine(BesideTeacher):
             outputs.append(out._replace(loss=out.loss.detach()))
         return joined_outputs(outputs)
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, *, latest: bool = False) -> Tensor:
         with autocast(self.device, self.dtype):
             return self.engine.module.student(images.to(self.input_dtype))[0]
 

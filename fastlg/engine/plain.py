@@ -103,10 +103,10 @@ class PlainEngine(BesideTeacher):
         """Gradients of all but the last part stay on their rank."""
         return self.trained.no_sync() if isinstance(self.trained, DistributedDataParallel) else nullcontext()
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, *, latest: bool = False) -> Tensor:
         student = self.unit.student  # eagerly: compiling it would cost as much as tens of evaluations
         with autocast(self.device, self.dtype):
-            if self.average is None:
+            if latest or self.average is None:
                 return student(images)[0]
             return torch.func.functional_call(student, self.average.weights, (images,))[0]
 

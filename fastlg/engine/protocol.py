@@ -38,8 +38,9 @@ class Engine(Protocol):
         (but fp16 may ask whether it overflowed, and ZeRO 1 to 3 look at the gradients' norm). The tensors that come
         back hold until the next call."""
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of the bare student, which the caller put in evaluation mode, or of its running mean."""
+    def predict(self, images: Tensor, *, latest: bool = False) -> Tensor:
+        """Logits [N, K] of the bare student, which the caller put in evaluation mode, or of its running mean where
+        there is one and not the ``latest`` weights are asked for."""
 
     def state_dict(self) -> dict:
         """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU, and of a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -12,14 +13,16 @@ from fastlg.run.metrics import Accuracy, AccuracyMeter
 from fastlg.run.parts import Parts
 
 
-def evaluate(parts: Parts, loader=None) -> Accuracy:
+def evaluate(parts: Parts, loader=None, *, latest: bool = False) -> Accuracy:
     """Accuracy of the bare student in evaluation mode, every image once over all ranks. One sync.
 
-    ``loader``: of the split that is measured; None: the one that chooses the best epoch.
+    ``loader``: of the split that is measured; None: the one that chooses the best epoch. ``latest``: the weights
+    themselves, where their running mean is what counts.
     """
     parts.unit.eval()
     chooser = parts.test_loader if parts.val_loader is None else parts.val_loader
-    accuracy = measure(parts.engine.predict, loader or chooser, parts.views, parts.device)
+    predict = functools.partial(parts.engine.predict, latest=latest)
+    accuracy = measure(predict, loader or chooser, parts.views, parts.device)
     parts.unit.train()
     return accuracy
 

@@ -18,6 +18,7 @@ class Position:
     """Of the next batch to train on, and what was reached on the way.
 
     images  those that ``train_seconds`` were timed over
+    latest  top-1 of the last epoch's weights, where ``last`` is of their running mean
     """
 
     epoch: int = 0
@@ -25,6 +26,7 @@ class Position:
     images: int = 0
     top1_best: float = -1.0
     last: Accuracy | None = None
+    latest: float | None = None
     train_seconds: float = 0.0
     wall_seconds: float = 0.0
 
@@ -33,7 +35,7 @@ class Position:
 
     def load_state_dict(self, state: dict) -> None:
         for field in fields(self):
-            setattr(self, field.name, state[field.name])
+            setattr(self, field.name, state.get(field.name, field.default))  # older ones lack ``latest``
         self.last = Accuracy(*state["last"]) if state["last"] else None
 
 

@@ -219,11 +219,23 @@ class Record:
         self.bar.show(f"loss {since.loss:.3f}{parts}  top-1 {since.top1:.1f} %  {images / seconds:,.0f} images/s")
         return seconds, images
 
-    def tested(self, epoch: int, epochs: int, step: int, found: Accuracy, best: float, split: str = "test") -> None:
-        """The test split after ``epoch`` epochs, or the ``validation`` one."""
+    def tested(
+        self,
+        epoch: int,
+        epochs: int,
+        step: int,
+        found: Accuracy,
+        best: float,
+        split: str = "test",
+        latest: float | None = None,
+    ) -> None:
+        """The test split after ``epoch`` epochs, or the ``validation`` one; ``latest``: top-1 of the weights
+        themselves, where ``found`` is of their running mean."""
+        beside = {} if latest is None else {"top1_latest_weights": latest}
         if self.log is not None:
-            self.log.write("eval", step, epoch=epoch, **found._asdict())
-        say(f"epoch {epoch}/{epochs}  {split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  best {best:.2f} %")
+            self.log.write("eval", step, epoch=epoch, **found._asdict(), **beside)
+        line = f"epoch {epoch}/{epochs}  {split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  best {best:.2f} %"
+        say(line if latest is None else f"{line}  (of the weights, not their mean: top-1 {latest:.2f} %)")
 
     def close(self) -> None:
         if self.log is not None:

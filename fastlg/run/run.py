@@ -141,6 +141,8 @@ class Run:
         position = self.position
         with Pulse(lambda: f"epoch {position.epoch}/{self.epochs}  testing"):
             found = evaluate(self.parts)
+            if self.config.optim.ema:
+                position.latest = evaluate(self.parts, latest=True).top1
         if not math.isfinite(found.loss):
             raise RunError(
                 f"the {self.parts.chooser} loss after epoch {position.epoch} is {found.loss}: the weights have "
@@ -148,7 +150,8 @@ class Run:
             )
         best = found.top1 > position.top1_best
         position.last, position.top1_best = found, max(position.top1_best, found.top1)
-        self.record.tested(position.epoch, self.epochs, self.step, found, position.top1_best, self.parts.chooser)
+        whole = (position.epoch, self.epochs, self.step)
+        self.record.tested(*whole, found, position.top1_best, self.parts.chooser, position.latest)
         self.callbacks.tell("on_evaluate", Evaluated(position.epoch, self.step, *found, position.top1_best))
         return best
 
@@ -199,6 +202,8 @@ class Run:
         chosen = {"best_chosen_on": self.parts.chooser}
         if self.parts.val_loader is not None:
             chosen |= {"val_top1_last": position.last.top1, "val_top1_best": position.top1_best}
+        if position.latest is not None:
+            chosen["top1_latest_weights"] = position.latest  # on the split that chooses, at the last epoch
         summary = {
             "top1_last": last.top1,
             "top1_best": best,

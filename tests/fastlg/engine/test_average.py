@@ -13,6 +13,7 @@ from fastlg.engine.average import Average
 from fastlg.errors import UserError
 from fastlg.run.checkpoint import load_checkpoint, save_checkpoint
 from fastlg.run.evaluate import evaluate
+from fastlg.run.report import read_metrics
 from fastlg.run.trained import load_trained
 from fastlg.train import train
 
@@ -68,6 +69,7 @@ def test_the_mean_is_evaluated_and_training_goes_on_with_the_weights(project, pr
     by_hand = {name: mean_of([each[name] for each in history], 0.9).float() for name in history[0]}
     plain.unit.student.load_state_dict(by_hand)
     wanted = evaluate(plain)
+    assert evaluate(parts, latest=True) == of_weights, "the weights themselves, beside their mean"
     tolerance = 1e-5 if precision == "fp32" else 3e-3
     assert found.loss == pytest.approx(wanted.loss, rel=tolerance) and abs(found.loss / of_weights.loss - 1) > 1e-2
 
@@ -81,8 +83,11 @@ def test_a_run_is_tested_and_read_back_as_its_mean(project):
         assert torch.equal(value, state["engine"]["average"]["weights"][name])
     assert not torch.equal(model.bare.head.weight, state["unit"]["student.bare.head.weight"])
     parts = parts_of(*own, "optim.ema=0")
+    parts.unit.load_state_dict(state["unit"])
+    row = [row for row in read_metrics(project / "runs" / "whole") if row["kind"] == "eval"][-1]
+    assert evaluate(parts).top1 == row["top1_latest_weights"] == summary["top1_latest_weights"]
     parts.unit.student.load_state_dict(model.state_dict())
-    assert evaluate(parts).top1 == pytest.approx(summary["top1_last"])
+    assert evaluate(parts).top1 == pytest.approx(summary["top1_last"]) == row["top1"]
     save_checkpoint(project / "runs" / "whole" / "checkpoints", {**state, "engine": {}})
     with pytest.raises(UserError, match="holds no averaged weights"):
         load_trained(project / "runs" / "whole")
