@@ -44,6 +44,10 @@ RATES = {  # as many for each optimizer and side, likely bests first; a setting 
     ("muon", True): (8e-3, 4e-3, 1.6e-2, 2e-3, 1e-3, 5e-4),
     ("muon", False): (4e-3, 8e-3, 2e-3, 1.6e-2, 1e-3, 5e-4),
 }
+WIDER_RATES = {  # one more of each, where the best of an optimizer lay at an edge
+    "mini": {"adamw": 1.25e-4, "muon": 3.2e-2},
+    "quickstart": {"adamw": 1.6e-2, "muon": 3.2e-2},
+}
 TIMES = "rate times"  # of a lever that changes the rate by a factor
 LEFT_OUT = "muon leaves"  # of a lever: names of the matrices that AdamW steps, in place of NOT_HIDDEN's
 LEVERS: dict[str, dict] = {
@@ -135,6 +139,8 @@ class Book:
 def rate_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
     """Seed 0 tries every rate; the others are trained at the best of them."""
     tried = list(zip(*RATES.values(), strict=True))[: FEWER_RATES.get(setting)]
+    if more := WIDER_RATES.get(setting):
+        tried.append(tuple(more[optimizer] for optimizer, _ in RATES))
     for rates in [book.best_rates()] if seed else tried:
         for (optimizer, guided), lr in zip(RATES, rates, strict=True):
             yield Cell(setting, optimizer, lr, guided, "", seed)
