@@ -12,7 +12,7 @@ from fastlg.commands import cache, compare, evaluate, export, prepare
 from fastlg.engine.plain import PlainEngine
 from fastlg.files.verify import Verification
 from fastlg.ranks import say as saying
-from fastlg.run import report, run
+from fastlg.run import checkpoint, report, run
 
 training = import_module("fastlg.train")  # the module; the attribute of the package is the verb
 
@@ -94,7 +94,7 @@ HELD = {
     "a batch that comes late": (training.Parts, "step_total", "epoch 1/1  step 0 of 2"),
     "reading files again": (Verification, "wait", "at work  runs/student"),
     "testing": (run, "evaluate", "epoch 1/1  testing"),
-    "saving": (run, "save_checkpoint", "at work  runs/student"),
+    "saving": (checkpoint, "save_checkpoint", "at work  runs/student"),
     "drawing": (run, "plot_curves", "at work  runs/student"),
 }
 
