@@ -138,21 +138,20 @@ def export(
     ] = None,
 ) -> None:
     """Write the bare student as safetensors that plain timm loads, with a model card."""
-    from fastlg.commands.line.early import expect_empty
+    from fastlg.commands.line.early import expect_empty, expect_exporting
     from fastlg.ranks.say import say
     from fastlg.run.folder import expect_run
 
     which = _checked(which)
     expect_run(run)
     expect_empty(out)
+    expect_exporting(onnx, push_to_hub)
     from fastlg.commands.export import export_student
     from fastlg.commands.hand_on.card import how_to_load, measured_of
-    from fastlg.commands.hand_on.hub import expect_hub, push
+    from fastlg.commands.hand_on.hub import push
     from fastlg.run.report import Pulse
     from fastlg.run.trained import load_trained
 
-    if push_to_hub is not None:
-        expect_hub(push_to_hub)
     with Pulse(lambda: f"export   {run}"):
         config, model, names = load_trained(run, which)
         export_student(model, out, class_names=names, config=config, measured=measured_of(run, which), onnx=onnx)
@@ -214,6 +213,9 @@ def models(
     image_size: Annotated[int | None, typer.Option(metavar="PX", min=8, max=4096, help="Of the images.")] = None,
 ) -> None:
     """List students and teachers with their parameters and what of them can be guided."""
+    from fastlg.commands.line.early import expect_listed
+
+    expect_listed(pattern)
     from fastlg.commands.models import list_models
 
     list_models(pattern, image_size)

@@ -1,9 +1,12 @@
 """The ways a command ends on purpose; cli.py turns them into one line and an exit status. Needs no torch."""
 
+import difflib
 import errno
 import re
 import signal
+from collections.abc import Iterable
 from contextlib import contextmanager
+from os.path import commonprefix
 
 # What a terminal would obey or a line would break at: C0 and C1 controls, line and paragraph separators, marks that
 # turn the direction of the text around them; and lone surrogates (bytes of a file name that are no text), which no
@@ -126,3 +129,29 @@ def brief(value: object, most: int = 60) -> str:
         return f"an integer of {value.bit_length():,} bits"
     text = printable(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def alike(asked: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Names of ``known`` that ``asked`` may stand for, likeliest first: one that differs by a letter, else those that
+    begin with its first word and have the others in their order, one that is spelled nearly so, those with its words
+    anywhere, or one that begins like it."""
+    asked, known = asked[:200].lower(), sorted(known, key=lambda name: (len(name), name))
+    if near := difflib.get_close_matches(asked, known, n=1, cutoff=0.85):
+        return near
+    words = re.findall(r"[a-z]+|[0-9]+", asked)
+    in_order = re.compile(".*".join(words))
+    found = [name for name in known if words and in_order.search(name.lower())]
+    if begin := [name for name in found if name.lower().startswith(words[0])]:
+        return begin[:most]
+    if near := difflib.get_close_matches(asked, known, n=1, cutoff=0.5 if not found else 0.7):
+        return near
+    begins = max((commonprefix([asked, name.lower()]) for name in known), key=len, default="")
+    return found[:most] or [name for name in known if len(begins) >= 3 and name.lower().startswith(begins)][:1]
+
+
+def did_you_mean(asked: str, known: Iterable[str], otherwise: str) -> str:
+    """'did you mean a, b or c?', or ``otherwise`` where nothing is like it."""
+    *others, last = alike(asked, known) or [""]
+    if not last:
+        return otherwise
+    return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -12,8 +10,9 @@ import torch
 from torch import nn
 
 import fastlg.models.vits.cvt  # noqa: F401  students that timm lacks, which these tell it of
+from fastlg.commands.line.early import filter_of
 from fastlg.config import load_config, shipped_configs
-from fastlg.errors import UserError
+from fastlg.errors import UserError, brief, did_you_mean
 from fastlg.models import Student
 from fastlg.models.build import CNNS
 from fastlg.models.families import family_of
@@ -36,9 +35,10 @@ def list_models(pattern: str | None, image_size: int | None = None) -> None:
         for name in names:
             say(f"  {name}")
         return
+    told = {name: described(name, image_size, is_asked=name == pattern) for name in names}
     say(f"parameters with {CLASSES} classes; features by index, for model.blocks and teacher.stages, as C x H x W")
-    for name in names:
-        say(f"  {name:<{max(map(len, names))}}  {described(name, image_size)}")
+    for name, line in told.items():
+        say(f"  {name:<{max(map(len, names))}}  {line}")
         for line in trained.get(name, []):
             say(f"      {line}")
     if pattern is None:
@@ -50,23 +50,24 @@ def matching(pattern: str) -> list[str]:
     if is_own(pattern):
         return [pattern]
     every = sorted({*timm.list_models(), *CNNS})
-    wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
-    names = [name for name in every if fnmatch.fnmatchcase(name, wild.lower())]
+    names = list(filter(filter_of(pattern), every))
     if not names:
-        near = difflib.get_close_matches(pattern, every, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "fastlg models vit lists some"
-        raise UserError(f"no model's name contains {pattern}; {hint}")
+        hint = did_you_mean(pattern, every, "fastlg models vit lists some")
+        raise UserError(f"no model's name contains {brief(pattern)}; {hint}")
     return names
 
 
-def described(name: str, image_size: int | None = None) -> str:
-    """'5,543,716   224 px   0-11: 192x14x14   walked block by block', or why it cannot be told."""
+def described(name: str, image_size: int | None = None, *, is_asked: bool = False) -> str:
+    """'5,543,716   224 px   0-11: 192x14x14   walked block by block', or why it cannot be told; that is a UserError
+    where this one model ``is_asked`` for."""
     sizes = [image_size] if image_size else [SIZE, _native(name)]
     for size in dict.fromkeys(sizes):
         try:
             return _line(name, size)
         except UserError as error:
             reason = str(error)
+    if is_asked:
+        raise UserError(reason)
     return reason
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from fastlg.config.keys import is_object
-from fastlg.errors import UserError, brief, first_line
+from fastlg.errors import UserError, brief, did_you_mean, first_line
 from fastlg.models.families import PREFIXES
 from fastlg.models.general.instances import expect_classes, taken
 from fastlg.models.general.own import build_own, is_own
@@ -49,11 +48,10 @@ def create(
         settings = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
         return build_own(name, **settings, model_args=model_args)
     if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name.split(".")[0], timm.list_models(), "try deit_tiny_patch16_224")
         raise UserError(
-            f"model.name {name} is no model of timm {timm.__version__}; {hint}fastlg models lists them, and your own "
-            "is given as module:function"
+            f"model.name {brief(name)} is no model of timm {timm.__version__}; {hint} fastlg models lists them, and "
+            "your own is given as module:function"
         )
     arguments = _checked_arguments(name, image_size, model_args)
     _refuse_long(arguments)

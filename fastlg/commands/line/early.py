@@ -6,22 +6,27 @@ that it belongs to; what is doubtful passes.
 
 from __future__ import annotations
 
-import difflib
+import fnmatch
+import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata, util
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-from fastlg.config import Config, find_config
+from fastlg.commands.hand_on.hub import expect_hub
+from fastlg.config import Config, dotted
 from fastlg.config.keys import is_object
 from fastlg.config.sections import scheme_of
 from fastlg.data.sources.layout.paths import existing_path
-from fastlg.errors import UserError, brief
+from fastlg.errors import UserError, brief, did_you_mean
 from fastlg.ranks.place import place
 from fastlg.run import folder as run_folder
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.run.folder import expect_there, finished
+from fastlg.teacher.recipe import teacher_config
 
 OWN_MODELS = Path(__file__).resolve().parents[2] / "models"
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)", re.MULTILINE)
@@ -47,10 +52,10 @@ def expect_possible(config: Config) -> None:
         return
     expect_source(config.data.source)
     expect_known(config.model.name)
+    if config.teacher is not None:
+        expect_teacher(config)
     if config.model.weights is not None and not config.run_dir.exists():  # a run that goes on needs them no more
         expect_there(config.model.weights, "model.weights")
-    if config.teacher is not None and config.teacher.recipe:
-        find_config(config.teacher.recipe)
     if config.teacher is not None and (weights := config.teacher.weights) and not is_object(weights.name):
         expect_there(weights, "teacher.weights")
     expect_extras(config)
@@ -75,16 +80,58 @@ def expect_source(source: str | None) -> None:
         existing_path(source)
 
 
-def expect_known(name: str) -> None:
-    """Raises UserError for a ``model.name`` that is neither ours nor timm's; an ``address:name`` is left alone."""
-    stem = name.partition(".")[0]
-    known = model_names()
-    timm = sys.modules.get("timm")
-    if ":" in name or "/" in name or not known or stem in known or (timm is not None and timm.is_model(stem)):
+def expect_teacher(config: Config) -> None:
+    """Raises UserError for a recipe that is none, what is overridden of it amiss, or a network that there is not."""
+    recipe = teacher_config(config, [])
+    is_overridden = "model.name" in dotted(config.teacher.overrides)
+    where = "teacher.overrides.model.name" if is_overridden else f"model.name of {config.teacher.recipe}"
+    expect_known(recipe.model.name, where)
+
+
+def expect_known(name: str, key: str = "model.name") -> None:
+    """Raises UserError for the ``key`` of a model that is neither ours nor timm's, nor a module that is there."""
+    if is_object(name):
         return
-    near = difflib.get_close_matches(stem[:200], sorted(known), n=1)
-    hint = f"did you mean {near[0]}?" if near else "try deit_tiny_patch16_224"
-    raise UserError(f"model.name {brief(name)} is no model of timm {metadata.version('timm')}; {hint}")
+    if ":" in name:
+        return expect_module(name, key)
+    stem, known = name.partition(".")[0], model_names()
+    timm = sys.modules.get("timm")
+    if not known or stem in known or (timm is not None and timm.is_model(stem)):
+        return
+    hint = did_you_mean(stem, known, "try deit_tiny_patch16_224;")
+    raise UserError(
+        f"{key} {brief(name)} is no model of timm {metadata.version('timm')}; {hint} fastlg models lists them, and "
+        "your own is given as module:function"
+    )
+
+
+def expect_module(name: str, key: str = "model.name") -> None:
+    """Raises UserError for a ``module:function`` whose module is nowhere; what it holds is seen when it is imported."""
+    module = name.partition(":")[0]
+    first, here = module.partition(".")[0], os.getcwd()
+    if not first.isidentifier() or first in sys.modules or PathFinder.find_spec(first, [here, *sys.path]):
+        return
+    raise UserError(
+        f"{key} {brief(name)}: {module} cannot be imported (No module named {first!r}); it is looked for in the "
+        f"working folder, {here}, and where PYTHONPATH says"
+    )
+
+
+def expect_listed(pattern: str | None) -> None:
+    """Raises UserError for a filter of ``fastlg models`` that no model's name matches."""
+    if pattern is None or not (known := model_names()):
+        return
+    if ":" in pattern:
+        return expect_module(pattern)
+    if not any(map(filter_of(pattern), known)):
+        hint = did_you_mean(pattern, known, "fastlg models vit lists some")
+        raise UserError(f"no model's name contains {brief(pattern)}; {hint}")
+
+
+def filter_of(pattern: str) -> Callable[[str], bool]:
+    """Whether a name contains ``pattern``, or matches it where it has wildcards."""
+    wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    return lambda name: fnmatch.fnmatchcase(name, wild.lower())
 
 
 @cache
@@ -117,9 +164,20 @@ def expect_extras(config: Config) -> None:
             raise UserError(f"{what} is not installed: pip install 'fastlg{fix}")
 
 
+def expect_exporting(onnx: bool, hub_name: str | None) -> None:
+    """Raises UserError for what an export is asked for beside itself and what that needs is not installed."""
+    for module in ("onnx", "onnxscript", "onnxruntime") if onnx else ():
+        if not is_installed(module):
+            raise UserError(f"export --onnx needs {module}, which is not installed: pip install 'fastlg[onnx]'")
+    if hub_name is not None:
+        expect_hub(hub_name)
+
+
 def is_installed(module: str) -> bool:
     """Whether it could be imported, as far as that is seen without doing it."""
     try:
         return util.find_spec(module) is not None
     except ModuleNotFoundError:  # the parent of a dotted name
         return False
+    except ValueError:  # imported, from nowhere
+        return True

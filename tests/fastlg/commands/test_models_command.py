@@ -59,5 +59,7 @@ def test_a_users_own_network_is_told_too_and_what_is_not_there_is_one_line(fastl
     (tmp_path / "own_listed.py").write_text(code)
     status, out, err = fastlg("models", "own_listed:net")
     assert status == 0 and "(your own)" in told(out, "own_listed:net"), err
-    assert "cannot be imported" in fastlg("models", "not_there_at_all:net")[1]
+    refused(fastlg("models", "not_there_at_all:net"), "not_there_at_all cannot be imported")
+    refused(fastlg("models", "own_listed:other"), "own_listed has no function other")
+    refused(fastlg("models", "pvt_tiny", "--image-size", "40"), "40")  # a name given whole; of several it is told
     refused(fastlg("models", "resnet188"), "no model's name contains resnet188", "did you mean resnet18")
