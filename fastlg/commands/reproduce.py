@@ -33,13 +33,6 @@ LEFT_OUT = {
         LeftOut(f"{images}: ResNet-18 at 224 px", top1, "no ResNet-18 here")
         for images, top1 in (("CIFAR-100", 79.00), ("Flowers-102", 69.23), ("Chaoyang", 84.71))
     ],
-    4: [
-        LeftOut(
-            "soft and hard logits, distillation token",
-            None,
-            "its numbers are not known here; guidance.logits_token=distillation trains it",
-        )
-    ],
 }
 OF_ANY_RUN = ("run", "data", "engine", "log")  # sections that mean the same for a student and for a CNN
 

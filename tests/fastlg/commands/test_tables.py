@@ -122,7 +122,7 @@ PUBLISHED = {  # a few of the paper's numbers, by row
     1: {"DeiT-Ti": 65.08, "DeiT-Ti, guided": 78.15, "PVT-Ti, guided, 100 epochs": 76.20},
     2: {"Flowers-102: PVT-Ti, guided": 70.61, "Chaoyang: PVT-Ti": 73.68, "Flowers-102: ResNet-56 at 32 px": 59.83},
     3: {"T2T-ViT-14, Flowers-102": 31.73, "CvT-13, CIFAR-100, guided": 76.55},
-    4: {"soft logits, class token": 66.92, "hard logits, class token": 73.25},
+    4: {"soft logits, class token": 66.92, "hard logits, class token": 73.25, "hard logits, distillation token": None},
     6: {"R 0.25": 70.56, "R 0.5": 75.26, "R 0.75": 76.43, "R 1": 77.29},
     7: {"beta 0": 65.08, "beta 0.5": 70.88, "beta 1": 74.91, "beta 1.5": 76.37, "beta 2": 77.0, "beta 3": 77.18},
     8: {"attention": 73.51, "similarity": 67.36, "linear": 77.29},
@@ -151,10 +151,12 @@ def test_a_row_trains_what_its_name_says():
         assert (own.blocks, own.fraction) == ("auto", share)
     assert by_name[9, "ResNet-110"].teacher.overrides == {"model.name": "resnet110"}
     assert by_name[8, "similarity"].guidance.transform == "similarity"
-    assert (
-        by_name[4, "hard logits, class token"].guidance.logits,
-        by_name[4, "hard logits, class token"].guidance.weight,
-    ) == ("hard", 0)
+    for kind in ("soft", "hard"):
+        for token in ("class", "distillation"):
+            config = by_name[4, f"{kind} logits, {token} token"]
+            told = config.guidance
+            assert (told.logits, told.logits_token, told.logits_weight, told.weight) == (kind, token, 0.5, 0)
+            assert ("distilled" in config.model.name) == (token == "distillation")
     for (number, label), config in by_name.items():
         is_guided = "guided" in label or number in (6, 8, 9) or label.startswith(("beta", "soft", "hard", "locality"))
         assert (config.teacher is not None) == (is_guided and label != "beta 0"), label
