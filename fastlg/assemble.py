@@ -26,11 +26,14 @@ from fastlg.engine.switches import Switches, decide
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
 from fastlg.models.param_groups import param_groups
-from fastlg.models.student import use_fused_attention
+from fastlg.models.resnet_cifar import CifarResNet
+from fastlg.models.student import Student, use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
+from fastlg.models.systems.structured import KINDS, start_structured
 from fastlg.objective import GuidedStudent, check_guidance
 from fastlg.ranks.say import say
 from fastlg.run.parts import Parts
+from fastlg.run.report import Pulse
 from fastlg.run.trained import begin_from
 from fastlg.teacher.cache.format import weights_digest
 from fastlg.teacher.cache.read import CachedTeacher, FeatureCache
@@ -49,15 +52,15 @@ def assemble(
     """Builds the parts of one run. ``teacher_model`` None trains unguided. Seeds torch first: same seed, same init.
 
     With ``features`` the teacher is read from them and never run, nor is its view made. ``begins`` False leaves
-    ``model.weights`` unread, for a checkpoint takes their place.
+    ``model.weights`` unread and ``model.init`` undone, for a checkpoint takes their place.
     """
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
     share = share_batch(config.optim.global_batch_size, ranks.world_size(), config.engine.micro_batch_size)
     torch.manual_seed(config.run.seed)
     model = new_model(config.model, config.teacher, len(stores.class_names))
-    if begins and config.model.weights is not None:
-        say(f"start    {begin_from(model, config.model.weights, stores.class_names)}")
+    if begins:
+        begin(model, config, stores)
     cached = None
     if teacher_model is not None and features is not None:
         cached = new_cached_teacher(config, stores, features, device, share.per_rank)
@@ -110,6 +113,16 @@ def assemble(
         teacher_id=teacher_id,
         val_loader=new_loader(config, stores.val, device, train=False) if stores.val is not None else None,
     )
+
+
+def begin(model: Student | CifarResNet, config: Config, stores: Stores) -> None:
+    """First weights that are more than a draw: a checkpoint's, or those of systems/structured.py. Raises UserError."""
+    settings = config.model
+    if settings.weights is not None:
+        say(f"start    {begin_from(model, settings.weights, stores.class_names)}")
+    elif settings.init in KINDS:
+        with Pulse(lambda: f"start    making {settings.init} weights"):
+            say(f"start    {start_structured(model.bare, settings.init, config.run.seed)}")
 
 
 def new_unit(

@@ -89,6 +89,7 @@ class AugmentConfig(Section):
 
 
 CNNS = ("resnet20", "resnet56", "resnet110")
+Init = Literal["reference", "timm", "mimetic", "impulse", "impulse_closed"]
 
 
 class ModelConfig(Section):
@@ -100,7 +101,7 @@ class ModelConfig(Section):
     blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks or stages, 0-based; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
     drop_path: Momentum = 0.1  # stochastic depth rate of the last block; it rises over the blocks
-    init: Literal["reference", "timm"] = "reference"  # whose initial weights, LayerNorm eps and drop path rule
+    init: Init = "reference"  # whose initial weights, eps and drop path rule; or a start of docs/systems.md
     weights: Path | None = None  # a start: a run folder or export, a file of timm names, or the reference's checkpoint
     args: dict[str, Any] = {}  # handed to timm.create_model
 
@@ -120,6 +121,12 @@ class ModelConfig(Section):
                 f"resolution is {brief([list(step) for step in steps])}; its first share is 0 and its last size is "
                 f"image_size, {self.image_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _begun_once(self):
+        if self.weights is not None and self.init not in ("reference", "timm"):
+            raise ValueError(f"init is {self.init}, but weights are given, which would replace it; remove one of them")
         return self
 
     @model_validator(mode="after")

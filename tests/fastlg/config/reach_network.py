@@ -56,6 +56,8 @@ def drop_path_and_init(tmp_path, monkeypatch):
         rates = [module.drop_prob for module in student.modules() if isinstance(module, DropPath)]
         assert max(rates) == pytest.approx(rate)
         assert (student.bare.head.weight.abs().sum() == 0) == (init == "reference")
+    values = parts_of(*ALONE, "model.init=mimetic").unit.student.bare.blocks[0].attn.qkv.weight[2 * 48 :]
+    assert values.std() > 0.05, "a reference start's is 0.02"
 
 
 def by_hand(parts, views, norm_stats: str = "batch", side: int = 4) -> dict[str, torch.Tensor]:
