@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from fastlg.analysis.geometry import Layout, layout_of
 from fastlg.models.families import family_of
 from fastlg.models.student import Student
+from fastlg.models.systems.dhvt import HeadTokenAttention
 from fastlg.models.vits.cvt import ConvAttention
 from fastlg.models.vits.pvt import ReducedAttention
 from fastlg.models.vits.t2t import T2TViT
 
 # Step by step, not fused, each of them hands its finished matrix [N, heads, tokens, keys] to its ``attn_drop`` and
 # multiplies what comes back with the values.
-WITH_MATRIX = (Attention, GPSA, MHSA, PvtV2Attention, ReducedAttention, ConvAttention)
+WITH_MATRIX = (Attention, GPSA, MHSA, PvtV2Attention, ReducedAttention, ConvAttention, HeadTokenAttention)
 See = Callable[[int, Tensor, Layout], None]
 
 
@@ -52,7 +53,8 @@ def watch(student: Student, see: See) -> Iterator[None]:
     """Inside, every forward pass calls ``see(block, matrix [N, heads, tokens, keys], layout)`` for each block in turn.
 
     ``student`` hands out all its blocks (``student.guide(range(depth))``) and has ``attention_layers``. Its layers
-    compute step by step here, and as before afterwards. Rows of a matrix sum to 1.
+    compute step by step here, and as before afterwards. Rows of a matrix sum to 1. DHVT's is of what tokens take of
+    tokens, also through the tokens of the heads (``HeadTokenAttention.among_tokens``).
     """
     layers, _ = attention_layers(student)
     fused = [getattr(layer, "fused_attn", None) for layer in layers]
@@ -73,4 +75,6 @@ def watch(student: Student, see: See) -> Iterator[None]:
 
 
 def _hand_on(see: See, block: int, layer: nn.Module, grid: tuple[int, int], drop: nn.Module, given, out: Tensor):
+    if isinstance(layer, HeadTokenAttention):
+        out = layer.among_tokens(out)
     see(block, out, layout_of(layer, grid, out.shape[2] - grid[0] * grid[1]))

@@ -12,6 +12,7 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from fastlg.models.student import Student
+from fastlg.models.systems.dhvt import DynamicHybridViT
 from fastlg.models.vits.cvt import ConvAttention, ConvolutionalTransformer
 from fastlg.models.vits.pvt import PyramidVisionTransformer, ReducedAttention
 from fastlg.models.vits.t2t import SPLITS, T2TViT
@@ -118,6 +119,8 @@ def _first_pitch(student: Student, grid: tuple[int, int]) -> tuple[float, float]
             stride = student.bare.patch_embed.conv.stride
         case PyramidVisionTransformerV2() | PyramidVisionTransformer() | ConvolutionalTransformer():
             stride = student.bare.patch_embed.proj.stride
+        case DynamicHybridViT():
+            stride = (2**student.bare.patch_embed.steps,) * 2
         case T2TViT():
             stride = (math.prod(stride for _, stride, _ in SPLITS),) * 2
         case _:

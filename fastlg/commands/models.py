@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-import fastlg.models.vits.cvt  # noqa: F401  students that timm lacks, which these tell it of
+import fastlg.models  # noqa: F401  tells timm of the students that it lacks
 from fastlg.commands.line.early import filter_of
 from fastlg.config import load_config, shipped_configs
 from fastlg.errors import UserError, brief, did_you_mean

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastlg.config.keys import is_object
 from fastlg.errors import UserError, brief, did_you_mean, first_line
+from fastlg.models import systems  # noqa: F401  tells timm of them
 from fastlg.models.families import PREFIXES
 from fastlg.models.general.instances import expect_classes, taken
 from fastlg.models.general.own import build_own, is_own
@@ -146,6 +147,6 @@ def _checked_arguments(name: str, image_size: int, model_args: Mapping[str, Any]
     if size not in (image_size, [image_size] * 2, (image_size,) * 2):
         raise UserError(f"model.args.img_size {size} differs from model.image_size {image_size}; set the latter alone")
     arguments = {key: value for key, value in model_args.items() if key != "img_size"}
-    if not name.startswith(("pvt_v2", "cvt_")):  # no position embedding: they take any size
+    if not name.startswith(("pvt_v2", "cvt_", "dhvt_")):  # no position embedding: they take any size
         arguments["img_size"] = image_size
     return arguments

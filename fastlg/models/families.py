@@ -20,11 +20,10 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from fastlg.models.vits.cvt import ConvolutionalTransformer
-from fastlg.models.vits.pvt import PyramidVisionTransformer
 from fastlg.models.vits.t2t import T2TViT
 from fastlg.models.vits.token_model import BlockShape, TokenModel, conv_side
 
-PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_")
+PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_", "dhvt_")
 
 
 class Family(NamedTuple):
@@ -77,7 +76,7 @@ def family_of(model: nn.Module) -> Family | None:
             return Family(walk_pit, shapes_pit, fits_pit)
         case PyramidVisionTransformerV2():
             return Family(walk_pvt_v2, shapes_pvt_v2, fits_pvt_v2)
-        case T2TViT() | PyramidVisionTransformer() | ConvolutionalTransformer():
+        case TokenModel():
             return Family(walk_own, shapes_own, fits_own)
         case _:
             return None

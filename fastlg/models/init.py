@@ -19,7 +19,7 @@ def as_reference(model: nn.Module, drop_path: float) -> None:
     DeiT and ViT: class token truncated normal 0.02 (timm: 1e-6), head zero (timm: truncated normal 0.02).
     PVTv2: every LayerNorm has eps 1e-6 (timm: 1e-5 in patch embeddings and in the attention's spatial reduction).
     PiT: block i of n drops its paths at rate * i / n (timm: rate * i / (n - 1)).
-    The models of fastlg's own (T2T-ViT, PVT, CvT) start so by themselves.
+    The models of fastlg's own (T2T-ViT, PVT, CvT, those of neighbouring systems) start so by themselves.
     Everything else of these and of ConViT agrees: truncated normal 0.02 for linear layers, PiT at torch's default.
     """
     match model:

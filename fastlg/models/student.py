@@ -31,8 +31,8 @@ class Student(nn.Module):
     their own (families.py) give what timm's ``forward_intermediates`` lists, mostly stages: tokens, or maps
     [N, C, H, W], whose ``grids`` are their sizes.
 
-    name         a timm name; one of ours that timm is told of: pvt_tiny, t2t_vit_7, t2t_vit_14, cvt_13; or a user's
-                 ``module:function`` (docs/own_model.md)
+    name         a timm name; one of ours that timm is told of: pvt_tiny, t2t_vit_7, t2t_vit_14, cvt_13, those of
+                 docs/systems.md; or a user's ``module:function`` (docs/own_model.md)
     blocks       guided blocks, 0-based over all blocks of all stages (over what is listed, for models without a walk),
                  one per teacher stage in the teacher's order
     drop_path    stochastic depth rate, rising over the blocks as the reference code does (``init="timm"``: as timm)

@@ -1,4 +1,5 @@
-"""Checkpoints of the reference code (lkhl/tiny-transformers), read into our models under their own names."""
+"""Checkpoints of the reference code (lkhl/tiny-transformers), or of the authors of a neighbouring system, read into
+our models under their own names."""
 
 from __future__ import annotations
 
@@ -16,9 +17,7 @@ from torch import Tensor, nn
 from fastlg.errors import UserError
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student
-from fastlg.models.vits.cvt import ConvolutionalTransformer
-from fastlg.models.vits.pvt import PyramidVisionTransformer
-from fastlg.models.vits.t2t import T2TViT
+from fastlg.models.vits.token_model import TokenModel
 
 # Our names -> the reference's, as (pattern, replacement) pairs applied in this order.
 _ATTENTION = ((r"\.attn\.qkv\.", ".attn.qkv_transform."), (r"\.attn\.proj\.", ".attn.projection."))
@@ -40,25 +39,6 @@ _PVT_V2 = (
     (r"^stages\.(\d+)\.blocks\.", lambda m: f"block{int(m[1]) + 1}."),
     (r"^stages\.(\d+)\.norm\.", lambda m: f"norm{int(m[1]) + 1}."),
     (r"\.dwconv\.", ".dwconv.dwconv."),
-)
-_T2T = (
-    (r"^patch_embed\.performers\.", "t2t_module.attention."),
-    (r"^patch_embed\.proj\.", "t2t_module.projection."),
-    (r"^blocks\.", "layers."),
-    (r"\.attn\.kqv\.", ".attn.qkv_transform."),
-    (r"\.attn\.features$", ".attn.w"),
-    *_ATTENTION,
-)
-_PVT = (
-    (r"^patch_embed\.", "patch_embed1."),
-    (r"^stages\.(\d+)\.downsample\.", lambda m: f"patch_embed{int(m[1]) + 1}."),
-    (r"^stages\.(\d+)\.blocks\.", lambda m: f"block{int(m[1]) + 1}."),
-    (r"^stages\.(\d+)\.pos_embed$", lambda m: f"pos_embed{int(m[1]) + 1}"),
-)
-_CVT = (
-    (r"^patch_embed\.", "stage0.patch_embed."),
-    (r"^stages\.(\d+)\.downsample\.", r"stage\1.patch_embed."),
-    (r"^stages\.(\d+)\.", r"stage\1."),
 )
 
 
@@ -116,12 +96,8 @@ def _renames(model: nn.Module) -> tuple[tuple[str, str | Callable[[re.Match], st
             return _PIT
         case PyramidVisionTransformerV2():
             return _PVT_V2
-        case T2TViT():
-            return _T2T
-        case PyramidVisionTransformer():
-            return _PVT
-        case ConvolutionalTransformer():
-            return _CVT
+        case TokenModel():
+            return model.reference_names
         case ConVit():
             return ()
         case _:

@@ -11,6 +11,7 @@ from timm.models.pvt_v2 import Attention as PvtV2Attention
 from torch import Tensor, nn
 
 from fastlg.models import Student
+from fastlg.models.systems.dhvt import HeadTokenAttention
 from fastlg.models.vits.cvt import ConvAttention
 from fastlg.models.vits.pvt import ReducedAttention
 
@@ -24,6 +25,7 @@ CASES = {
     "pvt_v2_linear": ("pvt_v2_b2_li", 64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}),
     "t2t": ("t2t_vit_7", 51, {"embed_dim": 24, "depth": 2, "num_heads": 2, "token_dim": 10}),
     "pvt": ("pvt_tiny", 64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}),
+    "dhvt": ("dhvt_tiny_cifar_patch4", 21, {"embed_dim": 24, "depth": 2, "num_heads": 3}),
     "cvt": ("cvt_13", 45, {"embed_dims": [8, 12, 24], "depths": [1, 1, 1]}),
 }
 
@@ -47,6 +49,9 @@ def images_for(student: Student, count: int) -> Tensor:
 def by_hand(layer: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(attention matrix [N, heads, L, K], the layer's output) from the layer's weights and its input [N, L, C]."""
     match layer:
+        case HeadTokenAttention():
+            tokens = _with_head_tokens(layer, tokens)
+            query, key, value = _split(layer.qkv(tokens), 3)
         case GPSA():
             query, key = _split(layer.qk(tokens), 2)
             value = layer.v(tokens)
@@ -69,7 +74,31 @@ def by_hand(layer: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> tuple[Te
             weights = _gated(layer, weights, head, grid)
         per_head.append((weights, weights @ value[..., part]))
     matrix = torch.stack([weights for weights, _ in per_head], dim=1)
-    return matrix, layer.proj(torch.cat([mixed for _, mixed in per_head], dim=-1))
+    out = layer.proj(torch.cat([mixed for _, mixed in per_head], dim=-1))
+    return _without_head_tokens(matrix, out, heads) if isinstance(layer, HeadTokenAttention) else (matrix, out)
+
+
+def _with_head_tokens(layer: HeadTokenAttention, tokens: Tensor) -> Tensor:
+    """One more token per head, made of the mean of that head's channels."""
+    width, joined = tokens.shape[2] // layer.num_heads, [tokens]
+    for head in range(layer.num_heads):
+        mean = sum(tokens[:, place, head * width : (head + 1) * width] for place in range(tokens.shape[1]))
+        made = layer.ht_proj(mean / tokens.shape[1])
+        pieces = [F.gelu(layer.ht_norm(piece)) for piece in made.split(width, dim=-1)]
+        joined.append((torch.cat(pieces, dim=-1) + layer.head_embed[:, head])[:, None])
+    return torch.cat(joined, dim=1)
+
+
+def _without_head_tokens(matrix: Tensor, out: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """What tokens take of tokens: what they take of a head's token they take of all alike."""
+    count = out.shape[1] - heads
+    direct = matrix[..., :count].clone()
+    for head in range(heads):
+        direct += matrix[..., count + head, None] / count
+    direct[:, :, 0] = (direct[:, :, 0] + direct[:, :, count:].mean(2)) / 2
+    out = out.clone()
+    out[:, 0] += out[:, count:].mean(1)
+    return direct[:, :, :count], out[:, :count]
 
 
 def _split(tokens: Tensor, parts: int) -> tuple[Tensor, ...]:

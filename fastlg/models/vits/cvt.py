@@ -20,6 +20,12 @@ class ConvolutionalTransformer(TokenModel):
     Paths are dropped in the last stage alone, the rate rising over its blocks, as the reference code does.
     """
 
+    reference_names = (
+        (r"^patch_embed\.", "stage0.patch_embed."),
+        (r"^stages\.(\d+)\.downsample\.", r"stage\1.patch_embed."),
+        (r"^stages\.(\d+)\.", r"stage\1."),
+    )
+
     def __init__(
         self,
         in_chans: int = 3,

@@ -19,6 +19,13 @@ class PyramidVisionTransformer(TokenModel):
     Lists have one entry per stage. ``sr_ratios``: side of the patches that keys and values are made of; 1: all tokens.
     """
 
+    reference_names = (
+        (r"^patch_embed\.", "patch_embed1."),
+        (r"^stages\.(\d+)\.downsample\.", lambda m: f"patch_embed{int(m[1]) + 1}."),
+        (r"^stages\.(\d+)\.blocks\.", lambda m: f"block{int(m[1]) + 1}."),
+        (r"^stages\.(\d+)\.pos_embed$", lambda m: f"pos_embed{int(m[1]) + 1}"),
+    )
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

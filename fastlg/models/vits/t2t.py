@@ -25,6 +25,16 @@ class T2TViT(TokenModel):
     the positions are buffers: saved with the weights, never trained.
     """
 
+    reference_names = (
+        (r"^patch_embed\.performers\.", "t2t_module.attention."),
+        (r"^patch_embed\.proj\.", "t2t_module.projection."),
+        (r"^blocks\.", "layers."),
+        (r"\.attn\.kqv\.", ".attn.qkv_transform."),
+        (r"\.attn\.features$", ".attn.w"),
+        (r"\.attn\.qkv\.", ".attn.qkv_transform."),
+        (r"\.attn\.proj\.", ".attn.projection."),
+    )
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

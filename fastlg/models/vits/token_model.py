@@ -36,6 +36,7 @@ class TokenModel(nn.Module):
     """
 
     num_prefix_tokens = 1
+    reference_names: tuple = ()  # from its names to the authors', as weights.py has them
 
     def __init__(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float):
         super().__init__()

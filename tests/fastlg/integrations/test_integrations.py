@@ -110,6 +110,7 @@ def test_timm_task_guides_pyramid_students_with_a_timm_teacher():
         ("t2t_vit_7", {"img_size": 48, "embed_dim": 24, "depth": 3, "num_heads": 2}, [24, 24, 24]),
         ("pvt_tiny", {"img_size": 48, "embed_dims": (8, 16, 20, 32), "depths": (1, 1, 1, 1)}, [8, 16, 20]),
         ("cvt_13", {"embed_dims": (8, 12, 24), "depths": (1, 1, 1)}, [8, 12, 24]),
+        ("dhvt_tiny_cifar_patch4", {"embed_dim": 24, "depth": 3, "num_heads": 3}, [24, 24, 24]),
     ],
 )
 def test_timm_task_guides_the_students_that_timm_lacks(name, arguments, dims):

@@ -23,8 +23,11 @@ TINY = {
     "t2t_vit_7": (51, {"embed_dim": 24, "depth": 4, "num_heads": 3, "token_dim": 10}),
     "pvt_tiny": (64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
     "cvt_13": (45, {"embed_dims": [8, 12, 24], "depths": [1, 2, 2]}),
+    "dhvt_tiny_cifar_patch4": (21, {"embed_dim": 24, "depth": 4, "num_heads": 3}),
+    "dhvt_small_cifar_patch2": (12, {"embed_dim": 24, "depth": 4, "num_heads": 2}),
 }
-ONE_EACH = ["deit_tiny_patch16_224", "convit_tiny", "pit_ti_224", "pvt_v2_b0", "t2t_vit_7", "pvt_tiny", "cvt_13"]
+OWN = ["t2t_vit_7", "pvt_tiny", "cvt_13", "dhvt_tiny_cifar_patch4"]
+ONE_EACH = ["deit_tiny_patch16_224", "convit_tiny", "pit_ti_224", "pvt_v2_b0", *OWN]
 PUBLISHED = [  # name, parameters, guided blocks, grids, dims, Eq. 8: from the reference and the paper
     ("deit_tiny_patch16_224", 5_543_716, [0, 6, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
     ("convit_tiny", 5_536_812, [0, 6, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
@@ -34,6 +37,7 @@ PUBLISHED = [  # name, parameters, guided blocks, grids, dims, Eq. 8: from the r
     ("t2t_vit_14", 21_119_306, [0, 7, 13], [14, 14, 14], [384, 384, 384], [0, 6, 13]),  # and 79,744 buffers
     ("pvt_tiny", 12_767_588, [0, 3, 7], [56, 28, 7], [64, 128, 512], [0, 3, 7]),
     ("cvt_13", 19_650_980, [0, 6, 11], [56, 14, 14], [64, 384, 384], [0, 6, 12]),
+    ("dhvt_tiny_imagenet_patch16", 6_093_634, [0, 5, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
 ]
 
 
@@ -93,8 +97,8 @@ def test_tokens_are_what_the_blocks_put_out(name):
         student.bare(x)
         expected = dict(seen)
         _, tokens = student(x)
-    prefix = {"distilled": 2, "reg4": 5, "deit": 1, "vit": 1, "pit": 1, "convit": 1, "pvt": 0, "t2t": 1, "cvt": 0}
-    leading = next(count for part, count in prefix.items() if part in name)
+    prefix = {"distilled": 2, "reg4": 5, "pvt": 0, "cvt": 0}
+    leading = next((count for part, count in prefix.items() if part in name), 1)
     joins = {"convit_tiny": (2, 1), "pvt_tiny": (4, 1), "cvt_13": (3, 1)}  # block at which the class token joins
     for block, grid, dim, got in zip(student.blocks, student.grids, student.dims, tokens, strict=True):
         torch.testing.assert_close(got, expected[block], rtol=1e-5, atol=1e-5)
@@ -103,7 +107,7 @@ def test_tokens_are_what_the_blocks_put_out(name):
         assert got.shape == (3, grid[0] * grid[1] + late, dim)
 
 
-@pytest.mark.parametrize("name", ["pit_ti_224", "pvt_v2_b0", "t2t_vit_7", "pvt_tiny", "cvt_13"])
+@pytest.mark.parametrize("name", ["pit_ti_224", "pvt_v2_b0", *OWN])
 def test_tokens_are_handed_on_without_a_copy(name):
     """The guided block's output and what follows share memory: channels innermost, nothing permuted into NCHW."""
     student = tiny(name, blocks=[1, 3])
@@ -237,6 +241,9 @@ def test_build_follows_the_config():
         ("t2t_vit_7", {"model_args": {"depht": 2}}, "model.args.depht is no argument"),
         ("t2t_vit_7", {"model_args": {"global_pool": "max"}}, "global_pool 'max'"),
         ("t2t_vit_15", {}, "did you mean t2t_vit_14"),
+        ("dhvt_tiny_cifar_patch4", {"model_args": {"patch_size": 8}}, r"patch_size 8: one of \(2, 4, 16\)"),
+        ("dhvt_tiny_cifar_patch4", {"model_args": {"num_heads": 5}}, "width 192 is no multiple of 5 heads"),
+        ("dhvt_tiny_cifar_patch4", {"blocks": [12]}, "no block 12; its blocks are 0 to 11"),
         ("cvt_13", {"blocks": [13]}, "no block 13; its blocks are 0 to 12"),
         ("cvt_13", {"model_args": {"depths": [1, 2]}}, "one entry for each of 3 stages"),
     ],
