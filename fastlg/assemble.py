@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastlg import ranks
-from fastlg.config import Config
+from fastlg.config import Config, OptimConfig
 from fastlg.data.loaders.choose import make_loader
 from fastlg.data.loaders.plan import SamplePlan
 from fastlg.data.store.store import Store
@@ -23,9 +23,10 @@ from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.schedule import image_size
 from fastlg.engine.switches import Switches, decide
+from fastlg.engine.update.timm_optimizers import keeps_on_host
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
-from fastlg.models.param_groups import param_groups
+from fastlg.models.param_groups import layer_scales, param_groups
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student, use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
@@ -75,6 +76,7 @@ def assemble(
         norm_stats=norm_stats,
         is_on_device=cached is None or cached.is_on_device,
         is_cnn=model.is_cnn,
+        optimizer=keeps_on_host(config.optim),
     )
     teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
     teacher = cached
@@ -88,7 +90,7 @@ def assemble(
         engine=new_engine(
             config.engine,
             config.optim,
-            param_groups(unit, config.optim.weight_decay, muon=config.optim.name == "muon"),
+            groups_of(unit, config.optim),
             unit,
             teacher,
             device=device,
@@ -123,6 +125,17 @@ def begin(model: Student | CifarResNet, config: Config, stores: Stores) -> None:
     elif settings.init in KINDS:
         with Pulse(lambda: f"start    making {settings.init} weights"):
             say(f"start    {start_structured(model.bare, settings.init, config.run.seed)}")
+
+
+def groups_of(unit: GuidedStudent, optim: OptimConfig) -> list[dict]:
+    """Of the optimizer of a run. Raises UserError where layers shall differ and the student does not tell them."""
+    scales, student = None, unit.student
+    if optim.layer_decay < 1:
+        bare = getattr(student, "bare", student)
+        inside = "student." if bare is student else "student.bare."
+        found = layer_scales(bare, getattr(student, "name", type(student).__name__), optim.layer_decay)
+        scales = {inside + name: share for name, share in found.items()}
+    return param_groups(unit, optim.weight_decay, muon=optim.name == "muon", scales=scales)
 
 
 def new_unit(
@@ -186,7 +199,8 @@ def check_buildable(config: Config, stores: Stores, *, begins: bool = True) -> N
     model = new_model(config.model, config.teacher, len(stores.class_names))
     if begins and config.model.weights is not None:
         begin_from(model, config.model.weights, stores.class_names)
-    GuidedStudent(model, [1] * len(model.blocks) if config.teacher else [], config.guidance, config.drloc)
+    unit = GuidedStudent(model, [1] * len(model.blocks) if config.teacher else [], config.guidance, config.drloc)
+    groups_of(unit, config.optim)
     make_views(config, None, len(stores.class_names))
 
 

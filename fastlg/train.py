@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from inspect import signature
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from fastlg.data.stores import Stores, open_stores
 from fastlg.engine.build import stand_in
 from fastlg.engine.precision import pick_device, uses_cuda
 from fastlg.engine.prefetch import prefetched
-from fastlg.engine.schedule import guidance_share, learning_rate
+from fastlg.engine.schedule import guidance_share, schedule_of
 from fastlg.errors import RunError
 from fastlg.features import expect_features, find_features
 from fastlg.models.build import new_model
@@ -149,10 +148,10 @@ def _train(config: Config, resume: str, callbacks: Callbacks) -> dict:
 def fit(parts: Parts, run: Run) -> None:
     """The training loop."""
     optim = parts.config.optim
-    schedule = optim.model_dump(include=set(signature(learning_rate).parameters) - {"epoch"})
+    learning_rate = schedule_of(optim)
     parts.unit.train()
     for epoch in range(run.position.epoch, optim.epochs):
-        parts.engine.set_learning_rate(learning_rate(epoch, **schedule))
+        parts.engine.set_learning_rate(learning_rate(epoch))
         begin_epoch(parts, epoch)
         for views, batch in run.steps(batches(parts, epoch, run.position.batch)):
             run.after_step(parts.engine.step(views, batch, parts.step_total(run.position.batch)))

@@ -98,15 +98,15 @@ FAULTS = [
     Fault(
         "rate never set",
         "fastlg/train.py",
-        "parts.engine.set_learning_rate(learning_rate(epoch, **schedule))",
-        "learning_rate(epoch, **schedule)",
+        "parts.engine.set_learning_rate(learning_rate(epoch))",
+        "learning_rate(epoch)",
         f"{REACHES} -k record",
     ),
     Fault(
         "rate of the next epoch",
         "fastlg/train.py",
-        "learning_rate(epoch, **schedule)",
-        "learning_rate(epoch + 1, **schedule)",
+        "set_learning_rate(learning_rate(epoch))",
+        "set_learning_rate(learning_rate(epoch + 1))",
         f"{REACHES} -k record",
     ),
     Fault(
@@ -293,7 +293,7 @@ FAULTS = [
     ),
     Fault(
         "no momentum of momentum",
-        "fastlg/engine/muon.py",
+        "fastlg/engine/update/muon.py",
         "torch._foreach_lerp(grads, buffers, self.momentum)",
         "buffers",
         "fastlg/engine/test_muon.py",

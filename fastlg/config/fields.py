@@ -35,6 +35,19 @@ def _run_name(name: str) -> str:
     return name
 
 
+TIMM = "timm:"  # begins the name of an optimizer or a schedule that is timm's
+
+
+def _of_timm(name: str) -> str:
+    if not name.startswith(TIMM) or not name.removeprefix(TIMM):
+        raise ValueError(f"one of timm's is named {TIMM}NAME")
+    return name
+
+
+class Form(str):
+    """Marks a text field that takes a form of text alone, as messages show it."""
+
+
 # Every integer has a largest value, beyond which there is no run but only a machine out of memory.
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -54,6 +67,7 @@ Switch = bool | Literal["auto"]
 Path = Annotated[_Path, BeforeValidator(_given), AfterValidator(usable_path)]
 Text = Annotated[str, Field(min_length=1)]
 HomeText = Annotated[Text, AfterValidator(_known_home)]  # a path or a name; a ~ in front has a home
+OfTimm = Annotated[str, AfterValidator(_of_timm), Form("timm:NAME")]
 RunName = Annotated[str, AfterValidator(_run_name)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

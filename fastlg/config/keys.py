@@ -7,7 +7,12 @@ from typing import Any
 from fastlg.config.values import NULLS, Plain
 from fastlg.errors import UserError, brief
 
-LITERAL = ("teacher.overrides.", "model.args.")  # behind these the rest is one key, whatever dots it has
+LITERAL = (
+    "teacher.overrides.",
+    "model.args.",
+    "optim.args.",
+    "optim.schedule_args.",
+)  # behind these the rest is one key, whatever dots it has
 
 
 def split(key: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from fastlg.config.fields import Form
 from fastlg.config.values import hints, section_of
 from fastlg.errors import brief
 
@@ -90,7 +91,8 @@ def allowed(annotation: Any) -> str:
     """What a field takes: 'an integer from 1 to 4096', 'one of a, b', 'a list of 2, each a number from 0 to 1'."""
     origin, own = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return f"{allowed(own[0])}{_range(own[1:])}"
+        form = next((mark for mark in own[1:] if isinstance(mark, Form)), None)
+        return str(form) if form else f"{allowed(own[0])}{_range(own[1:])}"
     if origin is Literal:
         return f"one of {', '.join(map(str, own))}" if len(own) > 1 else str(own[0])
     if origin in (Union, types.UnionType):

@@ -20,6 +20,7 @@ from fastlg.config.fields import (
     HomeText,
     Momentum,
     NotNegative,
+    OfTimm,
     Path,
     Positive,
     RunName,
@@ -31,6 +32,7 @@ from fastlg.config.fields import (
     Switch,
     Text,
 )
+from fastlg.config.timm_names import OfTimmOrOurs
 from fastlg.config.values import BY_KEY
 from fastlg.errors import brief
 
@@ -203,15 +205,18 @@ class DrlocConfig(Section):
         return self
 
 
-class OptimConfig(Section):
+class OptimConfig(OfTimmOrOurs):
     """Optimizer and learning rate, which is one throughout an epoch (engine/schedule.py)."""
 
-    name: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for matrices of hidden layers, adamw for the rest
+    name: Literal["adamw", "sgd", "muon"] | OfTimm = "adamw"  # muon: for hidden matrices, adamw for the rest
+    args: dict[str, Any] = {}  # of timm's optimizers: what they take beside lr and weight_decay
     lr: Positive = 5e-4  # learning rate after the warm-up, for global_batch_size as it is
     min_lr: NotNegative = 5e-6  # where it ends
     warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20  # lr rises linearly over them
     warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
-    schedule: Literal["cosine", "linear"] = "cosine"  # how lr falls to min_lr; cosine: as timm's
+    schedule: Literal["cosine", "linear"] | OfTimm = "cosine"  # how lr falls to min_lr; cosine: as timm's
+    schedule_args: dict[str, Any] = {}  # of timm's schedules, as timm.scheduler.create_scheduler_v2 takes them
+    layer_decay: Share = 1.0  # lr of a layer by that of the layer above it, layers as timm counts them; 1: one lr
     flat: Momentum = 0.0  # share of the epochs, warm-up included, before it begins to fall
     epochs: Epochs = 300  # passes over the training images
     global_batch_size: Batch = 128  # samples of one update, over all ranks

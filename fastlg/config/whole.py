@@ -107,10 +107,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole_matrices(self):
-        if self.optim.name == "muon" and self.engine.zero_stage > 0:
+        if (self.optim.name == "muon" or self.optim.of_timm) and self.engine.zero_stage > 0:
             raise ValueError(
-                f"optim.name is muon, which steps whole matrices, but engine.zero_stage {self.engine.zero_stage} cuts "
-                "them into flat parts; set engine.zero_stage=0 or optim.name=adamw"
+                f"optim.name is {self.optim.name}, which steps whole weights, but engine.zero_stage "
+                f"{self.engine.zero_stage} cuts them into flat parts; set engine.zero_stage=0 or optim.name=adamw"
             )
         return self
 

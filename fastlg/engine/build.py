@@ -12,7 +12,9 @@ from fastlg.engine.deepspeed_config import merged_config
 from fastlg.engine.plain import PlainEngine
 from fastlg.engine.precision import build_optimizer
 from fastlg.engine.protocol import Engine, Share, share_batch
+from fastlg.engine.schedule import schedule_of
 from fastlg.engine.switches import Switches, decide
+from fastlg.engine.update.timm_optimizers import check_optimizer, keeps_on_host
 
 
 def engine_kind(engine: EngineConfig) -> str:
@@ -24,7 +26,8 @@ def engine_kind(engine: EngineConfig) -> str:
 def check_engine(
     engine: EngineConfig, optim: OptimConfig, device: torch.device, dtype: torch.dtype, *, norm_stats: str | None
 ) -> None:
-    """Raises UserError for shares of a batch, switches or a DeepSpeed file that a run on ``device`` cannot have.
+    """Raises UserError for shares of a batch, switches, an optimizer, a schedule or a DeepSpeed file that a run on
+    ``device`` cannot have.
 
     ``norm_stats``: of the teacher that runs at every step, None where none does.
     """
@@ -38,7 +41,10 @@ def check_engine(
         world_size=world_size,
         accumulation=share.accumulation,
         norm_stats=norm_stats,
+        optimizer=keeps_on_host(optim),
     )
+    check_optimizer(optim)
+    schedule_of(optim)
     if engine_kind(engine) == "deepspeed":
         _merged(engine, optim, dtype, share)
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
+from fastlg.engine.precision import set_rates
 from fastlg.engine.protocol import (
     BesideTeacher,
     autocast,
     joined_outputs,
-    load_named_optimizer_state,
+    load_optimizer_state,
     micro_batches,
-    named_optimizer_state,
+    optimizer_state,
 )
 from fastlg.errors import UserError, first_line
 
@@ -68,8 +69,7 @@ class DeepSpeedEngine(BesideTeacher):
 
     def set_learning_rate(self, lr: float) -> None:
         self.learning_rate = lr
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.engine.optimizer, lr)
 
     def step(self, views: Views, batch: Batch, total: int) -> StepOutput:
         outputs = []
@@ -92,7 +92,7 @@ class DeepSpeedEngine(BesideTeacher):
         with self._whole_weights():
             unit = {name: _in_fp32(value) for name, value in self.unit.state_dict().items()}
         if self.stage == 0:
-            return {"unit": unit, "optimizer": named_optimizer_state(self.unit, self.basic), "scaler": self._scale()}
+            return {"unit": unit, **optimizer_state(self.unit, self.basic), "scaler": self._scale()}
         moments = {}
         self._link_moments()
         first = next(iter(self.basic.state.values()), {})  # a flat partition of ZeRO; none before the first update
@@ -111,7 +111,7 @@ class DeepSpeedEngine(BesideTeacher):
         with self._whole_weights(writer=0):
             self.unit.load_state_dict(state["unit"])
         if self.stage == 0:
-            load_named_optimizer_state(self.unit, self.basic, state["optimizer"])
+            load_optimizer_state(self.unit, self.basic, state)
         else:
             self._make_moments(state["optimizer"])
             for name, parameter in self.unit.named_parameters():

@@ -12,13 +12,14 @@ from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.engine.average import Average
 from fastlg.engine.graph import StepGraph
+from fastlg.engine.precision import set_rates
 from fastlg.engine.protocol import (
     BesideTeacher,
     autocast,
     joined_outputs,
-    load_named_optimizer_state,
+    load_optimizer_state,
     micro_batches,
-    named_optimizer_state,
+    optimizer_state,
 )
 
 
@@ -64,11 +65,7 @@ class PlainEngine(BesideTeacher):
 
     def set_learning_rate(self, lr: float) -> None:
         self.learning_rate = lr
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+        set_rates(self.optimizer, lr)
 
     def ask_teacher(self, is_asked: bool) -> None:
         if self.graph is not None and is_asked != self.is_asked:
@@ -113,14 +110,14 @@ class PlainEngine(BesideTeacher):
     def state_dict(self) -> dict:
         return {
             "unit": {name: value.detach().cpu() for name, value in self.unit.state_dict().items()},
-            "optimizer": named_optimizer_state(self.unit, self.optimizer),
+            **optimizer_state(self.unit, self.optimizer),
             "scaler": self.scaler.state_dict(),
             **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.unit.load_state_dict(state["unit"])
-        load_named_optimizer_state(self.unit, self.optimizer, state["optimizer"])
+        load_optimizer_state(self.unit, self.optimizer, state)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if state["scaler"]:

@@ -7,7 +7,8 @@ import warnings
 import torch
 
 from fastlg.config import EngineConfig, OptimConfig
-from fastlg.engine.muon import Muon
+from fastlg.engine.update.muon import Muon
+from fastlg.engine.update.timm_optimizers import timm_optimizer
 from fastlg.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,16 +36,31 @@ def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 
 
 def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool = False) -> torch.optim.Optimizer:
-    """Fused AdamW, Nesterov SGD, or Muon beside AdamW, over parameter groups that carry their own weight decay.
+    """Fused AdamW, Nesterov SGD, Muon beside AdamW, or one of timm's, over parameter groups that carry their own weight
+    decay, and where layers have learning rates of their own ``lr_scale``, their share of the rate.
 
     ``on_device`` keeps learning rate and step count in tensors there, which a captured CUDA graph reads anew each time.
+    Raises UserError for what timm does not have.
     """
     lr: float | torch.Tensor = config.lr
     if on_device:
         lr = torch.tensor(config.lr, device=groups[0]["params"][0].device)
+        groups = [{**group, "lr": lr.clone()} for group in groups]  # one that all share could not be scaled
         warnings.filterwarnings("ignore", message=".*capturable=True")  # the first steps and odd batches run uncaptured
+    if config.of_timm:
+        return timm_optimizer(groups, config, lr, on_device=on_device)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     if config.name == "muon":
         return Muon(groups, lr, momentum=config.muon_momentum, betas=config.betas, capturable=on_device)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True, capturable=on_device)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Every group's share (``lr_scale``, or all) of the learning rate; where it lies in a tensor, in the same one."""
+    for group in optimizer.param_groups:
+        own = lr * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own

@@ -44,7 +44,8 @@ class Engine(Protocol):
 
     def state_dict(self) -> dict:
         """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU, and of a
-        run with optim.ema its "average"; complete on rank 0, perhaps elsewhere."""
+        run with optim.ema its "average"; complete on rank 0, perhaps elsewhere. What an optimizer remembers of a whole
+        group of parameters is in "optimizer_groups"."""
 
     def load_state_dict(self, state: dict) -> None: ...
 
@@ -132,20 +133,33 @@ def joined_outputs(outputs: list[StepOutput]) -> StepOutput:
     return StepOutput(**losses, **sums)
 
 
-def named_optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """A torch optimizer's moments by parameter name, on the CPU."""
-    names = _names_in_order(unit, optimizer)
-    state = optimizer.state_dict()["state"]
-    return {
-        names[i]: {k: torch.as_tensor(v).cpu() for k, v in own.items() if v is not None} for i, own in state.items()
-    }
+GIVEN = {"params", "lr", "weight_decay", "lr_scale", "muon"}  # of parameter groups, beside an optimizer's own defaults
 
 
-def load_named_optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+def optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """{"optimizer": a torch optimizer's moments by parameter name}, on the CPU, and where it remembers something of
+    whole groups, such as a count of steps, "optimizer_groups", one dict for each."""
     names = _names_in_order(unit, optimizer)
     whole = optimizer.state_dict()
-    whole["state"] = {index: state[name] for index, name in enumerate(names) if name in state}
+    state = {names[i]: {k: _on_cpu(v) for k, v in own.items() if v is not None} for i, own in whole["state"].items()}
+    known = GIVEN | optimizer.defaults.keys()
+    groups = [{k: _on_cpu(v) for k, v in group.items() if k not in known} for group in whole["param_groups"]]
+    return {"optimizer": state, **({"optimizer_groups": groups} if any(groups) else {})}
+
+
+def load_optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Takes over what ``optimizer_state`` gave, every number in its own type."""
+    names, own = _names_in_order(unit, optimizer), state["optimizer"]
+    whole = optimizer.state_dict()
+    whole["state"] = {index: own[name] for index, name in enumerate(names) if name in own}
+    for group, saved in zip(whole["param_groups"], state.get("optimizer_groups", []), strict=False):
+        group.update(saved)
     optimizer.load_state_dict(whole)
+
+
+def _on_cpu(value):
+    """Tensors on the CPU; plain numbers stay what they are, for an optimizer that counts in Python goes on so."""
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _names_in_order(unit: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

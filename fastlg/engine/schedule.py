@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
+
+from fastlg.config import OptimConfig
+from fastlg.engine.update.timm_schedules import timm_rates
+
+
+def schedule_of(optim: OptimConfig) -> Callable[[int], float]:
+    """Learning rate of each 0-based epoch, ours or timm's. Raises UserError for what timm does not have."""
+    if optim.schedule_of_timm:
+        return timm_rates(optim)
+    return partial(learning_rate, **optim.model_dump(include=set(signature(learning_rate).parameters) - {"epoch"}))
 
 
 def learning_rate(

@@ -45,12 +45,14 @@ def decide(
     norm_stats: str | None,
     is_on_device: bool = True,
     is_cnn: bool = False,
+    optimizer: str = "",
 ) -> Switches:
     """Resolves every ``auto``. Raises UserError for a switch that is asked for and cannot be.
 
     norm_stats    the online teacher's, None without one
     is_on_device  all that the teacher reads is there
     is_cnn        what is trained is a CNN
+    optimizer     why its updates cannot be captured, "" where they can
     """
     cuda = "" if device.type == "cuda" else "needs CUDA"
     impossible = {
@@ -60,7 +62,8 @@ def decide(
         or ("ranks exchange gradients from the host" if world_size > 1 else "")
         or ("fp16 scales gradients from the host" if dtype == torch.float16 else "")
         or ("several forward passes make one update" if accumulation > 1 else "")
-        or ("teacher features come from the host" if not is_on_device else ""),
+        or ("teacher features come from the host" if not is_on_device else "")
+        or optimizer,
         "prefetch": cuda,
         "channels_last": "" if norm_stats or is_cnn else NO_CNN,
         "fold_norms": {

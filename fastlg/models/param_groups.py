@@ -1,16 +1,22 @@
-"""Which parameters weight decay spares, and which Muon steps."""
+"""Which parameters weight decay spares, which Muon steps, and how fast each layer learns."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
+from timm.models import group_parameters
 from torch import nn
+
+from fastlg.errors import UserError
 
 SPARED = ("cls_token", "pos_embed", "dist_token", "distill_token")
 NOT_HIDDEN = re.compile(r"(^|\.)(head|stem|patch_embed|pos_)")  # first and last layers; ConViT's map of positions
 
 
-def param_groups(module: nn.Module, weight_decay: float, *, muon: bool = False) -> list[dict]:
+def param_groups(
+    module: nn.Module, weight_decay: float, *, muon: bool = False, scales: Mapping[str, float] | None = None
+) -> list[dict]:
     """Optimizer groups, [no decay, decay]; every trainable parameter is in exactly one, in definition order.
 
     No decay: 1-D parameters, names ending in ".bias", and class, distillation and position tokens (the reference
@@ -18,12 +24,17 @@ def param_groups(module: nn.Module, weight_decay: float, *, muon: bool = False) 
     between hidden layers (``is_hidden_matrix``) out of the decayed ones, to a third group that says so. ``module`` may
     be a student or a unit that wraps it with its projections: names are judged by what they contain. A group without
     parameters is left out.
+
+    ``scales`` (``layer_scales``) splits every group by its parameters' share of the learning rate, which is then the
+    group's ``lr_scale``; a parameter without one has all of it.
     """
     spared, decayed, matrices = [], [], []
     told, outer = _told(module, "undecayed"), _told(module, "outer")
+    share_of = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
+        share_of[parameter] = (scales or {}).get(name, 1.0)
         if parameter.ndim == 1 or name.endswith(".bias") or any(token in name for token in SPARED) or name in told:
             spared.append(parameter)
         elif muon and name not in outer and is_hidden_matrix(name, parameter):
@@ -32,7 +43,34 @@ def param_groups(module: nn.Module, weight_decay: float, *, muon: bool = False) 
             decayed.append(parameter)
     groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
     groups.append({"params": matrices, "weight_decay": weight_decay, "muon": True})
+    if scales is not None:
+        groups = [own for group in groups for own in _by_share(group, share_of)]
     return [group for group in groups if group["params"]]
+
+
+def _by_share(group: dict, share_of: Mapping[nn.Parameter, float]) -> list[dict]:
+    shares = sorted({share_of[parameter] for parameter in group["params"]})
+    return [
+        {**group, "params": [own for own in group["params"] if share_of[own] == share], "lr_scale": share}
+        for share in shares
+    ]
+
+
+def layer_scales(model: nn.Module, name: str, decay: float) -> dict[str, float]:
+    """Parameter -> its share of the learning rate: 1 in the last layer, ``decay`` times that of the layer above in the
+    others, as timm's ``param_groups_layer_decay`` has it. Layers are what the model's own ``group_matcher`` says.
+
+    Raises UserError for a model, called ``name``, that says nothing of its layers, or sees a single one.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    layer_of = group_parameters(model, matcher(coarse=False), reverse=True) if callable(matcher) else {}
+    last = max(layer_of.values(), default=0)
+    if last == 0:
+        raise UserError(
+            f"optim.layer_decay is {decay:g}, but {name} does not say which of its layers come after which (timm's "
+            "group_matcher); set optim.layer_decay=1"
+        )
+    return {own: decay ** (last - layer) for own, layer in layer_of.items()}
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:

@@ -30,6 +30,8 @@ TWO_RANKS = {
     "drloc, accumulation": (*DRLOC, "engine.micro_batch_size=4"),
     "drloc, zero3": (*DRLOC, "engine.zero_stage=3"),
     "muon, zero0": ("optim.name=muon", "engine.kind=deepspeed"),
+    "timm's adan, layer decay, zero0": ("optim.name=timm:adan", "optim.layer_decay=0.7", "engine.kind=deepspeed"),
+    "layer decay, zero2": ("optim.layer_decay=0.7", "engine.zero_stage=2"),
     "partial last step": ("optim.drop_last=false",),
     "partial last step, zero2, many passes": (
         "optim.drop_last=false",

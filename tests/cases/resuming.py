@@ -40,8 +40,18 @@ def assert_same_run(one, other) -> None:
     for name, value in first["engine"].get("average", {"weights": {}})["weights"].items():
         assert torch.equal(value, second["engine"]["average"]["weights"][name]), name
     for name, moments in first["engine"]["optimizer"].items():
-        for moment, value in moments.items():
-            assert torch.equal(value, second["engine"]["optimizer"][name][moment]), (name, moment)
+        assert same(moments, second["engine"]["optimizer"][name]), name
+    groups = [state["engine"].get("optimizer_groups", []) for state in (first, second)]
+    assert len(groups[0]) == len(groups[1]) and all(map(same, *groups))
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether two dicts of tensors and plain numbers hold the same bits of the same types."""
+    return one.keys() == other.keys() and all(
+        type(value) is type(other[key])
+        and (torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key])
+        for key, value in one.items()
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 from benchmarks.harness.bench import Bench
 from benchmarks.harness.counting import ADAMW_BYTES, Work
 from fastlg.config import Config, load_config
-from fastlg.engine.muon import Muon, flops_of, matrix_of, orthogonal_dtype
+from fastlg.engine.update.muon import Muon, flops_of, matrix_of, orthogonal_dtype
 from fastlg.models.build import new_model
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 import yaml
 from reach import ALONE, BARE, config_of, first_batch, parts_of, reaches, teacher_model
+from timm.optim import create_optimizer_v2
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
 import fastlg.commands.reproduce as reproducing
@@ -209,6 +211,36 @@ def muon(tmp_path, monkeypatch):
             parts.engine.step(views, batch, 16)
         wanted = momentum * (1 - momentum) * seen[0] + (1 - momentum) * seen[1]
         torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], wanted)
+
+
+@reaches("optim.name", "optim.args", "optim.layer_decay")
+def timms_optimizer(tmp_path, monkeypatch):
+    """timm's own AdaMax and its layer decay, beside those of the run."""
+    lr, betas = 0.05, [0.5, 0.9]
+    own = ("optim.name=timm:adamax", f"optim.args.betas={betas}", "optim.layer_decay=0.5", f"optim.lr={lr}")
+    parts, batch, views = first_batch(*ALONE, "model.init=timm", "optim.weight_decay=0", *own)
+    truth = copy.deepcopy(parts.unit)
+    groups = param_groups_layer_decay(truth.student.bare, weight_decay=0.0, layer_decay=0.5)
+    optimizer = create_optimizer_v2(groups, "adamax", lr=lr, betas=betas)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    parts.engine.set_learning_rate(lr)
+    for _ in range(2):
+        optimizer.zero_grad()
+        truth(views.student, views.targets, None).loss.backward()
+        optimizer.step()
+        parts.engine.step(views, batch, 16)
+    for mine, by_timm in zip(parts.unit.parameters(), truth.parameters(), strict=True):
+        torch.testing.assert_close(mine, by_timm, rtol=0, atol=0)
+
+
+@reaches("optim.schedule", "optim.schedule_args")
+def timms_schedule(tmp_path, monkeypatch):
+    own = ("optim.lr=2e-3", "optim.warmup_epochs=0", "optim.epochs=4", "log.every_steps=3", "optim.schedule=timm:step")
+    args = ("optim.schedule_args.decay_epochs=2", "optim.schedule_args.decay_rate=0.25")
+    rows, _ = recorded(tmp_path, monkeypatch, *own, *args, "model.args.depth=1", "model.blocks=[0]")
+    rates = [row["lr"] for row in rows if row["kind"] == "train"]
+    assert rates == pytest.approx([2e-3, 2e-3, 5e-4, 5e-4], rel=1e-9)
 
 
 @reaches("optim.ema")

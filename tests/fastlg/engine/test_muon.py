@@ -10,8 +10,8 @@ from engine_cases import trained
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlg.engine import muon
-from fastlg.engine.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonal_steps, orthogonalised, stacked
+from fastlg.engine.update import muon
+from fastlg.engine.update.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonal_steps, orthogonalised, stacked
 
 # Square, tall, wide, equal ones, one row, one column, convolutions of two kernel sizes.
 SHAPES = [
