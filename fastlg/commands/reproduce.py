@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 from fastlg.commands.line.early import expect_possible
+from fastlg.commands.many.overlay import NOTHING, Overlay, read_overlay
 from fastlg.commands.many.rows import Row, folder_name, group_name, plan, seeds_of
 from fastlg.commands.many.table import LeftOut, Table
 from fastlg.commands.sweep import without_name
@@ -45,6 +48,7 @@ def reproduce(
     only: str | None = None,
     jobs: int = 1,
     dry_run: bool = False,
+    overlay: Path | None = None,
 ) -> dict:
     """Trains or resumes all rows of a table, over seeds, and returns its content; see many/go.py.
 
@@ -53,21 +57,24 @@ def reproduce(
                of its own takes what ``teacher.overrides`` says
     seeds      how many from the configs' own on, or which: "3", "0,5,7"
     only       rows that have this text in their name
+    overlay    a file of overrides, of all rows and by student (many/overlay.py); ``overrides`` come after them
 
     Raises UserError for a table that is not there, before anything is trained.
     """
     number = table_number(name)
     called, overrides = without_name(overrides)
-    rows = rows_of(number, overrides, only)
+    file = read_overlay(overlay, students()) if overlay is not None else NOTHING
+    rows = rows_of(number, overrides, only, file)
     first = rows[0].config
     for row in rows:
         expect_possible(row.config)
     chosen = seeds_of(seeds, first.run.seed)
-    group = called or group_name("paper", parse_overrides(overrides))
+    group = called or group_name("paper", {**file.as_dict(), **parse_overrides(overrides)})
     entries = plan(rows, chosen, group)
     left_out = [own for own in LEFT_OUT.get(number, []) if _matches(own.row, only)]
     title = f"Table {number}: {TITLES[number]}{f'; rows with {brief(only)} alone' if only else ''}"
-    table = Table(title, entries, chosen, overrides, left_out)
+    told = [*file.told([row.config.model.name for row in rows]), *overrides]
+    table = Table(title, entries, chosen, told, left_out)
     stem = f"table{number}{'-' + folder_name(only) if only else ''}"
     from fastlg.commands.many.go import run_table  # late: it imports torch
 
@@ -84,24 +91,35 @@ def table_number(name: str) -> int:
     return number
 
 
-def rows_of(number: int, overrides: Sequence[str], only: str | None = None) -> list[Row]:
+def students() -> list[str]:
+    """model.name of every published row."""
+    return [config.model.name for _, config in published()]
+
+
+def published() -> list[tuple[str, Config]]:
+    """(name, config) of every shipped config that is a row of a table."""
+    return _published(tuple(shipped_configs().items()))
+
+
+@cache
+def _published(files: tuple[tuple[str, Path], ...]) -> list[tuple[str, Config]]:
+    configs = ((name, load_config(name)) for name, _ in files)
+    return [(name, config) for name, config in configs if config.paper_rows]
+
+
+def rows_of(number: int, overrides: Sequence[str], only: str | None = None, overlay: Overlay = NOTHING) -> list[Row]:
     """Raises UserError for overrides that no row takes, and where ``only`` leaves none."""
-    places = [
-        (place, name)
-        for name in shipped_configs()
-        for place in load_config(name).paper_rows
-        if place.table == number and _matches(place.row, only)
-    ]
+    of_table = [(own, name, config) for name, config in published() for own in config.paper_rows if own.table == number]
+    places = [place for place in of_table if _matches(place[0].row, only)]
     if not places:
-        names = ", ".join(
-            sorted(own.row for name in shipped_configs() for own in load_config(name).paper_rows if own.table == number)
-        )
+        names = ", ".join(sorted(own.row for own, _, _ in of_table))
         raise UserError(f"--rows {brief(only)} is in the name of no row of table{number}: {names}")
-    return [_row(place, name, overrides) for place, name in sorted(places, key=lambda own: natural(own[0].row))]
+    places.sort(key=lambda own: natural(own[0].row))
+    return [_row(*place, (*overlay.of(place[2].model.name), *overrides)) for place in places]
 
 
-def _row(place: PaperRow, name: str, overrides: Sequence[str]) -> Row:
-    own = tuple(overrides_for(load_config(name), overrides))
+def _row(place: PaperRow, name: str, config: Config, overrides: Sequence[str]) -> Row:
+    own = tuple(overrides_for(config, overrides))
     return Row({"row": place.row}, name, own, load_config(name, own), name, place.top1)
 
 

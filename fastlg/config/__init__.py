@@ -10,6 +10,7 @@ from fastlg.config.load import (
     find_config,
     load_config,
     read_saved_config,
+    read_tree,
     save_config,
     shipped_configs,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "load_config",
     "parse_overrides",
     "read_saved_config",
+    "read_tree",
     "save_config",
     "shipped_configs",
 ]

@@ -172,6 +172,13 @@ def _tree(path: Path) -> tuple[dict, str]:
     return tree, f"{brief(path, PATH)}{' is empty' if read is None else ''}"
 
 
+def read_tree(path: Path) -> dict:
+    """What a file of sections states, its scalars as they were typed. Raises UserError, one line."""
+    if not is_file(path):
+        raise UserError(f"{brief(path, PATH)} is no file; give a YAML file of sections, as a config has them")
+    return _tree(path)[0]
+
+
 def save_config(config: Config, path: Path) -> None:
     """Atomically, and only when it changed: a kill or a full disk leaves the old file or the new one."""
     text = write_yaml(config.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,9 @@ Jobs = Annotated[
 ]
 Seeds = Annotated[str | None, typer.Option(metavar="N", help="How many seeds (3), or which (0,5,7).")]
 Costs = Annotated[bool, typer.Option("--dry-run", help="List the runs with their epochs; train nothing.")]
+Overlay = Annotated[
+    Path | None, typer.Option("--with", metavar="FILE", help="YAML of overrides, of all rows and by_model.")
+]
 
 
 def reproduce(
@@ -25,6 +29,7 @@ def reproduce(
     rows: Annotated[str | None, typer.Option(metavar="TEXT", help="Only rows with this in their name.")] = None,
     jobs: Jobs = 1,
     dry_run: Costs = False,
+    overlay: Overlay = None,
 ) -> None:
     """Train or resume every row of a table of the paper, and show paper against measured.
 
@@ -32,7 +37,7 @@ def reproduce(
     """
     from fastlg.commands.reproduce import reproduce as run
 
-    run(table, overrides or [], seeds=seeds, only=rows, jobs=jobs, dry_run=dry_run)
+    run(table, overrides or [], seeds=seeds, only=rows, jobs=jobs, dry_run=dry_run, overlay=overlay)
 
 
 def sweep(
