@@ -35,6 +35,7 @@ SLICE_OVER = 143  # speedrun.py saved itself when its slice was over
 SMALLEST = 8  # seconds below which no stage is begun
 GPU_TESTS = (
     "tests/fastlg/engine/test_engines_gpu.py",
+    "tests/fastlg/test_drloc.py",
     "tests/kernels/guidance/test_guidance_gpu.py",
     "tests/kernels/augment/test_augment_gpu.py",
     "tests/fastlg/data/loaders/test_loader_resident.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fastlg.config import DrlocConfig
+from fastlg.data.views.pairs import PairSampler
 from fastlg.drloc import DenseRelativeLoc, loss_weight
 from fastlg.errors import UserError
 
@@ -124,6 +126,33 @@ def test_the_loss_is_that_of_a_loop_over_pairs(kind, side, prefix, is_pooled):
     (wanted,) = torch.autograd.grad(truth.sum(), tokens)
     (found,) = torch.autograd.grad(head(tokens, pairs).sum(), tokens)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_device_draws_the_same_pairs_and_learns_the_same_of_them_as_float64(kind, device):
+    """Twice: what is added up in another order each time would differ by bits."""
+    torch.manual_seed(4)
+    truth = DenseRelativeLoc((7, 7), 24, config_for(*kind, hidden=33), is_pooled=True).double()
+    head = copy.deepcopy(truth).float().to(device)
+    tokens, ids = torch.randn(37, 50, 24), torch.arange(37)
+    sampler = PairSampler(side=truth.side, count=19, seed=3, weight_at=lambda epoch: 0.5)
+    (pairs, _), (there, _) = sampler(ids, 2), sampler(ids.to(device), 2)
+    assert there.device.type == device and torch.equal(there.cpu(), pairs)
+
+    def learned(head, tokens, pairs) -> list[torch.Tensor]:
+        tokens = tokens.requires_grad_()
+        loss = head(tokens, pairs).mean()
+        return [loss, *torch.autograd.grad(1.7 * loss, [tokens, *head.parameters()])]
+
+    wanted = learned(truth, tokens.double(), pairs)
+    one, two = (learned(head, tokens.to(device, copy=True), there) for _ in range(2))
+    for name, (first, second, true) in enumerate(zip(one, two, wanted, strict=True)):
+        assert torch.equal(first, second), name
+        torch.testing.assert_close(first.cpu().double(), true, rtol=1e-4, atol=1e-5 * true.abs().max().item())
 
 
 @pytest.mark.parametrize(("grid", "is_pooled"), [((1, 1), False), ((2, 2), True), ((2, 3), False)])

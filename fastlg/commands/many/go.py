@@ -12,6 +12,7 @@ from fastlg.commands.many.pool import Pool, slots_for
 from fastlg.commands.many.rows import Single, singles_of
 from fastlg.commands.many.table import Table
 from fastlg.config import Config, dotted, load_config
+from fastlg.engine.precision import uses_cuda
 from fastlg.errors import RunError, UserError
 from fastlg.ranks.place import place
 from fastlg.ranks.say import dispensable, say
@@ -43,6 +44,7 @@ def run_table(
         list_costs(table, singles)
         return table.as_json()
 
+    uses_cuda(singles[0].config.engine)
     expect_writable(table, folder, name)
 
     def keep() -> None:

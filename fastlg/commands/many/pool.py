@@ -32,16 +32,32 @@ def slots_for(jobs: int, device: str) -> list[dict[str, str]]:
     if jobs == 1:
         return [{}]
     cores = os.cpu_count() or 1
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
     if device == "cpu" or not torch.cuda.is_available():
         if jobs > (most := max(8, 2 * cores)):
             raise UserError(f"--jobs is {jobs}, but this machine has {cores} cores; give at most {most}")
-        return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}] * jobs
-    count = torch.cuda.device_count()
-    if jobs > count:
-        raise UserError(f"--jobs is {jobs}, but torch sees {count} GPU{'s' * (count != 1)}, one per run; give fewer")
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = given.split(",") if given else [str(index) for index in range(count)]
-    return [{"CUDA_VISIBLE_DEVICES": name.strip()} for name in names[:jobs]]
+        return [share] * jobs
+    names = gpus()
+    if jobs > len(names):
+        seen = f"torch sees {len(names)} GPU{'s' * (len(names) != 1)}"
+        raise UserError(f"--jobs is {jobs}, but {seen}, one per run; give fewer{_of_parts(names)}")
+    return [{"CUDA_VISIBLE_DEVICES": name, **share} for name in names[:jobs]]
+
+
+def gpus() -> list[str]:
+    """A name of each GPU that may be seen, as CUDA_VISIBLE_DEVICES takes it.
+
+    A process sees one part of a GPU that is cut into several (MIG), however many are named: all that are named count.
+    """
+    given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if len(given) > 1 and all(name.startswith("MIG-") for name in given if name):
+        return list(dict.fromkeys(name for name in given if name))
+    count = torch.cuda.device_count()  # CUDA stops at the first name that it does not know
+    return given[:count] if any(given) else [str(index) for index in range(count)]
+
+
+def _of_parts(names: Sequence[str]) -> str:
+    return ", or name all parts of the GPU in CUDA_VISIBLE_DEVICES" if names[0].startswith("MIG-") else ""
 
 
 class _Going(NamedTuple):

@@ -12,6 +12,10 @@ from refusals import refused
 from resuming import assert_same_run, finish, wait_for_rows
 from tiny_project import STUDENT
 
+from fastlg.commands.many.pool import Pool
+from fastlg.commands.many.rows import Row, plan, singles_of
+from fastlg.config import load_config
+
 TINY = ("data.workers=0", "log.tensorboard=false", "engine.device=cpu", "optim.global_batch_size=16")
 SMALL = (  # a row of the paper's tables as small as the tiny project's student
     *TINY,
@@ -62,6 +66,31 @@ def test_killed_in_the_middle_it_goes_on_to_the_bits_of_runs_that_were_not(proje
     status, out, _ = fastlg("sweep", "student.yaml", "optim.lr=1e-3,2e-3", *shared)
     assert status == 0 and "epoch" not in out.split("last epoch")[0], "what is complete is not trained again"
     assert before == {path: path.stat().st_mtime_ns for path in (first, second)}
+
+
+def test_no_two_runs_have_one_gpu_at_the_same_time(project, tmp_path, monkeypatch):
+    """Told by a program in the place of Python, which takes what it is given to be its own."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!/bin/sh\ncd {seen}\nmkdir $CUDA_VISIBLE_DEVICES.now || touch clash\nsleep 0.2\n"
+        "rmdir $CUDA_VISIBLE_DEVICES.now\necho $CUDA_VISIBLE_DEVICES $RANK $* >> runs\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setenv("RANK", "5")
+    config = load_config("student.yaml")
+    rows = [Row({"row": str(n)}, "student.yaml", (), config.replace({"optim.lr": n + 1.0}), str(n)) for n in range(7)]
+    singles = singles_of(plan(rows, [3], "group"))
+    ended = []
+    pool = Pool([{"CUDA_VISIBLE_DEVICES": name} for name in ("GPU-a", "MIG-b")], tmp_path / "logs")
+    pool.run(singles, lambda: ended.append([single.state for single in singles].count("failed")))
+    told = [line.split(" ", 1) for line in (seen / "runs").read_text().splitlines()]
+    assert not (seen / "clash").exists() and {name for name, _ in told} == {"GPU-a", "MIG-b"}
+    commands = [f"-m fastlg train student.yaml run.seed=3 run.name=group/{n}/seed3" for n in range(7)]
+    assert sorted(command.strip() for _, command in told) == commands, "each once, and none is a rank of this process"
+    assert ended == list(range(1, 8)) and all(single.why for single in singles)
 
 
 def content(project, pattern: str) -> dict:

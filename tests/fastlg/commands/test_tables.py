@@ -218,18 +218,38 @@ def test_folders_tell_apart_what_differs_and_only_that():
     assert sorted(["beta 10", "beta 2.5", "beta 2"], key=natural) == ["beta 2", "beta 2.5", "beta 10"]
 
 
-def test_each_run_at_once_gets_a_gpu_of_its_own_among_those_that_may_be_seen(monkeypatch):
+@pytest.mark.parametrize(
+    ("visible", "seen", "jobs", "names"),
+    [
+        (None, 3, 2, ["0", "1"]),
+        (None, 3, 4, "torch sees 3 GPUs"),
+        (None, 1, 2, "torch sees 1 GPU, one per run"),
+        ("5, GPU-abc,7", 3, 3, ["5", "GPU-abc", "7"]),
+        ("3", 1, 2, "torch sees 1 GPU, one per run"),
+        ("1,0,99,2", 2, 2, ["1", "0"]),  # CUDA stops at the first name that it does not know
+        ("1,0,99,2", 2, 3, "torch sees 2 GPUs"),
+        ("0,1,", 2, 2, ["0", "1"]),
+        # A process sees one part of a GPU that is cut, the first that is named.
+        ("MIG-a/1/0,MIG-b", 1, 2, ["MIG-a/1/0", "MIG-b"]),
+        ("MIG-a, MIG-b, MIG-a", 1, 3, "torch sees 2 GPUs"),
+        ("MIG-a", 1, 2, "name all parts of the GPU in CUDA_VISIBLE_DEVICES"),
+    ],
+)  # fmt: skip
+def test_each_run_at_once_gets_a_gpu_of_its_own_among_those_that_may_be_seen(monkeypatch, visible, seen, jobs, names):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert slots_for(2, "auto") == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-abc,7")
-    assert [own["CUDA_VISIBLE_DEVICES"] for own in slots_for(3, "cuda")] == ["5", "GPU-abc", "7"]
-    assert slots_for(1, "cuda") == [{}]
-    with pytest.raises(UserError, match="--jobs is 4, but torch sees 3 GPUs"):
-        slots_for(4, "auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if isinstance(names, str):
+        with pytest.raises(UserError, match=f"--jobs is {jobs}, but .*{names}"):
+            slots_for(jobs, "auto")
+    else:
+        threads = str(8 // jobs)
+        assert slots_for(jobs, "cuda") == [{"CUDA_VISIBLE_DEVICES": own, "OMP_NUM_THREADS": threads} for own in names]
+    assert slots_for(1, "cuda") == [{}]
     assert slots_for(4, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 4
 
 
@@ -271,6 +291,13 @@ def test_each_run_at_once_gets_a_gpu_of_its_own_among_those_that_may_be_seen(mon
 def test_a_mistake_is_one_line_before_anything_is_trained(project, fastlg, arguments, words):
     refused(fastlg(*arguments), *words)
     assert not (project / "runs").exists()
+
+
+def test_runs_for_a_gpu_are_refused_where_there_is_none(project, fastlg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    table = ("sweep", "student.yaml", "guidance.weight=0,1", "engine.device=cuda")
+    refused(fastlg(*table, "--jobs", "2"), "engine.device is cuda", "no CUDA device")
+    assert not (project / "runs").exists() and fastlg(*table, "--dry-run")[0] == 0
 
 
 @pytest.mark.parametrize("root", ["student.yaml", "/proc/nothing", "/dev/null"])

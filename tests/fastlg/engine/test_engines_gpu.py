@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cache_cases import PLAIN, built, parts_of
-from engine_cases import FADES, RISES, trained
+from engine_cases import DRLOC, FADES, RISES, trained
 
 from fastlg.assemble import assemble
 from fastlg.config import load_config
@@ -32,6 +32,9 @@ ON = {
     "graph, rising resolution": ("engine.graph=true", *RISES),
     "compile, rising resolution": ("engine.compile=true", *RISES),
     "graph, averaged weights": ("engine.graph=true", "optim.ema=0.9"),
+    "graph, distances": ("engine.graph=true", *DRLOC),
+    "compile, distances": ("engine.compile=true", *DRLOC, "drloc.mode=ce"),
+    "graph, prefetch, distances alone": ("engine.graph=true", "engine.prefetch=true", *DRLOC, "guidance.weight=0"),
     "compile, guidance that ends": ("engine.compile=true", *FADES),
     "compile, muon": ("engine.compile=true", "optim.name=muon"),
 }
@@ -93,8 +96,8 @@ def test_a_captured_run_is_deterministic(project, optimizer):
 
 @pytest.mark.parametrize(
     "switch",
-    [(), ("optim.name=muon",), ("optim.ema=0.9",), ("engine.graph=true", "engine.prefetch=true")],
-    ids=["eager", "muon", "average", "graph"],
+    [(), ("optim.name=muon",), ("optim.ema=0.9",), DRLOC, ("engine.graph=true", "engine.prefetch=true")],
+    ids=["eager", "muon", "average", "distances", "graph"],
 )
 def test_the_host_never_waits_for_the_device_between_reports(project, switch):
     config = load_config("student.yaml", ["engine.device=cuda", "engine.precision=bf16", *EAGER, *switch])
