@@ -244,6 +244,7 @@ def make_views(
         return ViewMaker(
             teacher_size=teacher_size,
             rand_augment=augment.rand_augment,
+            color_jitter=augment.color_jitter,
             erase=augment.erase,
             mean=augment.mean,
             std=augment.std,

@@ -73,7 +73,8 @@ class AugmentConfig(Section):
     crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # width of a crop by its height
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of every change of size
     flip: Fraction | Literal["alternating"] = 0.5  # alternating: half of the images, the other half an epoch later
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # RandAugment by timm's string; None: without
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # timm's RandAugment; three-augment: DeiT III's; None: without
+    color_jitter: Alpha | tuple[Alpha, Alpha, Alpha] = 0.0  # most change of brightness, contrast, saturation; 0 is off
     erase: Fraction = 0.25  # probability of random erasing
     mixup: Alpha = 0.0  # alpha of its Beta distribution; 0 is off
     cutmix: Alpha = 0.0  # alpha; with mixup too, half of the samples take each

@@ -83,7 +83,13 @@ class Config(Section):
         if self.teacher is None or self.teacher.mode == "online":
             return self
         if self.teacher.cache_augment == "geometric":
-            for name, off in (("rand_augment", None), ("erase", 0.0), ("mixup", 0.0), ("cutmix", 0.0)):
+            for name, off in (
+                ("rand_augment", None),
+                ("color_jitter", 0.0),
+                ("erase", 0.0),
+                ("mixup", 0.0),
+                ("cutmix", 0.0),
+            ):
                 if getattr(self.augment, name) != off:
                     raise ValueError(
                         f"augment.{name} is {getattr(self.augment, name)}, which cached features cannot follow; "

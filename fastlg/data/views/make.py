@@ -17,14 +17,15 @@ from fastlg_kernels.rng import sample_seeds
 
 
 class ViewMaker:
-    """Flip, RandAugment, normalise, erase -> student view; the teacher view is cut from the finished student view.
+    """Flip, RandAugment, colour jitter, normalise, erase -> student view; the teacher's is cut from the finished one.
 
     The order is that of timm's train transform, whose parts and defaults these are. A sample's view is a pure function
     of (seed, epoch, sample_id), whatever batch it comes in.
 
     Args:
         teacher_size: side of the teacher's view in pixels; None makes an empty teacher view [N, 3, 0, 0].
-        rand_augment: timm's spec string, or None for none.
+        rand_augment: timm's spec string, "three-augment" for DeiT III's, or None for none.
+        color_jitter: torchvision's amounts of brightness, contrast and saturation, or one for all three; 0 for none.
         erase: probability of random erasing with a pixel-wise normal rectangle; 0 for none.
         mean, std: per channel, of pixels scaled to 0..1.
         interpolation: of RandAugment's geometric operations, "bicubic" or "bilinear"; they fill with the mean colour.
@@ -47,6 +48,7 @@ class ViewMaker:
         *,
         teacher_size: int | None,
         rand_augment: str | None = "rand-m9-mstd0.5-inc1",
+        color_jitter: float | Sequence[float] = 0.0,
         erase: float = 0.25,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -64,6 +66,7 @@ class ViewMaker:
             raise ValueError(f"teacher_source={teacher_source!r}; choose student or source")
         self.teacher_size = teacher_size
         self.rand_augment = parse_rand_augment(rand_augment) if rand_augment else None
+        self.jitter = (float(color_jitter),) * 3 if isinstance(color_jitter, (int, float)) else tuple(color_jitter)
         self.erase = erase
         self.mean, self.std = tuple(mean), tuple(std)
         self.seed = seed
@@ -130,8 +133,10 @@ class ViewMaker:
         return tuple(None if drawn is None else drawn.rows(ids) for drawn in self._kept[1:])
 
     def _drawn(self, sample_ids: Tensor, epoch: int, size: tuple[int, int]) -> tuple[ViewDraw, Mix | None]:
-        seeds = (sample_seeds(self.seed, epoch, sample_ids, purpose) for purpose in ("rand_augment", "erase"))
-        draw = draw_views(*seeds, size, spec=self.rand_augment, erase=self.erase)
+        purposes = ("rand_augment", "erase", "color_jitter")
+        first, second, third = (sample_seeds(self.seed, epoch, sample_ids, purpose) for purpose in purposes)
+        own = {"spec": self.rand_augment, "erase": self.erase, "jitter_seeds": third, "jitter": self.jitter}
+        draw = draw_views(first, second, size, **own)
         is_mixed = self.mixer is not None and self.mixer.active
         return draw, self.mixer.draw(sample_ids, epoch, size[1]) if is_mixed else None
 

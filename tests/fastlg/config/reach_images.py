@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_images import write_images
 from PIL import Image
-from reach import ALONE, config_of, first_batch, normalised, parts_of, pixels_of, reaches
+from reach import ALONE, BARE, config_of, first_batch, normalised, parts_of, pixels_of, reaches
 from source_cases import images, write_parquet
 
 from fastlg.data.stores import open_stores
@@ -145,6 +145,28 @@ def flip_rand_augment_and_erase(tmp_path, monkeypatch):
         assert least <= changed.sum() <= (16 if least else 0), option
     half = (first_batch(*ALONE, "augment.erase=0.5")[2].student - plain).abs().flatten(1).amax(1) > 1e-4
     assert 0 < half.sum() < 16
+
+
+@reaches("augment.color_jitter", "augment.rand_augment")
+def colours(tmp_path, monkeypatch):
+    parts, batch, views = first_batch(*ALONE, "augment.color_jitter=[0.5,0,0]")
+    mean, std = (torch.tensor(own).view(3, 1, 1) for own in (parts.config.augment.mean, parts.config.augment.std))
+    factors = []
+    for before, after in zip(pixels_of(batch), views.student * std + mean, strict=True):
+        seen = (before > 0.2) & (before < 0.6)  # of any factor up to 1.5 they stay below 1
+        if seen.sum() > 50:
+            factors.append((after / before)[seen].median().item())
+            assert (after - factors[-1] * before)[seen].abs().max() < 2 / 255, "brightness alone"
+    assert len(factors) > 4 and 0.5 < min(factors) < 0.9 and 1.1 < max(factors) < 1.5
+    names = ("augment.color_jitter=0.3", "augment.rand_augment=three-augment", "augment.color_jitter=0")
+    seen = [first_batch(*ALONE, name)[2].student for name in names]
+    changed = [(own - normalised(pixels_of(batch), parts.config)).abs().flatten(1).amax(1) > 1e-2 for own in seen]
+    assert [int(own.sum()) for own in changed[:3:2]] == [16, 0] and changed[1].sum() > 12
+    cached = (*BARE, "teacher.mode=auto")
+    for name in ("augment.color_jitter=0.1", "augment.rand_augment=three-augment"):
+        with pytest.raises(UserError, match="cached features cannot follow"):
+            config_of(*cached, name)
+        assert config_of(*cached, name, "teacher.cache_augment=all")
 
 
 @reaches("augment.flip")

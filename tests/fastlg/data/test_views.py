@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from launches import counted
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from torch.nn import functional as F
+from torchvision import transforms
 from torchvision.transforms import v2
 
 from fastlg.batch import Batch
@@ -18,7 +19,7 @@ from fastlg.data.views.sheet import contact_sheet
 from fastlg_kernels import RaggedImages, normalise, random_erasing, resize_crops, teacher_view
 from fastlg_kernels.augment import rand_augment
 from fastlg_kernels.augment.api import apply_op, draw_rand_augment
-from fastlg_kernels.augment.rand_augment import OP_NAMES
+from fastlg_kernels.augment.rand_augment import OP_NAMES, draw_color_jitter
 from fastlg_kernels.rng import sample_seeds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -106,6 +107,54 @@ def test_rand_augment_follows_the_flip_and_precedes_the_normalisation():
             if applied:
                 images[i] = apply_op(images[i][None], name, value)[0]
     torch.testing.assert_close(views.student, plain(images), rtol=1e-6, atol=1e-6)
+
+
+def by_torchvision(image: Image.Image, name: str, value: float) -> Image.Image:
+    match name:
+        case "Desaturate":
+            return transforms.functional.to_grayscale(image, num_output_channels=3)
+        case "Solarize":
+            return ImageOps.solarize(image, 128)
+        case "GaussianBlur":
+            return image.filter(ImageFilter.GaussianBlur(value))
+        case "Brightness":
+            return transforms.functional.adjust_brightness(image, value)
+        case "Contrast":
+            return transforms.functional.adjust_contrast(image, value)
+        case "Color":
+            return transforms.functional.adjust_saturation(image, value)
+
+
+@pytest.mark.parametrize(
+    ("augment", "jitter"), [("three-augment", 0.0), (None, 0.4), ("three-augment", (0.3, 0.2, 0.5))]
+)
+def test_three_augment_and_colour_jitter_are_torchvisions_and_pillows_between_flip_and_normalise(augment, jitter):
+    """Three-augment to the byte; each of jitter's operations within one level of Pillow's."""
+    given = batch(count=24, size=20)
+    options = {"rand_augment": augment, "color_jitter": jitter}
+    views = maker(**options)(given, epoch=2)
+    third, parts = (jitter,) * 3 if isinstance(jitter, float) else jitter, []
+    if augment:
+        parts.append(draw_rand_augment(sample_seeds(5, 2, given.sample_ids, "rand_augment"), augment))
+    if jitter:
+        parts.append(draw_color_jitter(sample_seeds(5, 2, given.sample_ids, "color_jitter"), third))
+    truth, seen = [], set()
+    for i in range(24):
+        image = Image.fromarray((given.images[i].flip(1) if given.flip[i] else given.images[i]).numpy())
+        for draw in parts:
+            for op, value in zip(draw.op[i].tolist(), draw.value[i].tolist(), strict=True):
+                seen.add(OP_NAMES[op])
+                image = by_torchvision(image, OP_NAMES[op], value)
+        truth.append(np.asarray(image))
+    off = (views.student - plain(torch.from_numpy(np.stack(truth)))).abs() * torch.tensor(STD).view(3, 1, 1) * 255
+    assert len(seen) == 3 * len(parts)
+    assert off.max() < (4.1 if jitter else 1e-3) and (off < 1.1).float().mean() > 0.97, "levels of 255"
+    same = maker(**options)(rows(given, slice(7, 9)), epoch=2)
+    assert torch.equal(same.student, views.student[7:9])
+    assert not torch.equal(maker(**options)(given, epoch=3).student, views.student)
+    assert torch.equal(views.teacher, maker(**options, teacher_size=20)(given, epoch=2).student[..., 2::5, 2::5])
+    source, bare = (maker(teacher_source="source", **own)(given, epoch=2) for own in (options, {}))
+    assert torch.equal(source.student, views.student) and torch.equal(source.teacher, bare.teacher)
 
 
 def test_erasing_puts_normal_noise_on_the_normalised_view_and_the_teacher_sees_it():

@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 from fastlg_kernels import apply_op, draw_rand_augment, normalise, parse_rand_augment, random_erasing
 from fastlg_kernels.augment import rand_augment
 from fastlg_kernels.augment.plain.augment import draw_erasing
-from fastlg_kernels.augment.rand_augment import OP_NAMES
+from fastlg_kernels.augment.rand_augment import OP_NAMES, draw_color_jitter
 from fastlg_kernels.rng import sample_seeds
 
 DRAWS = 20_000
@@ -116,6 +116,35 @@ def test_pixels_are_the_drawn_operations_of_timm_in_order(spec):
         off = (ours.int() - torch.from_numpy(np.array(expected)).int()).abs()
         assert (off <= 2).float().mean() >= 0.999
     assert len(seen) >= min(10, len(parse_rand_augment(spec).ops))
+
+
+def test_three_augment_draws_deit_threes_operations():
+    """Of (grey, solarised at 128, blurred by 0.1 to 2 px) one for each image, each a third of the time."""
+    draw = draw_rand_augment(seeds_of(DRAWS), "three-augment")
+    names = np.array([OP_NAMES[op] for op in draw.op[:, 0].tolist()])
+    assert draw.op.shape == (DRAWS, 1) and draw.applied.all() and draw.blurs
+    counts = [int((names == name).sum()) for name in ("Desaturate", "Solarize", "GaussianBlur")]
+    assert sum(counts) == DRAWS and stats.chisquare(counts).pvalue > ALPHA
+    assert set(draw.value[names == "Desaturate"].flatten().tolist()) == {1.0}
+    assert set(draw.value[names == "Solarize"].flatten().tolist()) == {128.0}
+    radius = draw.value[names == "GaussianBlur"].flatten().numpy()
+    assert stats.kstest(radius, stats.uniform(0.1, 1.9).cdf).pvalue > ALPHA
+
+
+@pytest.mark.parametrize("amounts", [(0.3, 0.3, 0.3), (0.4, 0.0, 1.5)])
+def test_colour_jitter_draws_torchvisions_factors_in_any_order(amounts):
+    draw = draw_color_jitter(seeds_of(DRAWS), amounts)
+    used = [amount for amount in amounts if amount]
+    assert draw.op.shape == (DRAWS, len(used)) and draw.applied.all() and not draw.blurs
+    names = [name for name, amount in zip(("Brightness", "Contrast", "Color"), amounts, strict=True) if amount]
+    orders, counts = torch.unique(draw.op, dim=0, return_counts=True)
+    assert len(orders) == math.factorial(len(used)) and stats.chisquare(counts.numpy()).pvalue > ALPHA
+    for name, amount in zip(names, used, strict=True):
+        factors = draw.value[draw.op == OP_NAMES.index(name)].numpy()
+        low = max(0.0, 1 - amount)
+        assert len(factors) == DRAWS and stats.kstest(factors, stats.uniform(low, 1 + amount - low).cdf).pvalue > ALPHA
+    with pytest.raises(ValueError, match="three amounts"):
+        draw_color_jitter(seeds_of(2), (0.1, 0.2))
 
 
 def test_a_sample_is_augmented_the_same_alone_and_in_any_batch():

@@ -7,6 +7,7 @@ at once from the samples' seeds; nothing here touches pixels.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -104,6 +105,7 @@ class RandAugmentSpec:
         probability: chance that a chosen operation is applied.
         magnitude: mean magnitude. magnitude_std: its standard deviation; infinite means uniform in 0..magnitude.
         magnitude_max: magnitudes are clipped to 0..magnitude_max.
+        levels: how each operation's argument is made of a magnitude; None for timm's way, `LEVELS`.
     """
 
     ops: tuple[str, ...]
@@ -113,6 +115,22 @@ class RandAugmentSpec:
     magnitude: float
     magnitude_std: float
     magnitude_max: float
+    levels: tuple[Level, ...] | None = None
+
+
+# DeiT III's (arXiv 2204.07118): one of grey, solarised at 128 and blurred by 0.1 to 2 pixels, each as likely.
+THREE_AUGMENT = "three-augment"
+_THREE = RandAugmentSpec(
+    ops=("Desaturate", "Solarize", "GaussianBlur"),
+    weights=None,
+    layers=1,
+    probability=1.0,
+    magnitude=LEVEL_DENOMINATOR,
+    magnitude_std=float("inf"),
+    magnitude_max=LEVEL_DENOMINATOR,
+    levels=(Level(1.0, 0.0, 1), Level(128.0, 0.0, 1), Level(0.1, 1.9, 1)),
+)
+JITTERED = ("Brightness", "Contrast", "Color")
 
 
 class RandAugmentDraw(NamedTuple):
@@ -128,7 +146,7 @@ class RandAugmentDraw(NamedTuple):
 
 @lru_cache(maxsize=64)
 def parse_rand_augment(spec: str) -> RandAugmentSpec:
-    """Reads timm's RandAugment string, such as "rand-m9-mstd0.5-inc1".
+    """Reads timm's RandAugment string, such as "rand-m9-mstd0.5-inc1"; or "three-augment", which is DeiT III's.
 
     Sections after "rand", in any order: m (magnitude, integer), n (operations per image, integer), p (probability of
     each), mstd (standard deviation of the magnitude; above 100: uniform), mmax (largest magnitude, integer), inc
@@ -138,9 +156,13 @@ def parse_rand_augment(spec: str) -> RandAugmentSpec:
     Raises:
         ValueError: an unknown or malformed section; the message names it and what is known.
     """
+    if spec == THREE_AUGMENT:
+        return _THREE
     head, *sections = spec.split("-")
     if head != "rand":
-        raise ValueError(f"RandAugment spec {spec!r} must start with 'rand', as in 'rand-m9-mstd0.5-inc1'")
+        raise ValueError(
+            f"RandAugment spec {spec!r} must start with 'rand', as in 'rand-m9-mstd0.5-inc1', or be {THREE_AUGMENT!r}"
+        )
     values = {"m": LEVEL_DENOMINATOR, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": 0.0, "inc": 0.0}
     ops: dict[str, float | None] | None = None
     for section in sections:
@@ -196,13 +218,38 @@ def draw_rand_augment(seeds: Tensor, spec: str | RandAugmentSpec = "rand-m9-mstd
         # Exponential clocks: the order in which they ring is a weighted choice without replacement.
         clocks = -torch.log1p(-uniforms(seeds, len(spec.ops), offset=_WEIGHTED_OFFSET)) / _weights(spec.weights, device)
         chosen = clocks.argsort(dim=1)[:, : spec.layers]
-    numbers, levels = _tables(spec.ops, device)
+    numbers, levels = _tables(spec.ops, spec.levels, device)
     base, slope, fixed_sign, whole, cap, low = levels[chosen].unbind(-1)
     amount = _magnitudes(seeds, spec) / LEVEL_DENOMINATOR * slope
     amount = torch.minimum(torch.where(whole > 0, amount.floor(), amount), cap)
     random_sign = torch.where(sign > 0.5, -1.0, 1.0)
     value = torch.maximum(base + torch.where(fixed_sign == 0, random_sign, fixed_sign) * amount, low)
     return RandAugmentDraw(numbers[chosen], apply <= spec.probability, value, "GaussianBlur" in spec.ops)
+
+
+def draw_color_jitter(seeds: Tensor, amounts: Sequence[float]) -> RandAugmentDraw:
+    """torchvision's ColorJitter without hue: brightness, contrast and saturation in an order drawn for every sample.
+
+    Args:
+        seeds: int64 [N], one per sample, of another purpose than RandAugment's.
+        amounts: of brightness, contrast and saturation: each is multiplied by a factor that is uniform from
+            max(0, 1 - amount) to 1 + amount; an amount of 0 leaves it alone.
+
+    Returns:
+        RandAugmentDraw of as many layers as amounts above 0, on the device of `seeds`; no host synchronisation.
+
+    Raises:
+        ValueError: not three amounts, or one below 0.
+    """
+    if len(amounts) != len(JITTERED) or not all(0 <= amount < float("inf") for amount in amounts):
+        raise ValueError(
+            f"colour jitter takes three amounts of 0 or more (brightness, contrast, colour), got {amounts}"
+        )
+    table = _jitter_table(tuple(float(amount) for amount in amounts), seeds.device)
+    draws = uniforms(seeds, 2 * len(table)).view(len(seeds), 2, len(table))
+    op, low, high = table[draws[:, 0].argsort(dim=1)].unbind(-1)
+    value = low + (high - low) * draws[:, 1]
+    return RandAugmentDraw(op.to(torch.int64), torch.ones_like(op, dtype=torch.bool), value, False)
 
 
 def _magnitudes(seeds: Tensor, spec: RandAugmentSpec) -> Tensor:
@@ -215,12 +262,20 @@ def _magnitudes(seeds: Tensor, spec: RandAugmentSpec) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+def _jitter_table(amounts: tuple[float, ...], device: torch.device) -> Tensor:
+    """float64 [operations, 3]: position in OP_NAMES, least and largest factor."""
+    used = [(name, amount) for name, amount in zip(JITTERED, amounts, strict=True) if amount > 0]
+    rows = [(OP_NAMES.index(name), max(0.0, 1 - amount), 1 + amount) for name, amount in used]
+    return torch.tensor(rows, dtype=torch.float64, device=device).view(-1, 3)
+
+
+@lru_cache(maxsize=64)
 def _weights(weights: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)
-def _tables(ops: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _tables(ops: tuple[str, ...], levels: tuple[Level, ...] | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of each operation of a spec: its position in OP_NAMES, and the numbers of its Level."""
     numbers = torch.tensor([OP_NAMES.index(name) for name in ops], device=device)
-    return numbers, torch.tensor([LEVELS[name] for name in ops], dtype=torch.float64, device=device)
+    return numbers, torch.tensor(levels or [LEVELS[name] for name in ops], dtype=torch.float64, device=device)

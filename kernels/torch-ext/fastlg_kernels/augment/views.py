@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .api import ERASED_AREA, ERASED_RATIO
 from .inputs import check_flip, check_images, check_resample, check_seeds, fill_colour, takes_triton, three
 from .plain import augment as augment_torch
-from .rand_augment import RandAugmentDraw, RandAugmentSpec, draw_rand_augment
+from .rand_augment import RandAugmentDraw, RandAugmentSpec, draw_color_jitter, draw_rand_augment
 
 _DRAWN_AT_ONCE = 1 << 16  # samples: what is thrown away between the draws takes some 2 kB each
 
@@ -21,8 +21,8 @@ class ViewDraw(NamedTuple):
     """What `train_views` does to each sample, drawn by `draw_views`: a few bytes per sample on one device.
 
     Attributes:
-        op, applied, value: int32, bool and float64 [N, layers], as in `RandAugmentDraw`; no layers where there is no
-            RandAugment.
+        op, applied, value: int32, bool and float64 [N, layers], as in `RandAugmentDraw`: RandAugment's layers, then
+            colour jitter's; no layers where there is neither.
         rectangles: int32 [N, 1, 4], what is erased (top, left, height, width; height 0 for nothing); [N, 0, 4] where
             nothing can be.
         noise_seeds: int64 [N], of the noise in them.
@@ -50,6 +50,8 @@ def draw_views(
     *,
     spec: str | RandAugmentSpec | None = "rand-m9-mstd0.5-inc1",
     erase: float = 0.25,
+    jitter_seeds: Tensor | None = None,
+    jitter: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> ViewDraw:
     """All that `train_views` draws, for any number of samples at once: make it once per epoch, take rows per batch.
 
@@ -60,6 +62,8 @@ def draw_views(
         augment_seeds, erase_seeds: int64 [N], of different purposes (`rng.sample_seeds`).
         size: of the images in pixels, one side of a square or (height, width).
         spec, erase: as in `train_views`.
+        jitter_seeds, jitter: int64 [N] of a third purpose, and the amounts of `draw_color_jitter`, whose operations
+            follow RandAugment's as further layers; all 0 for none.
 
     Returns:
         ViewDraw on the seeds' device; no host synchronisation. A sample's row is a pure function of its seeds.
@@ -68,7 +72,8 @@ def draw_views(
         TypeError: seeds of a wrong dtype. ValueError: a wrong shape or size, a bad spec, an erase outside 0..1.
     """
     count = augment_seeds.shape[0] if isinstance(augment_seeds, Tensor) and augment_seeds.dim() else 0
-    for seeds in (augment_seeds, erase_seeds):
+    jitter_seeds = erase_seeds if jitter_seeds is None and not any(jitter) else jitter_seeds
+    for seeds in (augment_seeds, erase_seeds, jitter_seeds):
         check_seeds(seeds, count)
     height, width = size if isinstance(size, tuple) else (size, size)
     if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in (height, width)):
@@ -76,12 +81,17 @@ def draw_views(
     if not 0.0 <= erase <= 1.0:
         raise ValueError(f"erase must be a probability in 0..1, got {erase}")
     parts = []
-    for seeds, noise_seeds in zip(augment_seeds.split(_DRAWN_AT_ONCE), erase_seeds.split(_DRAWN_AT_ONCE), strict=True):
+    drawn_at_once = (own.split(_DRAWN_AT_ONCE) for own in (augment_seeds, erase_seeds, jitter_seeds))
+    for seeds, noise_seeds, own_jitter in zip(*drawn_at_once, strict=True):
         if spec is None:
             op = seeds.new_empty(len(seeds), 0, dtype=torch.int32)
             draw = RandAugmentDraw(op, op.to(torch.bool), op.to(torch.float64), False)
         else:
             draw = draw_rand_augment(seeds, spec)
+        if any(jitter):
+            more = draw_color_jitter(own_jitter, jitter)
+            both = (torch.cat((one.to(two.dtype), two), dim=1) for one, two in zip(draw[:3], more[:3], strict=True))
+            draw = RandAugmentDraw(*both, draw.blurs)
         if erase > 0:
             rectangles = augment_torch.draw_erasing(noise_seeds, height, width, erase, ERASED_AREA, ERASED_RATIO, 1)
         else:
