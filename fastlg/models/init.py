@@ -9,6 +9,8 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from fastlg.models.systems.life import has_life
+
 LAYER_NORM_EPS = 1e-6
 
 
@@ -17,6 +19,7 @@ def as_reference(model: nn.Module, drop_path: float) -> None:
     """Changes a freshly built timm student, in place, to what the reference code starts from.
 
     DeiT and ViT: class token truncated normal 0.02 (timm: 1e-6), head zero (timm: truncated normal 0.02).
+    With LIFE: the class token likewise; the head as timm's, truncated normal 0.02.
     PVTv2: every LayerNorm has eps 1e-6 (timm: 1e-5 in patch embeddings and in the attention's spatial reduction).
     PiT: block i of n drops its paths at rate * i / n (timm: rate * i / (n - 1)).
     The models of fastlg's own (T2T-ViT, PVT, CvT, those of neighbouring systems) start so by themselves.
@@ -24,7 +27,7 @@ def as_reference(model: nn.Module, drop_path: float) -> None:
     """
     match model:
         case VisionTransformer():
-            _start_vit(model)
+            _start_vit(model, is_zero_headed=not has_life(model))
         case PyramidVisionTransformerV2():
             for module in model.modules():
                 if isinstance(module, nn.LayerNorm):
@@ -37,11 +40,11 @@ def as_reference(model: nn.Module, drop_path: float) -> None:
                         path.drop_prob = drop_path * index / len(blocks)
 
 
-def _start_vit(model: VisionTransformer) -> None:
+def _start_vit(model: VisionTransformer, *, is_zero_headed: bool) -> None:
     for token in (model.cls_token, getattr(model, "dist_token", None)):
         if token is not None:
             trunc_normal_(token, std=0.02)
     for head in (model.head, getattr(model, "head_dist", None)):
-        if head is not None:
+        if head is not None and is_zero_headed:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)

@@ -11,12 +11,14 @@ import torch
 from timm.models.convit import ConVit
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fastlg.errors import UserError
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student
+from fastlg.models.systems.life import has_life
 from fastlg.models.vits.token_model import TokenModel
 
 # Our names -> the reference's, as (pattern, replacement) pairs applied in this order.
@@ -41,6 +43,12 @@ _PVT_V2 = (
     (r"\.dwconv\.", ".dwconv.dwconv."),
 )
 
+_LIFE_SWIN = (
+    (r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample."),
+    (r"^head\.fc\.", "head."),
+)
+_TABLES = re.compile(r"\.attn_mask$")  # follow from sizes, and lie in some of the source's state dicts all the same
+
 
 @torch.no_grad()
 def load_reference(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -55,7 +63,8 @@ def load_reference(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     model = model.bare if isinstance(model, Student) else model
     targets = {reference_name(model, name): tensor for name, tensor in model.state_dict().items()}
     problems = [f"missing {name}" for name in targets if name not in source]
-    problems += [f"unexpected {name}" for name in source if name not in targets]
+    is_table = _TABLES.search if isinstance(model, SwinTransformerV2) else lambda name: None
+    problems += [f"unexpected {name}" for name in source if name not in targets and not is_table(name)]
     for name in (name for name in targets if name in source):
         value, wanted = source[name], tuple(targets[name].shape)
         if not isinstance(value, Tensor):
@@ -91,7 +100,9 @@ def _renames(model: nn.Module) -> tuple[tuple[str, str | Callable[[re.Match], st
         case CifarResNet():
             return _RESNET
         case VisionTransformer():
-            return _VIT
+            return () if has_life(model) else _VIT
+        case SwinTransformerV2() if has_life(model):
+            return _LIFE_SWIN
         case PoolingVisionTransformer():
             return _PIT
         case PyramidVisionTransformerV2():

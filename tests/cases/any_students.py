@@ -10,6 +10,10 @@ PYRAMID = {"embed_dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}
 FAMILIES = {  # name -> (image size, model.args)
     "swin_tiny_patch4_window7_224": (64, {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}),
     "swinv2_tiny_window8_256": (64, {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}),
+    "life_vit": (
+        64,
+        {"base": "swinv2_tiny_window8_256", "embed_dim": 12, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
+    ),
     "cait_xxs24_224": (48, {"embed_dim": 24, "depth": 4, "num_heads": 2}),
     "xcit_nano_12_p8_224": (48, {"embed_dim": 24, "depth": 4, "num_heads": 2}),
     "beit_base_patch16_224": (48, {"embed_dim": 24, "depth": 4, "num_heads": 2}),

@@ -17,7 +17,7 @@ from fastlg.config import load_config
 from fastlg.data.stores import open_stores
 from fastlg.run.trained import load_trained
 
-TRAINED = ["swin_tiny_patch4_window7_224", "levit_128s"]  # the latter has norms with statistics, and two heads
+TRAINED = ["swin_tiny_patch4_window7_224", "levit_128s", "life_vit"]  # the second: norms with statistics, two heads
 
 
 def of(name: str, *more: str) -> tuple[str, ...]:
