@@ -159,7 +159,8 @@ def main() -> int:
         path = options.results / f"recipe-{options.setting}.json"
         path.write_text(json.dumps({"setting": ladder.SETTINGS[options.setting], "rows": book.rows}, indent=1) + "\n")
         plots.recipe(book.rows, path.with_suffix(".png"))
-        plots.levers(ladder.rungs(book), path.with_name(f"{path.stem}-levers.png"))
+        if any(row["cell"]["lever"] for row in ladder.rungs(book)):
+            plots.levers(ladder.rungs(book), path.with_name(f"{path.stem}-levers.png"))
     return 0
 
 
