@@ -236,8 +236,9 @@ def levers(rows: list[dict], path: Path) -> None:
         colour = BLUE if is_guided else GREEN
         by_lever.errorbar(mean, names.index(name) + 0.12 * is_guided, xerr=whisker, fmt="o", color=colour, capsize=3)
         by_time.errorbar(seconds, mean, yerr=whisker, fmt="o", color=colour, capsize=3)
-        by_time.annotate(name, (seconds, mean), (4, 2), textcoords="offset points", fontsize=6)
-    by_lever.set_yticks(range(len(names)), names, fontsize=8)
+        by_time.annotate(names.index(name) + 1, (seconds, mean), (4, 2), textcoords="offset points", fontsize=8)
+    labels = [f"{name}  {number}" for number, name in enumerate(names, start=1)]
+    by_lever.set_yticks(range(len(names)), labels, fontsize=8)
     by_lever.invert_yaxis()
     by_lever.set(xlabel="top-1 of the last epoch, %", title="blue: guided, green: unguided; whiskers: all seeds")
     by_time.set(xlabel="processor seconds of a training", ylabel="top-1 of the last epoch, %", title="What it costs")
