@@ -19,7 +19,7 @@ import fastlg.commands.bench
 import fastlg.ranks.say
 import fastlg_kernels
 from benchmarks import run, speedrun
-from benchmarks.cases.training import step_parts
+from benchmarks.cases.training import step_parts, students
 from benchmarks.harness import bench as harness
 from benchmarks.harness import counting, ours, reference_style, report
 from fastlg.cli import main
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+HARD = ("guidance.logits=hard",)
 TINY = [
     "model.name=vit_tiny_patch16_224",
     "model.image_size=56",
@@ -97,6 +98,24 @@ def test_a_run_leaves_rows_with_every_field(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["run.py", "no-such-benchmark"])
     with pytest.raises(ValueError, match="no benchmark no-such-benchmark; choose from training, step"):
         run.main()
+
+
+def test_students_take_steps_that_help_or_the_benchmark_fails(bench, monkeypatch):
+    monkeypatch.setenv("FASTLG_CACHE", str(bench.folder / "cache"))
+    monkeypatch.setattr(students, "STEPS", 2)
+    monkeypatch.setattr(students, "CASES", [("tiny", "pit_tiny", ()), ("tiny, hard", "deit_tiny", HARD)])
+    monkeypatch.setattr(bench, "rows", [])
+    monkeypatch.setattr(bench, "overrides", tuple(TINY))
+    students.rows(bench)
+    for made in bench.rows:
+        assert made.extra["losses"][1] < made.extra["losses"][0] and made.repeats == 1
+        assert 0 < made.extra["guidance"][0] < made.extra["losses"][0] and made.extra["pictures"] == "made"
+    assert [made.case for made in bench.rows] == ["tiny", "tiny, hard"]
+    assert "loss, step by step" in report.table([made.as_json() for made in bench.rows])
+    monkeypatch.setattr(bench, "overrides", (*TINY, "optim.lr=1e-30", "optim.min_lr=0"))
+    monkeypatch.setattr(students, "CASES", students.CASES[:1])
+    with pytest.raises(ArithmeticError, match="did not fall: tiny"):
+        students.rows(bench)
 
 
 def test_the_command_hands_its_arguments_over_and_passes_the_status_on(tmp_path, monkeypatch):

@@ -76,6 +76,7 @@ COLUMNS = {
     "peak MiB": lambda r: number(r["peak_mib"]),
     "MB": lambda r: number(r["bytes"], 1e6),
     "GFLOP": lambda r: number(r["flops"], 1e9),
+    "loss, step by step": lambda r: ", ".join(f"{loss:.3g}" for loss in r["extra"].get("losses", [])),
     "of the bound": lambda r: f"{r['bound_share']:.0%}" if r["bound_share"] else "",
 }
 
