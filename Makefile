@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready$(if $(LATEST),-latest)
 .DEFAULT_GOAL := help
-.PHONY: help train test mutants test-gpu bench hub-build lint fix clean
+.PHONY: help train test mutants test-matrix test-gpu bench hub-build docs lint fix clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ bench: $(READY)  ## measure what this machine can do
 
 hub-build: $(READY)  ## write fastlg_kernels as Kernel Hub variants into kernels/build
 	@$(BIN)/python kernels/hub_build.py
+
+docs: $(READY)  ## the documentation as a site, build/docs/site; a dead link fails
+	@$(BIN)/python -c 'import zensical' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
+	@$(BIN)/python scripts/site.py
 
 lint: $(READY)  ## style and import checks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -72,6 +72,6 @@ def test_a_reader_of_one_guided_step_opens_few_files(tmp_path, monkeypatch):
 
 
 def test_the_page_draws_the_floors_that_are_enforced():
-    block = re.search(r"```\n( cli\b.*?)```", PAGE, re.DOTALL).group(1)
+    block = re.search(r"```text\n( cli\b.*?)```", PAGE, re.DOTALL).group(1)
     drawn = [set(line.replace("/", "").split()) for line in block.splitlines()]
     assert drawn[::-1] == [floor - {"__init__"} for floor in FLOORS if floor != {"__main__"}]
