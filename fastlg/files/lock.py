@@ -1,4 +1,8 @@
-"""One process at a time: a lock file that vanishes when its holder is done, killed or not."""
+"""One process at a time: a lock file that vanishes when its holder is done, killed or not.
+
+Not filelock's: where there is no flock it takes a marker file instead, which a killed holder leaves behind for good; it
+never removes its file; and it polls where this one sleeps until the holder is done.
+"""
 
 from __future__ import annotations
 

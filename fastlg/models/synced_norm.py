@@ -1,4 +1,8 @@
-"""BatchNorm whose batch statistics are those of all ranks together, so that results do not depend on their number."""
+"""BatchNorm whose batch statistics are those of all ranks together, so that results do not depend on their number.
+
+Not torch's SyncBatchNorm (nor timm's, which is made of it): that runs on GPUs alone and waits for the device in each
+forward, for it asks which ranks had images.
+"""
 
 from __future__ import annotations
 

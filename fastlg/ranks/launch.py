@@ -1,4 +1,8 @@
-"""``--gpus N``: starts N ranks of this very command on this machine, and ends them together."""
+"""``--gpus N``: starts N ranks of this very command on this machine, and ends them together.
+
+Not torch.distributed.run's API: it answers a rank that failed with SIGTERM to the others, which for a run means save
+and leave; and it ends in a table and status 1, whatever the ranks said (2 for a mistake, 143 for a saved run).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """One command at a time trains in a run folder: a lock of the operating system on ``RUN/run.lock``.
 
 The system drops it with the process that holds it, however that ends, so that nothing is left which would block a
-resume; the file itself only says who holds it. NFS hands flock on to its server, where every node sees it.
+resume; the file itself only says who holds it. NFS hands flock on to its server, where every node sees it. filelock has
+no place for that note, nor for folders that a holder may remove, and see files/lock.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Read the plain numeric arrays of a MATLAB 5 file (setid.mat, imagelabels.mat) without SciPy.
 
+scipy.io.loadmat unpacks whatever a file says (512 MiB from one of 255 KiB), and would be a dependency for two files.
 Format: MathWorks, "MAT-File Format", level 5: a 128-byte header, then tagged elements, each perhaps zlib-compressed.
 """
 

@@ -1,4 +1,8 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of a batch with itself reversed, as timm's mode "elem"."""
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of a batch with itself reversed, as timm's mode "elem".
+
+Not timm's Mixup itself: it draws on the host from NumPy's global generator, batch by batch, so that a sample's mix
+would depend on batch, rank and resume, and be copied to the device in every step. Tests compare with it.
+"""
 
 from __future__ import annotations
 
