@@ -235,10 +235,10 @@ def bench(
     from fastlg.commands.bench import run_benchmarks
 
     flags = {"--quick": quick, "--profile": profile}
-    paths = {"--compare": compare, "--readme": readme}
+    paths = {flag: path for flag, path in {"--compare": compare, "--readme": readme}.items() if path is not None}
     arguments = [*(names or []), *(flag for flag, given in flags.items() if given)]
-    arguments += [f"{flag}={path}" for flag, path in paths.items() if path is not None]
-    raise typer.Exit(run_benchmarks(arguments))
+    arguments += [f"{flag}={path}" for flag, path in paths.items()]
+    raise typer.Exit(run_benchmarks(arguments, *paths.values()))
 
 
 @app.command()

@@ -9,8 +9,14 @@ from pathlib import Path
 from fastlg.errors import UserError
 
 
-def run_benchmarks(arguments: list[str]) -> int:
-    """Runs benchmarks/run.py with this interpreter and returns its exit status. Raises UserError outside a checkout."""
+def run_benchmarks(arguments: list[str], *results: Path) -> int:
+    """Runs benchmarks/run.py with this interpreter and returns its exit status.
+
+    Raises UserError outside a checkout, and for ``results`` among the arguments that are not there.
+    """
+    for path in results:
+        if not path.is_file():
+            raise UserError(f"there are no results in {path}; benchmarks/results/ holds those that were measured")
     root = Path(__file__).resolve().parents[2]
     script = root / "benchmarks" / "run.py"
     # site-packages may hold somebody else's folder "benchmarks"; only a checkout has this setup.py beside it

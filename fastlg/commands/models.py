@@ -35,10 +35,11 @@ def list_models(pattern: str | None, image_size: int | None = None) -> None:
         for name in names:
             say(f"  {name}")
         return
-    told = {name: described(name, image_size, is_asked=name == pattern) for name in names}
+    names.sort(key=lambda name: name != pattern)  # the one that was asked for comes first, and is refused alone
+    first = described(names[0], image_size, is_asked=names[0] == pattern)
     say(f"parameters with {CLASSES} classes; features by index, for model.blocks and teacher.stages, as C x H x W")
-    for name, line in told.items():
-        say(f"  {name:<{max(map(len, names))}}  {line}")
+    for place, name in enumerate(names):
+        say(f"  {name:<{max(map(len, names))}}  {described(name, image_size) if place else first}")
         for line in trained.get(name, []):
             say(f"      {line}")
     if pattern is None:

@@ -108,6 +108,8 @@ def predict(folder: Path, paths: Sequence[Path], *, top_k: int = 5, form: str = 
     for prediction in predictor(readable(paths, skipped), top_k):
         writer.write(prediction)
         count += 1
+        if count % BATCH == 0:  # into a file or a pipe, too
+            sys.stdout.flush()
     writer.close()
     for line in skipped:
         print(f"fastlg: left out {line}", file=sys.stderr)

