@@ -26,6 +26,7 @@ from fastlg.engine.switches import Switches, decide
 from fastlg.engine.update.timm_optimizers import keeps_on_host
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
+from fastlg.models.general.recompute import recompute_blocks
 from fastlg.models.param_groups import layer_scales, param_groups
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student, use_fused_attention
@@ -145,8 +146,15 @@ def new_unit(
     dims = teacher.dims if teacher else []
     unit = GuidedStudent(model, dims, config.guidance, config.drloc, config.optim.label_smoothing)
     use_fused_attention(unit.student, on.fused_attention)
+    recompute_where_asked(config, model)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
     return unit.to(memory_format=torch.channels_last) if on.channels_last and model.is_cnn else unit
+
+
+def recompute_where_asked(config: Config, model: nn.Module) -> None:
+    """Gradient checkpointing of ``engine.checkpointing``. Raises UserError for models that cannot."""
+    if config.engine.checkpointing:
+        recompute_blocks(getattr(model, "bare", model), config.model.name)
 
 
 def new_online_teacher(
@@ -201,6 +209,7 @@ def check_buildable(config: Config, stores: Stores, *, begins: bool = True) -> N
         begin_from(model, config.model.weights, stores.class_names)
     unit = GuidedStudent(model, [1] * len(model.blocks) if config.teacher else [], config.guidance, config.drloc)
     groups_of(unit, config.optim)
+    recompute_where_asked(config, model)
     make_views(config, None, len(stores.class_names))
 
 

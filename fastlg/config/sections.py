@@ -253,6 +253,7 @@ class EngineConfig(Section):
     channels_last: Switch = "auto"  # memory format of a CNN's convolutions: the teacher's, and those of one in training
     fold_norms: Switch = "auto"  # the teacher's running statistics become part of its convolutions
     fused_attention: Switch = "auto"  # scaled_dot_product_attention where the student has it
+    checkpointing: bool = False  # less memory, a third more work: backward computes the student's blocks again
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: what the ranks share instead of copy
     deepspeed_config: Path | None = None  # DeepSpeed's own JSON, laid over what fastlg decides
     timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0  # of the rendezvous and of every exchange between ranks

@@ -63,6 +63,7 @@ def decide(
         or ("fp16 scales gradients from the host" if dtype == torch.float16 else "")
         or ("several forward passes make one update" if accumulation > 1 else "")
         or ("teacher features come from the host" if not is_on_device else "")
+        or ("checkpointing keeps random states on the host" if config.checkpointing else "")
         or optimizer,
         "prefetch": cuda,
         "channels_last": "" if norm_stats or is_cnn else NO_CNN,

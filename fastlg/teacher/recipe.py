@@ -9,7 +9,13 @@ import json
 from fastlg.config import Config, dotted, load_config
 from fastlg.errors import UserError
 
-STUDENTS_OWN = ("kind", "micro_batch_size", "zero_stage", "deepspeed_config")  # of engine: made for its batch and size
+STUDENTS_OWN = (
+    "kind",
+    "micro_batch_size",
+    "zero_stage",
+    "deepspeed_config",
+    "checkpointing",
+)  # of engine: made for its batch and size
 
 
 def teacher_config(config: Config, fingerprints: list[str]) -> Config:

@@ -311,6 +311,21 @@ def engine_of(config: Config, parts, share, switches):
     return new_engine(config.engine, config.optim, groups, parts.unit, None, **own)
 
 
+@reaches("engine.checkpointing")
+def checkpointing(tmp_path, monkeypatch):
+    seen = {}
+    for value, times in (("true", 2), ("false", 1)):
+        parts, batch, views = first_batch(*BARE, "model.drop_path=0.3", f"engine.checkpointing={value}")
+        calls = []
+        for block in parts.unit.student.bare.blocks:
+            block.norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(4)
+        parts.engine.step(views, batch, 16)
+        assert len(calls) == 3 * times
+        seen[value] = parts.unit.state_dict()
+    assert all(torch.equal(own, seen["false"][name]) for name, own in seen["true"].items())
+
+
 @reaches("engine.graph", "engine.prefetch")
 def graph_and_prefetch(tmp_path, monkeypatch):
     parts = parts_of(*ALONE)
