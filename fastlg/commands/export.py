@@ -27,8 +27,7 @@ from fastlg.config.keys import is_object
 from fastlg.errors import RunError, UserError, first_line
 from fastlg.models import Student
 from fastlg.models.general.own import build_own, is_own
-from fastlg.models.systems.life import ENTRY as LIFE
-from fastlg.models.systems.life import has_life
+from fastlg.models.systems import parts
 
 TIMM_PVT_V2_EPS = 1e-5  # what timm gives the LayerNorms behind PVTv2's convolutions; no argument changes it
 LOGIT_TOLERANCE = 1e-4  # of the largest logit: float32 rounding stays two orders below
@@ -119,8 +118,8 @@ def _in_timm(student: Student) -> tuple[str, dict[str, Any]]:
     """
     if is_own(student.name):
         return student.name, student.model_args
-    if has_life(student.bare):
-        return LIFE, student.model_args
+    if entry := parts.entry_of(student.bare, student.model_args):
+        return entry, student.model_args
     if not is_object(student.name):
         return student.name.split(".")[0], student.model_args
     name = (getattr(student.bare, "pretrained_cfg", None) or {}).get("architecture") or ""

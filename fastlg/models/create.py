@@ -12,13 +12,10 @@ from torch import nn
 
 from fastlg.config.keys import is_object
 from fastlg.errors import UserError, brief, did_you_mean, first_line
-from fastlg.models import systems  # noqa: F401  tells timm of them
 from fastlg.models.families import PREFIXES
 from fastlg.models.general.instances import expect_classes, taken
 from fastlg.models.general.own import build_own, is_own
-from fastlg.models.systems.life import BASE as LIFE_BASE
-from fastlg.models.systems.life import ENTRY as LIFE
-from fastlg.models.systems.life import add_life
+from fastlg.models.systems import parts
 
 # Arguments of timm.create_model that are set elsewhere, that fetch weights, or that break the token grid.
 RESERVED = {
@@ -51,9 +48,7 @@ def create(
     if is_own(name):
         settings = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
         return build_own(name, **settings, model_args=model_args)
-    if name == LIFE:
-        given = dict(model_args)
-        name, model_args = str(given.pop("base", LIFE_BASE)), {"life": True, **given}
+    name, model_args = parts.unwrapped(name, model_args)
     if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
         hint = did_you_mean(name.split(".")[0], timm.list_models(), "try deit_tiny_patch16_224")
         raise UserError(
@@ -62,15 +57,15 @@ def create(
         )
     arguments = _checked_arguments(name, image_size, model_args)
     _refuse_long(arguments)
-    life, drop = arguments.pop("life", False), {"drop_path_rate": drop_path}
+    own, drop = parts.take(name, arguments), {"drop_path_rate": drop_path}
     if not name.startswith(PREFIXES):
         fitting = _fitting(name, {**arguments, **drop, "num_classes": num_classes})
         arguments = {key: value for key, value in arguments.items() if key in fitting}
         drop = {key: value for key, value in drop.items() if key in fitting}
     model = _create(name, num_classes, drop, arguments)
-    if life is False:
+    if not own:
         return model, arguments
-    return add_life(model, name, life), {"base": name.split(".")[0], "life": life, **arguments}
+    return parts.put_in(model, name, own), {"base": name.split(".")[0], **own, **arguments}
 
 
 def _fitting(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from fastlg.models.vits.cvt import ConvolutionalTransformer
 from fastlg.models.vits.t2t import T2TViT
 from fastlg.models.vits.token_model import BlockShape, TokenModel, conv_side
 
-PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_", "dhvt_")
+PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_", "dhvt_", "sl_vit_")
 
 
 class Family(NamedTuple):
@@ -201,7 +201,8 @@ def fits_columnar(model: VisionTransformer | ConVit, image_size: int) -> bool:
     embed = model.patch_embed
     if not isinstance(getattr(embed, "backbone", None), (ConvStem, types.NoneType)):
         return True  # a CNN that pads its images, with patches of its maps, which timm checks itself
-    return _are_seen([conv for conv in embed.modules() if isinstance(conv, nn.Conv2d)], image_size)
+    convs = [conv for conv in embed.modules() if isinstance(conv, nn.Conv2d)]
+    return _are_seen(convs, image_size) if convs else all(image_size % side == 0 for side in embed.patch_size)
 
 
 def fits_pit(model: PoolingVisionTransformer, image_size: int) -> bool:

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from fastlg.models.systems.life import has_life
+from fastlg.models.systems.spt_lsa import SmallSetViT
 
 LAYER_NORM_EPS = 1e-6
 
@@ -26,6 +27,8 @@ def as_reference(model: nn.Module, drop_path: float) -> None:
     Everything else of these and of ConViT agrees: truncated normal 0.02 for linear layers, PiT at torch's default.
     """
     match model:
+        case SmallSetViT():
+            return
         case VisionTransformer():
             _start_vit(model, is_zero_headed=not has_life(model))
         case PyramidVisionTransformerV2():

@@ -8,6 +8,8 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from fastlg.models.systems.spt_lsa import MergedPatches
+
 Grid = tuple[int, int]
 
 
@@ -35,7 +37,8 @@ class ManySizes(VisionTransformer):
 
 def takes_sizes(model: nn.Module) -> bool:
     """Whether ``model`` can become a ManySizes: a plain ViT or DeiT with one patch embedding and absolute positions."""
-    kinds = type(model) in (VisionTransformer, ManySizes) and type(getattr(model, "patch_embed", None)) is PatchEmbed
+    embed = getattr(model, "patch_embed", None)
+    kinds = type(model) in (VisionTransformer, ManySizes) and type(embed) in (PatchEmbed, MergedPatches)
     return kinds and model.pos_embed is not None and not model.dynamic_img_size
 
 

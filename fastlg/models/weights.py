@@ -19,7 +19,6 @@ from fastlg.errors import UserError
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student
 from fastlg.models.systems.life import has_life
-from fastlg.models.vits.token_model import TokenModel
 
 # Our names -> the reference's, as (pattern, replacement) pairs applied in this order.
 _ATTENTION = ((r"\.attn\.qkv\.", ".attn.qkv_transform."), (r"\.attn\.proj\.", ".attn.projection."))
@@ -96,6 +95,8 @@ def in_reference(model: nn.Module) -> bool:
 
 
 def _renames(model: nn.Module) -> tuple[tuple[str, str | Callable[[re.Match], str]], ...] | None:
+    if (own := getattr(model, "reference_names", None)) is not None:
+        return own
     match model:
         case CifarResNet():
             return _RESNET
@@ -107,8 +108,6 @@ def _renames(model: nn.Module) -> tuple[tuple[str, str | Callable[[re.Match], st
             return _PIT
         case PyramidVisionTransformerV2():
             return _PVT_V2
-        case TokenModel():
-            return model.reference_names
         case ConVit():
             return ()
         case _:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastlg.models import Student
 from fastlg.models.systems.dhvt import HeadTokenAttention
+from fastlg.models.systems.spt_lsa import LocalityAttention
 from fastlg.models.vits.cvt import ConvAttention
 from fastlg.models.vits.pvt import ReducedAttention
 
@@ -26,6 +27,11 @@ CASES = {
     "t2t": ("t2t_vit_7", 51, {"embed_dim": 24, "depth": 2, "num_heads": 2, "token_dim": 10}),
     "pvt": ("pvt_tiny", 64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}),
     "dhvt": ("dhvt_tiny_cifar_patch4", 21, {"embed_dim": 24, "depth": 2, "num_heads": 3}),
+    "spt_lsa": (
+        "vit_tiny_patch16_224",
+        40,
+        {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "spt": True, "lsa": True},
+    ),
     "cvt": ("cvt_13", 45, {"embed_dims": [8, 12, 24], "depths": [1, 1, 1]}),
 }
 
@@ -69,6 +75,9 @@ def by_hand(layer: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> tuple[Te
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         scores = torch.einsum("nqc,nkc->nqk", query[..., part], key[..., part]) / math.sqrt(scale)
+        if isinstance(layer, LocalityAttention):
+            scores = scores * math.sqrt(scale) * layer.temperature[head]
+            scores.diagonal(dim1=1, dim2=2).fill_(-math.inf)
         weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
         if isinstance(layer, GPSA):
             weights = _gated(layer, weights, head, grid)

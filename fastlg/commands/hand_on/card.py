@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fastlg import __version__
 from fastlg.config import Config
 from fastlg.config.sections import scheme_of
 from fastlg.errors import printable
 from fastlg.models import Student
 from fastlg.models.general.own import is_own
-from fastlg.models.systems.life import has_life
-from fastlg.models.vits.token_model import TokenModel
 from fastlg.run.folder import read_summary
 from fastlg.run.report import read_metrics
 
 CARD = "README.md"
 MOST_NAMES = 20
+OURS = ("fastlg.models.vits.", "fastlg.models.systems.")
 _HEAD = """---
 library_name: timm
 pipeline_tag: image-classification
@@ -98,19 +99,19 @@ def model_card(
     )
 
 
-def _is_ours(student: Student) -> bool:
-    """Whether timm knows the model from fastlg alone."""
-    return isinstance(student.bare, TokenModel) or has_life(student.bare)
-
-
 def how_to_load(student: Student, out_dir: Path) -> str:
     """The Python that reads an export back; timm knows the models of fastlg's own once fastlg.models is imported."""
     if is_own(student.name):
         first, built = _own(student)
         read = f"load_file('{out_dir}/model.safetensors')"
         return f"{'; '.join(first)}; model = {built}; model.load_state_dict({read})"
-    first = "import fastlg.models; " if _is_ours(student) else ""
+    first = "import fastlg.models; " if _is_ours(student.bare) else ""
     return f"{first}timm.create_model('local-dir:{out_dir}', pretrained=True)"
+
+
+def _is_ours(bare: nn.Module) -> bool:
+    """Whether it is timm's only once fastlg.models is imported: a model that timm lacks, or parts of one."""
+    return any(type(module).__module__.startswith(OURS) for module in bare.modules())
 
 
 def _own(student: Student) -> tuple[list[str], str]:
@@ -124,7 +125,7 @@ def _own(student: Student) -> tuple[list[str], str]:
 def _snippet(student: Student, top: int) -> str:
     logits = "model(transform(image).unsqueeze(0))"
     if not is_own(student.name):
-        first = "import fastlg.models  # tells timm of the model\n" if _is_ours(student) else ""
+        first = "import fastlg.models  # tells timm of the model\n" if _is_ours(student.bare) else ""
         return _SNIPPET.format(imports=first, model=_OF_TIMM, logits=logits, top=top)
     imports, built = _own(student)
     if not hasattr(student.bare, "forward_intermediates"):  # it gives its features too

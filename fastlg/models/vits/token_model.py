@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -145,16 +146,27 @@ class TokenModel(nn.Module):
         return taken
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float, drop: nn.Dropout, is_fused: bool) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    drop: nn.Dropout,
+    is_fused: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
     """softmax(Q K' scale) V over [N, heads, L, C / heads], by torch's fused kernel or step by step.
 
-    Step by step, the matrix [N, heads, L, keys] passes through ``drop``, where a hook can see it.
+    ``mask`` [L, keys], bool: whether a query sees a key; each sees one at least. Step by step, the matrix
+    [N, heads, L, keys] passes through ``drop``, where a hook can see it.
     """
     if is_fused:
         rate = drop.p if drop.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=rate, scale=scale)
-    weights = ((query * scale) @ key.transpose(-2, -1)).softmax(dim=-1)
-    return drop(weights) @ value
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate, scale=scale)
+    scores = (query * scale) @ key.transpose(-2, -1)
+    scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+    return drop(scores.softmax(dim=-1)) @ value
 
 
 def maps_of(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

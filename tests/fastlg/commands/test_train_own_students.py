@@ -1,4 +1,4 @@
-"""T2T-ViT, PVT, CvT and DHVT through the command line: guided, cached, stopped, resumed, evaluated, exported."""
+"""Students that timm lacks through the command line: guided, cached, stopped, resumed, evaluated, exported."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ STUDENTS = {  # at 32 px
     "t2t_vit_7": {"blocks": [0, 1, 2], "args": {"embed_dim": 24, "depth": 3, "num_heads": 2, "token_dim": 12}},
     "pvt_tiny": {"blocks": [0, 1, 3], "args": {"embed_dims": [8, 16, 20, 32], "depths": [1, 1, 1, 1]}},
     "cvt_13": {"blocks": [0, 1, 3], "args": {"embed_dims": [8, 12, 24], "depths": [1, 1, 2]}},
+    "sl_vit_patch4_32": {"blocks": [0, 1, 2], "args": {"embed_dim": 24, "depth": 3, "num_heads": 2}},
     "dhvt_tiny_cifar_patch4": {"blocks": [0, 1, 2], "args": {"embed_dim": 24, "depth": 3, "num_heads": 2}},
 }
 TIMES = {"images_per_s", "wall_s"}

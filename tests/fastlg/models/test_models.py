@@ -11,8 +11,9 @@ from fastlg.config import ModelConfig
 from fastlg.errors import UserError
 from fastlg.models import CifarResNet, Student, build_model, guided_blocks, resnet20, resnet56, resnet110
 
+DEIT = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 TINY = {
-    "deit_tiny_patch16_224": (48, {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}),
+    "deit_tiny_patch16_224": (48, DEIT),
     "vit_small_patch14_reg4_dinov2": (42, {"embed_dim": 24, "depth": 3, "num_heads": 3}),
     "deit_tiny_distilled_patch16_224": (40, {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}),
     "convit_tiny": (40, {"patch_size": 8, "embed_dim": 6, "depth": 4, "num_heads": 4, "local_up_to_layer": 2}),
@@ -24,6 +25,8 @@ TINY = {
     "pvt_tiny": (64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
     "cvt_13": (45, {"embed_dims": [8, 12, 24], "depths": [1, 2, 2]}),
     "dhvt_tiny_cifar_patch4": (21, {"embed_dim": 24, "depth": 4, "num_heads": 3}),
+    "sl_vit_patch4_32": (16, {"embed_dim": 24, "depth": 4, "num_heads": 3}),
+    "vit_spt_lsa": (48, {**DEIT, "base": "vit_tiny_patch16_224", "spt": True, "lsa": True}),
     "dhvt_small_cifar_patch2": (12, {"embed_dim": 24, "depth": 4, "num_heads": 2}),
 }
 OWN = ["t2t_vit_7", "pvt_tiny", "cvt_13", "dhvt_tiny_cifar_patch4"]
@@ -39,6 +42,9 @@ PUBLISHED = [  # name, parameters, guided blocks, grids, dims, Eq. 8: from the r
     ("cvt_13", 19_650_980, [0, 6, 11], [56, 14, 14], [64, 384, 384], [0, 6, 12]),
     ("dhvt_tiny_imagenet_patch16", 6_093_634, [0, 5, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
 ]
+
+
+LONE = {"class_token": False, "global_pool": "avg", "depth": 1}
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -143,7 +149,9 @@ def test_bare_state_dict_is_timms():
     assert {f"bare.{name}" for name in plain.state_dict()} == set(student.state_dict())
 
 
-@pytest.mark.parametrize("name", ONE_EACH[:4])  # those of our own: test_models_own.py, with their backward pass
+@pytest.mark.parametrize(
+    "name", [*ONE_EACH[:4], "vit_spt_lsa"]
+)  # those of our own: test_models_own.py, with their backward pass
 def test_student_compiles_as_one_graph(name):
     student = tiny(name, blocks=[0, 2, 3]).eval()
     x = images(student.image_size)
@@ -244,6 +252,13 @@ def test_build_follows_the_config():
         ("dhvt_tiny_cifar_patch4", {"model_args": {"patch_size": 8}}, r"patch_size 8: one of \(2, 4, 16\)"),
         ("dhvt_tiny_cifar_patch4", {"model_args": {"num_heads": 5}}, "width 192 is no multiple of 5 heads"),
         ("dhvt_tiny_cifar_patch4", {"blocks": [12]}, "no block 12; its blocks are 0 to 11"),
+        ("vit_tiny_patch16_224", {"model_args": {"lsa": 1}}, "model.args.lsa is 1; it is true or false"),
+        ("convit_tiny", {"model_args": {"lsa": True}}, "model.args.lsa: convit_tiny is no plain ViT"),
+        ("dhvt_tiny_cifar_patch4", {"model_args": {"spt": True}}, "model.args.spt: dhvt_tiny_cifar_patch4 is no plain"),
+        ("vit_tiny_r_s16_p8_224", {"model_args": {"spt": True, "depth": 1}}, "makes its tokens in a way of its own"),
+        ("vit_tiny_patch16_224", {"model_args": {"lsa": True, "attn_layer": "diff", "depth": 1}}, "of its own kind"),
+        ("vit_tiny_patch16_224", {"image_size": 16, "model_args": {**LONE, "lsa": True}}, "one token at this image"),
+        ("sl_vit_patch4_32", {"image_size": 30}, "image_size 30 px does not fit .* set model.image_size=28 or 32"),
         ("cvt_13", {"blocks": [13]}, "no block 13; its blocks are 0 to 12"),
         ("cvt_13", {"model_args": {"depths": [1, 2]}}, "one entry for each of 3 stages"),
     ],

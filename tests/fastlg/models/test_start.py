@@ -22,6 +22,7 @@ SMALL = {  # name -> (model.args, image sizes of a donor and of the network)
     "pvt_tiny": ({"embed_dims": [8, 16, 20, 32], "depths": [1, 1, 1, 1]}, 96, 64),
     "t2t_vit_7": ({"embed_dim": 24, "depth": 2, "num_heads": 2, "token_dim": 12}, 64, 48),
     "cvt_13": ({"embed_dims": [8, 12, 24], "depths": [1, 1, 1]}, 64, 48),
+    "sl_vit_patch4_32": ({"embed_dim": 24, "depth": 2, "num_heads": 2}, 24, 16),
     "dhvt_tiny_cifar_patch4": ({"embed_dim": 24, "depth": 2, "num_heads": 2}, 24, 16),
 }
 RESIZED = {"deit_tiny_patch16_224": 1, "deit_tiny_distilled_patch16_224": 2, "convit_tiny": 0}  # prefix tokens
