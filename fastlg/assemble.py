@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastlg import ranks
 from fastlg.config import Config, OptimConfig
@@ -32,6 +32,7 @@ from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student, use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
 from fastlg.models.systems.structured import KINDS, start_structured
+from fastlg.models.systems.whitening import expect_patches, start_whitening
 from fastlg.objective import GuidedStudent, check_guidance
 from fastlg.ranks.say import say
 from fastlg.run.parts import Parts
@@ -62,7 +63,7 @@ def assemble(
     torch.manual_seed(config.run.seed)
     model = new_model(config.model, config.teacher, len(stores.class_names))
     if begins:
-        begin(model, config, stores)
+        begin(model, config, stores, device)
     cached = None
     if teacher_model is not None and features is not None:
         cached = new_cached_teacher(config, stores, features, device, share.per_rank)
@@ -118,14 +119,27 @@ def assemble(
     )
 
 
-def begin(model: Student | CifarResNet, config: Config, stores: Stores) -> None:
-    """First weights that are more than a draw: a checkpoint's, or those of systems/structured.py. Raises UserError."""
+def begin(model: Student | CifarResNet, config: Config, stores: Stores, device: torch.device) -> None:
+    """First weights that are more than a draw: a checkpoint's, or those of models/systems. Raises UserError."""
     settings = config.model
     if settings.weights is not None:
         say(f"start    {begin_from(model, settings.weights, stores.class_names)}")
     elif settings.init in KINDS:
         with Pulse(lambda: f"start    making {settings.init} weights"):
             say(f"start    {start_structured(model.bare, settings.init, config.run.seed)}")
+    elif settings.init == "whitening":
+        with Pulse(lambda: "start    looking at images for whitening weights"):
+            conv = expect_patches(model.bare, settings.name)
+            say(f"start    {start_whitening(conv, first_views(config, stores, device))}")
+
+
+def first_views(config: Config, stores: Stores, device: torch.device) -> Iterator[Tensor]:
+    """What the student sees in the first epoch, unmixed, in whole batches: of all ranks, on each of them alike."""
+    plan = {**vars(new_plan(config, train=True)), "rank": 0, "world_size": 1}
+    plan["batch_size"] = config.optim.global_batch_size
+    views = make_views(config, None)
+    for batch in make_loader("torch", stores.train, device=device, **plan).epoch(0):
+        yield views(batch, 0).student
 
 
 def groups_of(unit: GuidedStudent, optim: OptimConfig) -> list[dict]:

@@ -15,13 +15,17 @@ from fastlg.analysis.geometry import Layout, layout_of
 from fastlg.models.families import family_of
 from fastlg.models.student import Student
 from fastlg.models.systems.dhvt import HeadTokenAttention
+from fastlg.models.systems.poorvit import LatentAttention, PoorViT, TokenAttention
 from fastlg.models.vits.cvt import ConvAttention
 from fastlg.models.vits.pvt import ReducedAttention
 from fastlg.models.vits.t2t import T2TViT
 
 # Step by step, not fused, each of them hands its finished matrix [N, heads, tokens, keys] to its ``attn_drop`` and
 # multiplies what comes back with the values.
-WITH_MATRIX = (Attention, GPSA, MHSA, PvtV2Attention, ReducedAttention, ConvAttention, HeadTokenAttention)
+WITH_MATRIX = (
+    *(Attention, GPSA, MHSA, PvtV2Attention),
+    *(ReducedAttention, ConvAttention, HeadTokenAttention, LatentAttention),
+)
 See = Callable[[int, Tensor, Layout], None]
 
 
@@ -30,6 +34,7 @@ def attention_layers(student: Student) -> tuple[list[nn.Module], str]:
     if family_of(student.bare) is None:
         return [], f"{student.name}: which tokens its attention sees is not known; attention is left out"
     layers = [module for module in student.bare.modules() if isinstance(module, WITH_MATRIX)]
+    layers = [layer for layer in layers if not isinstance(layer, TokenAttention)]
     if len(layers) != student.depth:
         return [], (
             f"{student.name}: {len(layers)} of its {student.depth} blocks have an attention matrix over their whole "
@@ -45,6 +50,8 @@ def remarks(student: Student) -> list[str]:
             "the two performers of the token-to-token module have no attention matrix: they sum random features; "
             "blocks are those of the trunk"
         ]
+    if isinstance(student.bare, PoorViT) and student.bare.blocks_token_only:
+        return ["blocks in which class tokens alone ask are left out; rollout is read before them"]
     return []
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastlg.analysis.geometry import Layout, window_shares
 from fastlg.models.student import Student
+from fastlg.models.systems.poorvit import PoorViT
 
 
 def readout(student: Student, layout: Layout) -> Tensor:
@@ -17,6 +18,7 @@ def readout(student: Student, layout: Layout) -> Tensor:
     shares = torch.zeros(layout.prefix + height * width, dtype=torch.float64)
     if layout.prefix and getattr(student.bare, "global_pool", "token") in ("token", ""):
         count = 2 if getattr(student.bare, "head_dist", None) is not None else 1
+        count = layout.prefix if isinstance(student.bare, PoorViT) else count
         shares[:count] = 1 / count
     else:
         shares[layout.prefix :] = 1 / (height * width)

@@ -92,7 +92,7 @@ class AugmentConfig(Section):
 
 
 CNNS = ("resnet20", "resnet56", "resnet110")
-Init = Literal["reference", "timm", "mimetic", "impulse", "impulse_closed"]
+Init = Literal["reference", "timm", "mimetic", "impulse", "impulse_closed", "whitening"]
 
 
 class ModelConfig(Section):

@@ -9,6 +9,7 @@ from fastlg.errors import UserError
 from fastlg.models.resnet_cifar import CifarResNet, resnet20, resnet56, resnet110
 from fastlg.models.student import Student, guided_blocks
 from fastlg.models.systems.structured import KINDS, expect_plain
+from fastlg.models.systems.whitening import expect_patches
 
 # the names that ModelConfig.is_cnn knows
 CNNS = {"resnet20": resnet20, "resnet56": resnet56, "resnet110": resnet110}
@@ -30,8 +31,8 @@ def build_model(
             raise UserError(f"model.resolution {config.resolution}: {config.name} takes none")
         if config.args:
             raise UserError(f"model.args {config.args}: {config.name} takes none")
-        if config.init in KINDS:
-            raise UserError(f"model.init {config.init}: {config.name} takes none; it is for plain ViTs")
+        if config.init not in ("reference", "timm"):
+            raise UserError(f"model.init {config.init}: {config.name} takes none; it is for ViTs")
         return CNNS[config.name](num_classes)
     student = Student(
         config.name,
@@ -44,6 +45,8 @@ def build_model(
     )
     if config.init in KINDS:  # whose weights are made where a run begins, not for a checkpoint's to replace them
         expect_plain(student.bare, config.init, config.name)
+    elif config.init == "whitening":
+        expect_patches(student.bare, config.name)
     for _, size in config.resolution:  # which are refused here if they are; the last one is the model's own
         student.take_size(size)
     if guided and config.blocks == "auto":

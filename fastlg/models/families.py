@@ -23,7 +23,8 @@ from fastlg.models.vits.cvt import ConvolutionalTransformer
 from fastlg.models.vits.t2t import T2TViT
 from fastlg.models.vits.token_model import BlockShape, TokenModel, conv_side
 
-PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_", "dhvt_", "sl_vit_")
+PREFIXES = ("deit_", "deit3_", "vit_", "convit_", "pit_", "pvt_v2_", "pvt_tiny", "t2t_vit_", "cvt_")
+PREFIXES += ("dhvt_", "sl_vit_", "poorvit")
 
 
 class Family(NamedTuple):

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from fastlg.errors import UserError, brief
 from fastlg.models.general.walk import classifiers
 from fastlg.models.student import Student
+from fastlg.models.systems import poorvit
+from fastlg.models.systems.poorvit import PoorViT
 from fastlg.models.vits import pvt, t2t
 from fastlg.models.vits.pvt import PyramidVisionTransformer
 from fastlg.models.vits.t2t import T2TViT
@@ -105,6 +107,8 @@ def _resized(bare: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
                 return t2t.checkpoint_filter_fn(given, bare)
             case PyramidVisionTransformer():
                 return pvt.checkpoint_filter_fn(given, bare)
+            case PoorViT():
+                return poorvit.checkpoint_filter_fn(given, bare)
             case ConVit() if positions is not None and "pos_embed" in own:
                 size = list(bare.patch_embed.grid_size)
                 return {**given, "pos_embed": resample_abs_pos_embed(positions, size, num_prefix_tokens=0)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastlg.models import Student
 from fastlg.models.systems.dhvt import HeadTokenAttention
+from fastlg.models.systems.poorvit import LatentAttention
 from fastlg.models.systems.spt_lsa import LocalityAttention
 from fastlg.models.vits.cvt import ConvAttention
 from fastlg.models.vits.pvt import ReducedAttention
@@ -20,6 +21,12 @@ CASES = {
     "vit": ("vit_tiny_patch16_224", 40, {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}),
     "registers": ("vit_tiny_patch16_224", 40, {"patch_size": 8, "embed_dim": 24, "depth": 2, "reg_tokens": 2}),
     "distilled": ("deit_tiny_distilled_patch16_224", 48, {"embed_dim": 24, "depth": 2, "num_heads": 2}),
+    "life": ("life_vit", 40, {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}),
+    "poorvit": (
+        "poorvit",
+        40,
+        {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_cls_token": 2, "latent_mode": "q"},
+    ),
     "convit": ("convit_tiny", 48, {"embed_dim": 6, "depth": 3, "local_up_to_layer": 2}),
     "pit": ("pit_ti_224", 56, {"base_dims": [8, 8, 8], "depth": [1, 2, 1], "heads": [1, 2, 4]}),
     "pvt_v2": ("pvt_v2_b0", 64, {"embed_dims": [8, 16, 40, 64]}),
@@ -66,6 +73,8 @@ def by_hand(layer: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> tuple[Te
             key, value = _split(layer.kv(_reduced(layer, tokens, grid)), 2)
         case ConvAttention():
             query, key, value = (_convolved(layer, kind, tokens, grid) for kind in "qkv")
+        case LatentAttention():  # of the case below: its queries are products of two matrices
+            query, key, value = layer.W_q(layer.q(tokens)), layer.k(tokens), layer.v(tokens)
         case _:
             query, key, value = _split(layer.qkv(tokens), 3)
     heads = layer.num_heads

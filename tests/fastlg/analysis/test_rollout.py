@@ -26,7 +26,9 @@ def means_of(case: str):
     return student, means, layouts
 
 
-@pytest.mark.parametrize(("case", "readers"), [("vit", [0]), ("registers", [0]), ("distilled", [0, 1]), ("t2t", [0])])
+@pytest.mark.parametrize(
+    ("case", "readers"), [("vit", [0]), ("registers", [0]), ("distilled", [0, 1]), ("t2t", [0]), ("poorvit", [0, 1])]
+)
 def test_of_one_grid_it_is_the_class_tokens_row_of_the_product(case, readers):
     student, means, layouts = means_of(case)
     found = rollout(means, layouts, stage_steps(student), readout(student, layouts[-1]))

@@ -16,11 +16,16 @@ TINY = {
     "deit_tiny_patch16_224": (48, DEIT),
     "vit_small_patch14_reg4_dinov2": (42, {"embed_dim": 24, "depth": 3, "num_heads": 3}),
     "deit_tiny_distilled_patch16_224": (40, {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}),
+    "life_vit": (48, {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}),
     "convit_tiny": (40, {"patch_size": 8, "embed_dim": 6, "depth": 4, "num_heads": 4, "local_up_to_layer": 2}),
     "pit_ti_224": (56, {"base_dims": [8, 8, 8], "depth": [2, 3, 1], "heads": [1, 2, 4]}),
     "pit_ti_distilled_224": (56, {"base_dims": [8, 8, 8], "depth": [1, 2, 1], "heads": [1, 2, 4]}),
     "pvt_v2_b0": (64, {"embed_dims": [8, 16, 40, 64]}),
     "pvt_v2_b2_li": (45, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
+    "poorvit": (
+        32,
+        {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_cls_token": 2, "depth_token_only": 1},
+    ),
     "t2t_vit_7": (51, {"embed_dim": 24, "depth": 4, "num_heads": 3, "token_dim": 10}),
     "pvt_tiny": (64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
     "cvt_13": (45, {"embed_dims": [8, 12, 24], "depths": [1, 2, 2]}),
@@ -33,6 +38,7 @@ OWN = ["t2t_vit_7", "pvt_tiny", "cvt_13", "dhvt_tiny_cifar_patch4"]
 ONE_EACH = ["deit_tiny_patch16_224", "convit_tiny", "pit_ti_224", "pvt_v2_b0", *OWN]
 PUBLISHED = [  # name, parameters, guided blocks, grids, dims, Eq. 8: from the reference and the paper
     ("deit_tiny_patch16_224", 5_543_716, [0, 6, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
+    ("life_vit", 5_617_444, [0, 6, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
     ("convit_tiny", 5_536_812, [0, 6, 11], [14, 14, 14], [192, 192, 192], [0, 5, 11]),
     ("pit_ti_224", 4_615_972, [0, 6, 11], [27, 14, 7], [64, 128, 256], [0, 5, 11]),
     ("pvt_v2_b0", 3_435_460, [0, 3, 7], [56, 28, 7], [32, 64, 256], [0, 3, 7]),
@@ -103,7 +109,7 @@ def test_tokens_are_what_the_blocks_put_out(name):
         student.bare(x)
         expected = dict(seen)
         _, tokens = student(x)
-    prefix = {"distilled": 2, "reg4": 5, "pvt": 0, "cvt": 0}
+    prefix = {"poorvit": 2, "distilled": 2, "reg4": 5, "pvt": 0, "cvt": 0}
     leading = next((count for part, count in prefix.items() if part in name), 1)
     joins = {"convit_tiny": (2, 1), "pvt_tiny": (4, 1), "cvt_13": (3, 1)}  # block at which the class token joins
     for block, grid, dim, got in zip(student.blocks, student.grids, student.dims, tokens, strict=True):

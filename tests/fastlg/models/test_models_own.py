@@ -26,15 +26,27 @@ TINY = {
     "pvt_tiny": (64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 2, 1, 1]}),
     "cvt_13": (48, {"embed_dims": [8, 12, 24], "depths": [1, 2, 2]}),
     "dhvt_tiny_cifar_patch4": (16, {"embed_dim": 24, "depth": 3, "num_heads": 3}),
+    "poorvit": (
+        32,
+        {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "latent_mode": "kq", "latent_dim": 8},
+    ),
 }
-SHALLOW = {"t2t_vit_7": {"depth": 1}, "pvt_tiny": {"depths": [1, 1, 1, 1]}, "cvt_13": {"depths": [1, 1, 1]}}
-SHALLOW["dhvt_tiny_cifar_patch4"] = {"depth": 1}
-COLUMNAR = ["t2t_vit_7", "dhvt_tiny_cifar_patch4"]
+EVERY = {  # also what timm has a class of, and more of what a model can be
+    **TINY,
+    "life_vit": (32, {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}),
+    "poorvit": (32, {**TINY["poorvit"][1], "num_cls_token": 2, "depth_token_only": 1}),
+}
+COLUMNAR = ["t2t_vit_7", "poorvit", "life_vit", "dhvt_tiny_cifar_patch4"]
 ANY_SIZE = ["cvt_13", "dhvt_tiny_cifar_patch4"]
+SHALLOW = {
+    **dict.fromkeys(COLUMNAR, {"depth": 1}),
+    "pvt_tiny": {"depths": [1, 1, 1, 1]},
+    "cvt_13": {"depths": [1, 1, 1]},
+}
 
 
-def tiny(name: str, seed: int = 1, fewer: dict | None = None, **more) -> Student:
-    size, arguments = TINY[name]
+def tiny(name: str, seed: int = 1, fewer: dict | None = None, table: dict = EVERY, **more) -> Student:
+    size, arguments = table[name]
     arguments = arguments | (fewer or {})
     torch.manual_seed(seed)
     student = Student(name, num_classes=5, image_size=size, model_args=arguments, **more)
@@ -55,7 +67,7 @@ def scalar(student: Student, x: torch.Tensor) -> torch.Tensor:
                for out in (logits, *tokens))  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EVERY)
 def test_gradients_are_those_of_differences(name):
     """Every parameter, along a random direction, in float64; batch statistics are part of the function."""
     student = tiny(name, blocks=[0, 2], drop_path=0.0).double().train()
@@ -77,7 +89,7 @@ def test_gradients_are_those_of_differences(name):
             assert (gradient * way).sum().item() == pytest.approx(slope, rel=1e-5, abs=1e-7), key
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EVERY)
 def test_single_precision_gradients_are_those_of_double(name):
     student = tiny(name, blocks=[1, 2], drop_path=0.0).train()
     found = torch.autograd.grad(scalar(student, images(student.image_size)), list(student.parameters()))
@@ -88,7 +100,7 @@ def test_single_precision_gradients_are_those_of_double(name):
         assert (own.double() - true).norm() <= 1e-5 * max(true.norm().item(), 0.01 * whole)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EVERY)
 def test_fused_attention_and_its_steps_agree(name):
     student = tiny(name, blocks=[0, 2]).eval()
     x = images(student.image_size)
@@ -98,7 +110,7 @@ def test_fused_attention_and_its_steps_agree(name):
     torch.testing.assert_close(student(x), fused, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_guided_step_in_half_precision_compiles_as_one_graph(name):
     """Forward and backward under autocast, in training mode, against the eager step."""
     student = tiny(name, fewer=SHALLOW[name], blocks=[0], drop_path=0.0)
@@ -205,8 +217,8 @@ def test_attention_without_reduction_is_torchs():
 
 @pytest.mark.parametrize("name", TINY)
 def test_intermediates_are_the_blocks_that_end_a_level(name):
-    student = tiny(name).eval()
-    ends = [0, 1, 2] if name in COLUMNAR else {"pvt_tiny": [0, 2, 3, 4], "cvt_13": [0, 2, 4]}[name]
+    student = tiny(name, table=TINY).eval()
+    ends = {"pvt_tiny": [0, 2, 3, 4], "cvt_13": [0, 2, 4]}.get(name, [0, 1, 2])
     student.guide(ends)
     x, model = images(student.image_size), student.bare
     with torch.no_grad():
@@ -264,7 +276,7 @@ def test_images_of_another_size_than_built_for_are_refused(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_export_is_read_at_another_image_size(name, tmp_path):
-    student = tiny(name)
+    student = tiny(name, table=TINY)
     config = Config(data={"source": "x"}, model={"name": name})
     export_student(student, tmp_path / "out", class_names=list("abcde"), config=config)
     assert how_to_load(student, tmp_path / "out").startswith("import fastlg.models; timm.create_model(")
@@ -275,8 +287,8 @@ def test_an_export_is_read_at_another_image_size(name, tmp_path):
     resized = {key for key, value in moved.items() if not torch.equal(value, state[key])} if name in ANY_SIZE else {
         key for key, value in moved.items() if value.shape != state[key].shape
     }  # fmt: skip
-    expected = {"t2t_vit_7": {"pos_embed"}, "pvt_tiny": {f"stages.{n}.pos_embed" for n in range(4)}}
-    assert resized == expected.get(name, set())
+    expected = {"pvt_tiny": {f"stages.{n}.pos_embed" for n in range(4)}, **dict.fromkeys(ANY_SIZE, set())}
+    assert resized == expected.get(name, {"pos_embed"})
     assert all(torch.equal(value, state[key]) for key, value in moved.items() if key not in resized)
     if name == "t2t_vit_7":
         fresh = Student(name, num_classes=5, image_size=96, model_args=TINY[name][1])

@@ -16,6 +16,8 @@ from fastlg.models.weights import reference_name
 SMALL = {  # name -> (model.args, image sizes of a donor and of the network)
     "deit_tiny_patch16_224": ({"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}, 48, 32),
     "deit_tiny_distilled_patch16_224": ({"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}, 48, 32),
+    "life_vit": ({"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}, 48, 32),
+    "poorvit": ({"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_cls_token": 2}, 48, 32),
     "convit_tiny": ({"embed_dim": 24, "depth": 2, "num_heads": 2, "local_up_to_layer": 1}, 64, 48),
     "pit_ti_224": ({"base_dims": [8, 8, 8], "depth": [1, 1, 1], "heads": [1, 2, 2]}, 64, 96),
     "pvt_v2_b0": ({"embed_dims": [8, 16, 20, 32], "depths": [1, 1, 1, 1]}, 96, 64),
@@ -25,7 +27,13 @@ SMALL = {  # name -> (model.args, image sizes of a donor and of the network)
     "sl_vit_patch4_32": ({"embed_dim": 24, "depth": 2, "num_heads": 2}, 24, 16),
     "dhvt_tiny_cifar_patch4": ({"embed_dim": 24, "depth": 2, "num_heads": 2}, 24, 16),
 }
-RESIZED = {"deit_tiny_patch16_224": 1, "deit_tiny_distilled_patch16_224": 2, "convit_tiny": 0}  # prefix tokens
+RESIZED = {  # prefix tokens
+    "deit_tiny_patch16_224": 1,
+    "deit_tiny_distilled_patch16_224": 2,
+    "life_vit": 1,
+    "poorvit": 2,
+    "convit_tiny": 0,
+}
 
 
 def student(name: str, size: int, classes: int = 5, *, seed: int) -> Student:
