@@ -14,6 +14,7 @@ from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, 
 from fastlg.commands.line.ending import run_app, show_version
 from fastlg.commands.line.start import start_ranks
 from fastlg.commands.many import arguments as many
+from fastlg.commands.report.arguments import report
 
 app = typer.Typer(
     name="fastlg",
@@ -192,6 +193,7 @@ def prepare(
 
 
 app.command()(analyze)
+app.command()(report)
 
 
 @app.command()

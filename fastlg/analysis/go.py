@@ -119,7 +119,7 @@ def _chosen_blocks(text: str | None, subjects: list[Subject]) -> list[int]:
     """Numbers of blocks. Raises UserError for one that a student does not have."""
     least = min(subject.student.depth for subject in subjects)
     if text is None:
-        return list(dict.fromkeys(np.linspace(0, least - 1, COLUMNS).round().astype(int).tolist()))
+        return evenly(least, COLUMNS)
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts):
         raise UserError(f"--blocks {brief(text)} are no numbers with commas between, like 0,6,11")

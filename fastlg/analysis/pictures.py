@@ -112,8 +112,10 @@ def draw_attention(found: Named, images: np.ndarray, blocks: Sequence[int], new_
             _cross(panels[row, column], own.blocks[block], side)
     colours = dict(zip(found, COLOURS, strict=False))
     for column, (name, _, block) in enumerate(columns, start=1):
-        title = f"{_short(name)}\nblock {block}" if len(found) > 1 else f"block {block}"
-        panels[0, column].set_title(title, fontsize=8, color=colours[name] if len(found) > 1 else "black")
+        title, own_colour = f"block {block}", {}
+        if len(found) > 1:
+            title, own_colour = f"{_short(name)}\nblock {block}", {"color": colours[name]}
+        panels[0, column].set_title(title, fontsize=8, **own_colour)
     figure.suptitle("Attention of the token at the cross, mean over heads", fontsize=10)
     return figure
 

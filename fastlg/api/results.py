@@ -18,6 +18,7 @@ from fastlg.commands.hand_on.card import measured_of
 from fastlg.commands.hand_on.predict import Predictor, of_network
 from fastlg.commands.line.early import expect_empty
 from fastlg.commands.many.table import MEASURED
+from fastlg.commands.report.go import write_report
 from fastlg.config import Config, dotted, read_saved_config
 from fastlg.errors import UserError
 from fastlg.models.general.instances import offered
@@ -110,6 +111,14 @@ class TrainedRun:
         export_student(model, out, class_names=class_names, config=config, measured=measured, onnx=onnx)
         return out
 
+    def report(self, out: str | PathLike | None = None, *, which: str = "last", **overrides: Any) -> Path:
+        """Writes one HTML page about the run, as ``fastlg report``, to ``out`` (None: report.html in its folder).
+
+        overrides  data.* and engine.*: where its images are now. Returns where the page lies. Raises UserError.
+        """
+        with self._known():
+            return reported(self.folder, out, which, overrides)
+
     @cached_property
     def _loaded(self) -> tuple[nn.Module, list[str]]:
         with self._known():
@@ -147,6 +156,15 @@ class Comparison:
     def table(self) -> Rows:
         """A row per run, its name first."""
         return Rows({"run": name, **own} for name, own in self.summary.items())
+
+    def report(self, out: str | PathLike | None = None, *, which: str = "last", **overrides: Any) -> Path:
+        """Writes one HTML page about both runs side by side; as ``TrainedRun.report``."""
+        with offered(model=self.guided._given):
+            return reported(self.folder, out, which, overrides)
+
+
+def reported(folder: Path, out: str | PathLike | None, which: str, overrides: Mapping[str, Any]) -> Path:
+    return write_report(folder, None if out is None else Path(out), which=which, overrides=dotted(overrides))
 
 
 def open_run(folder: str | PathLike, model: nn.Module | None = None) -> TrainedRun:

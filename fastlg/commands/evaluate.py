@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
     with Pulse(lambda: f"testing  {folder}"):
         trained, model, class_names = load_trained(folder, which)
         store = open_store(_test_store(trained, overrides, class_names), "test")
-        return _over(measure, trained.replace(overrides), model, store)
+        return over(measure, trained.replace(overrides), model, store)
 
 
 def classify_run(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -49,11 +49,11 @@ def classify_run(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     trained, model, class_names = load_trained(folder)
     store = open_store(_test_store(trained, {}, class_names), "test")
-    found = _over(partial(classify, count=len(store)), trained, model, store)
+    found = over(partial(classify, count=len(store)), trained, model, store)
     return np.asarray(store.labels, dtype=np.int64), found.numpy()
 
 
-def _over(what: Callable, config: Config, model: nn.Module, store: Store):
+def over(what: Callable, config: Config, model: nn.Module, store: Store):
     """``what``, of run/evaluate.py, over the images of a store, where and as precise as the config says."""
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
@@ -76,15 +76,20 @@ def _test_store(trained: Config, overrides: dict, class_names: list[str]) -> Pat
         if data.val != trained.data.val:
             raise UserError(f"eval cannot change data.val={trained.data.val} of the run's own images; leave it out")
         stores = open_stores(trained.replace(overrides).data)
-        if list(stores.class_names) != list(class_names):
-            raise UserError(
-                f"{data.source} holds classes {some(stores.class_names, 3)}; the run was trained on "
-                f"{some(class_names, 3)}: its images have changed since"
-            )
+        expect_classes(stores.class_names, class_names, data.source)
         return stores.path
     if overrides.get("data.holdout"):
         raise UserError("eval measures all test images of another source; drop data.holdout")
     return store_to_measure(data, class_names)
+
+
+def expect_classes(found: Sequence[str], trained: Sequence[str], source: str) -> None:
+    """Raises UserError where the images of a run have other classes than it was trained on."""
+    if list(found) != list(trained):
+        raise UserError(
+            f"{source} holds classes {some(found, 3)}; the run was trained on {some(trained, 3)}: its images have "
+            "changed since"
+        )
 
 
 def _same_source(one: str, other: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastlg.assemble import make_views, new_loader
-from fastlg.config import Config, dotted, load_config, parse_overrides
+from fastlg.config import Config, dotted, load_config, parse_overrides, read_saved_config
 from fastlg.config.whole import laid_over
 from fastlg.data.store.make import prepare as write_store
 from fastlg.data.stores import open_stores
@@ -59,11 +59,21 @@ def _preview_store(store: Path, path: Path) -> Path:
 def preview_run(folder: Path) -> Path:
     """What a run's student and teacher saw in its first epoch, as ``RUN/views.png``."""
     config, _, _ = load_trained(folder)
-    teacher_size = None
-    if config.teacher is not None:
-        recipe = load_config(config.teacher.recipe)
-        teacher_size = recipe.replace(dotted(config.teacher.overrides), "teacher.overrides").model.image_size
-    return _sheet(config, teacher_size, folder / "views.png")
+    return _sheet(config, teacher_size_of(config), folder / "views.png")
+
+
+def teacher_size_of(config: Config) -> int | None:
+    """Side in px of what a run's teacher sees: of the run that its weights are, else by its recipe. None without one.
+
+    Raises UserError.
+    """
+    if config.teacher is None:
+        return None
+    saved = config.teacher.weights / "config.yaml" if config.teacher.weights is not None else None
+    if saved is not None and saved.is_file():
+        return read_saved_config(saved).model.image_size
+    recipe = load_config(config.teacher.recipe)
+    return recipe.replace(dotted(config.teacher.overrides), "teacher.overrides").model.image_size
 
 
 def _sheet(config: Config, teacher_size: int | None, path: Path) -> Path:

@@ -21,14 +21,15 @@ from fastlg.run.lock import LOCK
 FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache", "paper")
 NEVER_FREE = ("engine.precision", "data.val")
 
+REPORT = "report.html"  # what fastlg report wrote
 # What fastlg itself leaves in a folder. Without a config.yaml it is what a kill, a full disk or a deleted folder left
 # of a run, and never makes the folder foreign.
-OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png", "predictions.npz")
+OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png", "predictions.npz", REPORT)
 ANALYSIS = "analysis"  # what fastlg analyze found
 FOLDERS_OF_RUN = ("checkpoints", "tensorboard", ANALYSIS)
 SHOWN = ("top1_last", "top1_best", "images_per_s", "wall_s", "epochs")  # numbers of a summary that are told
 MAX_SUMMARY = 1 << 20  # bytes
-OF_COMPARE = (LOCK, "summary.json", "curves.png", "compare.md", "compare.tex", "compare.csv", "compare.json")
+OF_COMPARE = (LOCK, "summary.json", "curves.png", "compare.md", "compare.tex", "compare.csv", "compare.json", REPORT)
 WEIGHTS = {  # what may be given as them
     "model.weights": "a run folder or a checkpoint file",
     "teacher.weights": "a teacher's run folder or a checkpoint file",

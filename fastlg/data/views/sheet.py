@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,38 +37,47 @@ def contact_sheet(
         mean, std: those the views were normalised with.
         tile: side of one picture on the sheet, in pixels.
     """
-    count = min(count, len(batch.labels))
-    seen = [images for images in (views.student, views.teacher) if images.numel()]
-    seen = [_to_uint8(images[:count], mean, std) for images in seen]
-    titles = ROWS[: 2 + len(seen)]
-    crops, boxes = batch.images[:count].cpu().numpy(), batch.crop[:count].cpu().numpy()
-    ids, labels = batch.sample_ids[:count].tolist(), batch.labels[:count].tolist()
+    rows, labels = tiles(store, batch, views, mean=mean, std=std, count=count), batch.labels[:count].tolist()
     step = tile + _GAP
-    sheet = Image.new("RGB", (_GAP + count * step, len(titles) * (step + _TEXT) + _TEXT), "white")
+    sheet = Image.new("RGB", (_GAP + len(labels) * step, len(rows) * (step + _TEXT) + _TEXT), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, title in enumerate(titles):
+    for row, (title, pictures) in enumerate(rows.items()):
         draw.text((_GAP, _TEXT + row * (step + _TEXT)), title, fill="black")
-    for column in range(count):
-        left = _GAP + column * step
-        name = printable(store.class_names[labels[column]][: tile // 6])
-        draw.text((left, 0), name, fill="black")
-        stored = _with_box(store.images(ids[column]), boxes[column], tile)
-        for row, picture in enumerate([stored, crops[column], *(images[column] for images in seen)]):
-            image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-            sheet.paste(image.resize((tile, tile), Image.Resampling.NEAREST), (left, 2 * _TEXT + row * (step + _TEXT)))
+        for column, picture in enumerate(pictures):
+            small = Image.fromarray(picture).resize((tile, tile), Image.Resampling.NEAREST)
+            sheet.paste(small, (_GAP + column * step, 2 * _TEXT + row * (step + _TEXT)))
+    for column, label in enumerate(labels):
+        name = printable(store.class_names[label][: tile // 6])
+        draw.text((_GAP + column * step, 0), name, fill="black")
     with whole(Path(path)) as partial:
         sheet.save(partial, format=Image.registered_extensions().get(Path(path).suffix.lower(), "PNG"))
 
 
-def _to_uint8(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+def tiles(
+    store: Store, batch: Batch, views: Views, *, mean: Sequence[float], std: Sequence[float], count: int
+) -> dict[str, list[np.ndarray]]:
+    """Row of ROWS -> uint8 [H, W, 3] of each of the first ``count`` samples; of the last, nothing without a teacher.
+
+    The stored image is stretched to a square, with the crop outlined.
+    """
+    crops = list(batch.images[:count].cpu().numpy())
+    boxes, side = batch.crop[:count].cpu().numpy(), max(112, batch.images.shape[1])
+    rows = batch.sample_ids[:count].tolist()
+    stored = [_with_box(store.images(row), box, side) for row, box in zip(rows, boxes, strict=True)]
+    seen = [images for images in (views.student, views.teacher) if images.numel()]
+    seen = [list(_to_uint8(images[:count], mean, std)) for images in seen]
+    return dict(zip(ROWS, (stored, crops, *seen), strict=False))
+
+
+def _to_uint8(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Normalised float [N, 3, H, W] back to uint8 [N, H, W, 3]."""
     pixels = images.float().cpu().permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _with_box(pixels: np.ndarray, box: np.ndarray, tile: int) -> Image.Image:
-    """The stored image stretched to a tile, its crop (y, x, h, w as fractions) outlined."""
-    image = Image.fromarray(pixels).resize((tile, tile), Image.Resampling.BILINEAR)
-    y, x, h, w = (float(value) * (tile - 1) for value in box)
-    ImageDraw.Draw(image).rectangle((x, y, x + w, y + h), outline="red")
-    return image
+def _with_box(pixels: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+    """The stored image stretched to ``side`` px, its crop (y, x, h, w as fractions) outlined."""
+    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
+    y, x, h, w = (float(value) * (side - 1) for value in box)
+    ImageDraw.Draw(image).rectangle((x, y, x + w, y + h), outline="red", width=max(1, side // 112))
+    return np.asarray(image)

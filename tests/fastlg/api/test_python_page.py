@@ -36,6 +36,7 @@ def test_every_block_runs_in_order(project, image_folder):
     assert len(names["watch"].losses) == 2 and names["watch"].best > 0  # 78 images, batch 32
     assert "no test split; give data=(train, test)" in said[-1]
     assert (project / "exported" / "README.md").is_file()
+    assert "<h1>Run mine</h1>" in (project / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_table_of_callbacks_is_the_protocol():

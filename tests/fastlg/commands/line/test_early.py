@@ -84,6 +84,11 @@ CASES = {
     "analyze": (("analyze", "nosuch"), ["there is no run nosuch"]),
     "analyze two": (("analyze", "other", "nosuch"), ["there is no run nosuch"]),
     "analyze teacher": (("analyze", "other", "--teacher", "nosuch"), ["there is no run nosuch"]),
+    "report": (("report", "nosuch"), ["there is no run nosuch"]),
+    "report there": (("report", "other", "--out", "."), [". is a folder"]),
+    "report key": (("report", "other", "model.name=x"), ["report cannot change model.name"]),
+    "report others": (("report", "other", "data.source=nosuch"), ["data.source=nosuch: no such file or folder"]),
+    "no matplotlib": (("report", "other"), ["pip install 'fastlg[plots]'"]),
     "analyze others": (("analyze", "other", "data.source=nosuch"), ["data.source=nosuch: no such file or folder"]),
 }
 DRIVER = """
