@@ -14,6 +14,7 @@ from fastlg.batch import Batch, Views
 from fastlg.callbacks import Callbacks
 from fastlg.config import Config
 from fastlg.data.stores import Stores, open_stores
+from fastlg.derived import derived
 from fastlg.engine.build import stand_in
 from fastlg.engine.precision import pick_device, uses_cuda
 from fastlg.engine.prefetch import prefetched
@@ -42,24 +43,27 @@ def train(
     dry_run: bool = False,
     waits: bool = False,
     callbacks: Sequence[object] = (),
+    is_teacher: bool = False,
 ) -> dict:
     """Trains to the end (or from the last checkpoint to the end) and returns summary.json's content.
 
     ``dry_run`` builds every part and takes one step on the first two training images, but trains and writes nothing.
     While another process trains in the run folder, this one is refused, or waits and takes its result (``waits``).
-    ``callbacks`` are told what happens (callbacks.py), of this run and not of its teacher's. Every rank of a run calls
-    it alike. Raises UserError, RunError, or errors.Stopped after it saved.
+    ``callbacks`` are told what happens (callbacks.py), of this run and not of its teacher's. ``is_teacher``: of another
+    run, whose config is the one to mend. Every rank of a run calls it alike. Raises UserError, RunError, or
+    errors.Stopped after it saved.
     """
     told = Callbacks(callbacks)
     own = ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s)
     with own, Pulse(lambda: f"starting {config.run_dir}"):
+        config = derived(config)
         done = _finished(config, resume)
         if done is not None:
             return done
         if dry_run:
-            return rehearse(_parts(config, resume, dry_run=True))
+            return rehearse(_parts(config, resume, dry_run=True, is_teacher=is_teacher))
         with run_lock(config.run_dir, waits=waits):
-            return _finished(config, resume) or _train(config, resume, told)
+            return _finished(config, resume) or _train(config, resume, told, is_teacher=is_teacher)
 
 
 def _finished(config: Config, resume: str) -> dict | None:
@@ -71,7 +75,7 @@ def _finished(config: Config, resume: str) -> dict | None:
     return done
 
 
-def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
+def _parts(config: Config, resume: str, *, dry_run: bool, is_teacher: bool) -> Parts:
     """Of the run, its teacher found or trained before."""
     stores = open_stores(config.data)
     expect_trainable(config, stores, resume)
@@ -80,7 +84,7 @@ def _parts(config: Config, resume: str, *, dry_run: bool) -> Parts:
         teacher, size = find_or_train_teacher(config, stores, dry_run=dry_run)
         features = find_features(config, stores, teacher, size, dry_run=dry_run)
     parts = assemble(config, stores, teacher, size, features, begins=_begins(config, resume))
-    say_plan(parts)
+    say_plan(parts, is_teacher=is_teacher)
     return parts
 
 
@@ -126,8 +130,8 @@ def untrained_teacher(config: Config, stores: Stores) -> tuple[nn.Module, int]:
     return as_teacher(drawn, recipe.augment, config.augment), recipe.model.image_size
 
 
-def _train(config: Config, resume: str, callbacks: Callbacks) -> dict:
-    parts = _parts(config, resume, dry_run=False)
+def _train(config: Config, resume: str, callbacks: Callbacks, *, is_teacher: bool) -> dict:
+    parts = _parts(config, resume, dry_run=False, is_teacher=is_teacher)
     with StopRequest() as stop, Pulse(lambda: f"at work  {config.run_dir}"):
         run = Run(parts, stop, resume, callbacks)
         try:
@@ -213,5 +217,5 @@ def find_or_train_teacher(config: Config, stores: Stores, *, dry_run: bool) -> t
     if dry_run and not has_teacher(config, stores):
         say(f"teacher  {recipe.model.name} would be trained first, in {recipe.run_dir}; untrained here")
         return untrained_teacher(config, stores)
-    train(recipe, waits=True)
+    train(recipe, waits=True, is_teacher=True)
     return load_teacher(recipe.run_dir, recipe, stores, **wanted)

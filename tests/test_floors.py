@@ -19,7 +19,7 @@ FLOORS = [
     {"data", "models", "teacher", "engine", "drloc", "callbacks"},
     {"objective", "integrations"},
     {"run"},
-    {"assemble", "features"},
+    {"assemble", "features", "derived"},
     {"analysis"},
     {"train"},
     {"commands"},

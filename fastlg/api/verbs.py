@@ -21,6 +21,7 @@ from fastlg.commands.sweep import compare_seeds
 from fastlg.commands.sweep import sweep as train_all
 from fastlg.config import Config, dotted
 from fastlg.data.stores import open_stores
+from fastlg.derived import derived
 from fastlg.errors import Silenced, Stopped, UserError
 from fastlg.models.general.instances import offered
 from fastlg.ranks.say import say
@@ -78,7 +79,8 @@ def train(
     with offered(model=network_of(model), teacher=teacher):
         read = config_of(config, overrides, data=data, model=model, teacher=teacher)
         if data is not None:
-            refuse_unusable(read, resume, open_stores(read.data).fingerprints)
+            stores = open_stores(read.data)
+            refuse_unusable(derived(read, stores, is_told=False), resume, stores.fingerprints)
         summary = train_one(read, resume=resume, callbacks=callbacks)
     return TrainedRun(read.run_dir, summary, model)
 

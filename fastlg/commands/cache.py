@@ -7,6 +7,7 @@ from pathlib import Path
 from fastlg.assemble import check_buildable
 from fastlg.config import Config
 from fastlg.data.stores import open_stores
+from fastlg.derived import derived
 from fastlg.errors import UserError
 from fastlg.features import build_or_verify, plan_cache
 from fastlg.run.report import Pulse
@@ -23,6 +24,7 @@ def make_cache(config: Config) -> Path:
         raise UserError(f"{config.run.name} has no teacher section; there is nothing to cache")
     with Pulse(lambda: f"caching  the features of {config.run.name}"):
         stores = open_stores(config.data)
+        config = derived(config, stores)
         check_buildable(config, stores)
         if config.teacher.weights is None and not has_teacher(config, stores):
             expect_writable(plan_cache(config, stores, *untrained_teacher(config, stores)))

@@ -13,6 +13,7 @@ from fastlg.commands.many.rows import Row, Single
 from fastlg.commands.many.table import Table
 from fastlg.config import Config
 from fastlg.data.stores import open_stores
+from fastlg.derived import derived
 from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
 from fastlg.ranks.say import console, dispensable, say
@@ -52,9 +53,10 @@ def _compare(config: Config, dry_run: bool) -> dict:
 def _train_all(config: Config, dry_run: bool) -> dict:
     folder = config.run_dir
     stores = open_stores(config.data)
+    unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
+    config, unguided = derived(config, stores), derived(unguided, stores)
     teacher = teacher_config(config, stores.fingerprints) if config.teacher.weights is None else None
     guided = config.replace({"run.root": str(folder), "run.name": "guided"})
-    unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
     if teacher is not None:  # both students and later comparisons share the teacher of the outer root
         guided = guided.replace({"teacher.weights": str(teacher.run_dir)})
     done = {}
@@ -67,7 +69,7 @@ def _train_all(config: Config, dry_run: bool) -> dict:
     if teacher is not None:
         say("")
         say("1/3 teacher")
-        summaries["teacher"] = train(teacher, dry_run=dry_run, waits=True)
+        summaries["teacher"] = train(teacher, dry_run=dry_run, waits=True, is_teacher=True)
     elif known := read_summary(config.teacher.weights):
         summaries["teacher"] = known
     say("")

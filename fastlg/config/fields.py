@@ -64,6 +64,7 @@ Stage = Annotated[int, Field(ge=0, le=999)]
 Block = Annotated[int, Field(ge=0, le=999)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Switch = bool | Literal["auto"]
+Auto = Literal["auto"]  # a number that is made of the images, see auto.py
 Path = Annotated[_Path, BeforeValidator(_given), AfterValidator(usable_path)]
 Text = Annotated[str, Field(min_length=1)]
 HomeText = Annotated[Text, AfterValidator(_known_home)]  # a path or a name; a ~ in front has a home

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fastlg.config.auto import AUTO
 from fastlg.config.fields import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Alpha,
     Aspect,
+    Auto,
     Batch,
     Block,
     Deviation,
@@ -75,7 +77,7 @@ class AugmentConfig(Section):
     flip: Fraction | Literal["alternating"] = 0.5  # alternating: half of the images, the other half an epoch later
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # timm's RandAugment; three-augment: DeiT III's; None: without
     color_jitter: Alpha | tuple[Alpha, Alpha, Alpha] = 0.0  # most change of brightness, contrast, saturation; 0 is off
-    erase: Fraction = 0.25  # probability of random erasing
+    erase: Fraction | Auto = 0.25  # probability of random erasing
     mixup: Alpha = 0.0  # alpha of its Beta distribution; 0 is off
     cutmix: Alpha = 0.0  # alpha; with mixup too, half of the samples take each
     mix_probability: Fraction = 1.0  # of a sample to be mixed, where mixup or cutmix is on
@@ -99,7 +101,7 @@ class ModelConfig(Section):
     """The network that is trained: a student of models/student.py (any timm model) or a resnet20/56/110."""
 
     name: Text  # a timm name; a resnet20, 56 or 110 is a teacher
-    image_size: Size = 224  # px
+    image_size: Size | Auto = 224  # px; auto, here and below: of the images (docs/own_images.md)
     resolution: list[tuple[Momentum, Size]] = []  # [share of the epochs, px from there on], up to image_size; vit, deit
     blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks or stages, 0-based; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
@@ -211,16 +213,16 @@ class OptimConfig(OfTimmOrOurs):
 
     name: Literal["adamw", "sgd", "muon"] | OfTimm = "adamw"  # muon: for hidden matrices, adamw for the rest
     args: dict[str, Any] = {}  # of timm's optimizers: what they take beside lr and weight_decay
-    lr: Positive = 5e-4  # learning rate after the warm-up, for global_batch_size as it is
+    lr: Positive | Auto = 5e-4  # learning rate after the warm-up, for global_batch_size as it is
     min_lr: NotNegative = 5e-6  # where it ends
-    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20  # lr rises linearly over them
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] | Auto = 20  # lr rises linearly over them
     warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
     schedule: Literal["cosine", "linear"] | OfTimm = "cosine"  # how lr falls to min_lr; cosine: as timm's
     schedule_args: dict[str, Any] = {}  # of timm's schedules, as timm.scheduler.create_scheduler_v2 takes them
     layer_decay: Share = 1.0  # lr of a layer by that of the layer above it, layers as timm counts them; 1: one lr
     flat: Momentum = 0.0  # share of the epochs, warm-up included, before it begins to fall
-    epochs: Epochs = 300  # passes over the training images
-    global_batch_size: Batch = 128  # samples of one update, over all ranks
+    epochs: Epochs | Auto = 300  # passes over the training images
+    global_batch_size: Batch | Auto = 128  # samples of one update, over all ranks
     weight_decay: NotNegative = 0.05  # of matrices; biases, norms and tokens are spared
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # adamw
     momentum: Momentum = 0.9  # sgd, Nesterov
@@ -232,7 +234,7 @@ class OptimConfig(OfTimmOrOurs):
 
     @model_validator(mode="after")
     def _falling(self):
-        if self.min_lr > self.lr:
+        if self.lr != AUTO and self.min_lr > self.lr:
             raise ValueError(
                 f"min_lr is {self.min_lr:g}, above the lr of {self.lr:g} that falls to it; set optim.min_lr=0"
             )

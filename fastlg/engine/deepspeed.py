@@ -16,6 +16,7 @@ from fastlg.engine.precision import set_rates
 from fastlg.engine.protocol import (
     BesideTeacher,
     autocast,
+    group_keys,
     joined_outputs,
     load_optimizer_state,
     micro_batches,
@@ -49,6 +50,7 @@ class DeepSpeedEngine(BesideTeacher):
         deepspeed = library(device)
         self.unit, self.teacher, self.basic = unit, teacher, optimizer
         self.device, self.dtype, self.accumulation = device, dtype, accumulation
+        self.group_keys = group_keys(optimizer)
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
         self.stage = config["zero_optimization"]["stage"]
         self.gathered = deepspeed.zero.GatheredParameters
@@ -92,7 +94,7 @@ class DeepSpeedEngine(BesideTeacher):
         with self._whole_weights():
             unit = {name: _in_fp32(value) for name, value in self.unit.state_dict().items()}
         if self.stage == 0:
-            return {"unit": unit, **optimizer_state(self.unit, self.basic), "scaler": self._scale()}
+            return {"unit": unit, **optimizer_state(self.unit, self.basic, self.group_keys), "scaler": self._scale()}
         moments = {}
         self._link_moments()
         first = next(iter(self.basic.state.values()), {})  # a flat partition of ZeRO; none before the first update

@@ -16,6 +16,7 @@ from fastlg.engine.precision import set_rates
 from fastlg.engine.protocol import (
     BesideTeacher,
     autocast,
+    group_keys,
     joined_outputs,
     load_optimizer_state,
     micro_batches,
@@ -52,7 +53,7 @@ class PlainEngine(BesideTeacher):
         is_captured: bool = False,
     ):
         self.unit, self.teacher, self.optimizer = unit, teacher, optimizer
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.group_keys = device, dtype, group_keys(optimizer)
         self.accumulation, self.clip_norm = accumulation, clip_norm
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -110,7 +111,7 @@ class PlainEngine(BesideTeacher):
     def state_dict(self) -> dict:
         return {
             "unit": {name: value.detach().cpu() for name, value in self.unit.state_dict().items()},
-            **optimizer_state(self.unit, self.optimizer),
+            **optimizer_state(self.unit, self.optimizer, self.group_keys),
             "scaler": self.scaler.state_dict(),
             **({} if self.average is None else {"average": self.average.state_dict()}),
         }

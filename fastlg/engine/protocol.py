@@ -133,16 +133,17 @@ def joined_outputs(outputs: list[StepOutput]) -> StepOutput:
     return StepOutput(**losses, **sums)
 
 
-GIVEN = {"params", "lr", "weight_decay", "lr_scale", "muon"}  # of parameter groups, beside an optimizer's own defaults
+def group_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
+    """What an optimizer's groups of parameters say before its first step; what is there later it has remembered."""
+    return frozenset(key for group in optimizer.param_groups for key in group)
 
 
-def optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer, known: frozenset[str]) -> dict:
     """{"optimizer": a torch optimizer's moments by parameter name}, on the CPU, and where it remembers something of
-    whole groups, such as a count of steps, "optimizer_groups", one dict for each."""
+    whole groups, such as a count of steps, "optimizer_groups", one dict for each. ``known``: its ``group_keys``."""
     names = _names_in_order(unit, optimizer)
     whole = optimizer.state_dict()
     state = {names[i]: {k: _on_cpu(v) for k, v in own.items() if v is not None} for i, own in whole["state"].items()}
-    known = GIVEN | optimizer.defaults.keys()
     groups = [{k: _on_cpu(v) for k, v in group.items() if k not in known} for group in whole["param_groups"]]
     return {"optimizer": state, **({"optimizer_groups": groups} if any(groups) else {})}
 

@@ -6,9 +6,11 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastlg.config import Config, config_from, dotted, load_config, read_saved_config
+from fastlg.config.auto import AUTO, KEYS
 from fastlg.errors import UserError, brief
 from fastlg.files.atomic import PARTIAL
 from fastlg.files.reading import is_file, read_regular, what_is
@@ -39,8 +41,11 @@ PARTS_OF_COMPARE = ("unguided", "guided")
 OF_NOBODY = re.compile(r"\.nfs\w+|\.DS_Store|\._.*|\.directory|Thumbs\.db|desktop\.ini")
 
 
-def finished(folder: Path, config: Config) -> dict | None:
-    """Summary of a completed run of this very config, or None. Raises UserError when another run lies there."""
+def finished(folder: Path, config: Config, *, is_derived: bool = True) -> dict | None:
+    """Summary of a completed run of this very config, or None. Raises UserError when another run lies there.
+
+    ``is_derived`` False: nothing of the config is made of the images yet (derived.py), so that this is left alone.
+    """
     saved = folder / "config.yaml"
     if not saved.is_file():
         if is_compare(folder):
@@ -48,7 +53,7 @@ def finished(folder: Path, config: Config) -> dict | None:
         if strange := _strangers(folder, OF_RUN, FOLDERS_OF_RUN):
             raise UserError(f"{folder} holds {strange}, which is no part of a run; choose another run.name or empty it")
         return None
-    refuse_other(read_saved_config(saved), config, str(folder))
+    refuse_other(read_saved_config(saved), config, str(folder), left=() if is_derived else KEYS)
     return read_summary(folder)
 
 
@@ -171,11 +176,19 @@ def _strangers(folder: Path, files: tuple[str, ...], folders: tuple[str, ...]) -
     return ""
 
 
-def refuse_other(saved: Config, config: Config, where: str, *, fix: str = "choose another run.name") -> None:
-    """Raises UserError that names the differences between the config of a run and the one it shall go on with."""
+def refuse_other(
+    saved: Config, config: Config, where: str, *, fix: str = "choose another run.name", left: Sequence[str] = ()
+) -> None:
+    """Raises UserError that names the differences between the config of a run and the one it shall go on with.
+
+    left  keys that may differ where ``config`` has ``auto``, or nothing in ``teacher.overrides``
+    """
     old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
     differing = [key for key in sorted(old.keys() | new.keys()) if not may_differ(key) and old.get(key) != new.get(key)]
     differing = [key for key in differing if not (key in SAME and SAME[key](old.get(key), new.get(key)))]
+    taught = [f"teacher.overrides.{key}" for key in left]
+    differing = [key for key in differing if not (key in left and new.get(key) == AUTO)]
+    differing = [key for key in differing if not (key in taught and key not in new)]
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

@@ -3,15 +3,22 @@ line is not said again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from fastlg import ranks
 from fastlg.config import OptimConfig
 from fastlg.engine.build import engine_kind
 from fastlg.engine.protocol import share_batch
+from fastlg.engine.schedule import schedule_of
+from fastlg.errors import printable
 from fastlg.ranks.say import say
 from fastlg.run.parts import Parts
 
 FEWEST_STEPS = 10  # an epoch
 MOST_DROPPED = 0.05  # of an epoch's images
+PEAK = 0.9  # of optim.lr, which a learning rate should reach
 
 
 def budget_advice(optim: OptimConfig, images: int, steps: int, unit: int = 1) -> list[str]:
@@ -27,6 +34,8 @@ def budget_advice(optim: OptimConfig, images: int, steps: int, unit: int = 1) ->
             f"optim.warmup_epochs={optim.warmup_epochs} is not shorter than optim.epochs={optim.epochs}: the run ends "
             f"within its warm-up; set optim.warmup_epochs={optim.epochs // 10}"
         )
+    elif line := _peak_advice(optim):
+        lines.append(line)
     dropped = _dropped(images, batch) if optim.drop_last else 0
     if dropped > MOST_DROPPED * images:
         smaller = next(iter(_batches(images, batch - 1, unit)), 0)
@@ -44,6 +53,38 @@ def budget_advice(optim: OptimConfig, images: int, steps: int, unit: int = 1) ->
             f"the learning rate moves once an epoch; {fix}"
         )
     return lines
+
+
+def _peak_advice(optim: OptimConfig) -> str:
+    """Of a learning rate that stays below its peak, as the curve has fallen before the warm-up ends; else ""."""
+
+    def peak(warmup_epochs: int) -> float:
+        rate = schedule_of(optim.model_copy(update={"warmup_epochs": warmup_epochs}))
+        return max(rate(epoch) for epoch in range(optim.epochs)) / optim.lr
+
+    reached, shorter = peak(optim.warmup_epochs), optim.warmup_epochs
+    if reached >= PEAK:
+        return ""
+    while shorter > 0 and peak(shorter) < PEAK:
+        shorter //= 2
+    fix = f"optim.warmup_epochs={shorter}" if shorter < optim.warmup_epochs else "another optim.schedule"
+    return (
+        f"the learning rate reaches {100 * reached:.0f} % of optim.lr={optim.lr:g} at most, for it falls before its "
+        f"warm-up of {optim.warmup_epochs} of {optim.epochs} epochs ends; set {fix}"
+    )
+
+
+def class_advice(images: Sequence[int], names: Sequence[str]) -> str:
+    """Of classes with a single training image, given how many images each has; "" where there is none."""
+    single = [printable(name) for count, name in zip(images, names, strict=True) if count == 1]
+    if not single:
+        return ""
+    named = f"{', '.join(single[:5])}{' ...' if len(single) > 5 else ''}"
+    verb = "class has" if len(single) == 1 else "classes have"
+    return (
+        f"{len(single)} {verb} one training image ({named}), from which nothing general is learned; add images, or "
+        "leave out what has no more"
+    )
 
 
 def teacher_advice(top1: float, chance: float, own_epochs: int | None) -> str:
@@ -74,8 +115,8 @@ def _batches(images: int, most: int, unit: int) -> list[int]:
     return sorted(sizes, key=lambda size: _dropped(images, size) > MOST_DROPPED * images)
 
 
-def say_plan(parts: Parts) -> None:
-    """The facts of a run before it starts, one line each."""
+def say_plan(parts: Parts, *, is_teacher: bool = False) -> None:
+    """The facts of a run before it starts, one line each. ``is_teacher``: of another run, whose keys mend it."""
     config, stores, engine = parts.config, parts.stores, parts.engine
     size = " to ".join(dict.fromkeys(str(size) for _, size in config.model.resolution)) or config.model.image_size
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parts.unit.student.parameters())
@@ -111,7 +152,12 @@ def say_plan(parts: Parts) -> None:
         f"{passes}, {type(parts.train_loader).__name__}"
     )
     unit = ranks.world_size() * (config.engine.micro_batch_size or 1 if share.accumulation > 1 else 1)
-    for line in budget_advice(optim, len(stores.train), len(parts.train_loader), unit):
+    lines = budget_advice(optim, len(stores.train), len(parts.train_loader), unit)
+    counts = np.bincount(stores.train.labels, minlength=len(stores.class_names))
+    if line := "" if is_teacher else class_advice(counts.tolist(), stores.class_names):
+        lines.append(line)
+    for line in lines:
+        line = f"the teacher's recipe: {line.replace('optim.', 'teacher.overrides.optim.')}" if is_teacher else line
         say(f"advice   {line}")
     zero = f", ZeRO stage {config.engine.zero_stage}" if engine_kind(config.engine) == "deepspeed" else ""
     say(f"engine   {engine_kind(config.engine)}{zero}; on: {parts.switches.on()}")

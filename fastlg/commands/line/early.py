@@ -37,7 +37,7 @@ def expect_run(config: Config, resume: str) -> None:
     """Raises UserError for a run that cannot be, or not in its folder, as far as that is seen without torch."""
     if place().world_size > 1:
         return
-    finished(config.run_dir, config)
+    finished(config.run_dir, config, is_derived=False)
     if resume not in ("auto", "never") and not Path(resume).is_file():
         load_checkpoint(Path(resume))
     expect_possible(config)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastlg.config import Config, dotted
 from fastlg.data.stores import open_stores
+from fastlg.derived import derived
 from fastlg.errors import UserError, brief
 from fastlg.run.folder import finished, may_differ
 from fastlg.teacher.recipe import as_teacher
@@ -92,7 +93,7 @@ def _single(row: Row, seed: int, group: str, known: dict[tuple[str, int], Single
     key = content(row.config), seed
     if key not in known:
         name = f"{group}/{row.folder}/seed{seed}"
-        placed = row.config.replace({"run.seed": seed, "run.name": name})
+        placed = derived(row.config.replace({"run.seed": seed, "run.name": name}), is_told=False)
         command = ("train", row.source, *row.overrides, f"run.seed={seed}", f"run.name={name}")
         known[key] = Single(row.label, placed, command)
     return known[key]

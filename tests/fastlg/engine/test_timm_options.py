@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 from refusals import refused
-from resuming import same
+from resuming import assert_same_run, cut_before_step, same
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
@@ -16,13 +16,14 @@ from torch import nn
 
 from fastlg.config import OptimConfig
 from fastlg.engine.precision import build_optimizer, set_rates
-from fastlg.engine.protocol import load_optimizer_state, optimizer_state
+from fastlg.engine.protocol import group_keys, load_optimizer_state, optimizer_state
 from fastlg.engine.schedule import schedule_of
 from fastlg.engine.update.timm_optimizers import NOT_HERE, check_optimizer, keeps_on_host
 from fastlg.engine.update.timm_schedules import NAMES
 from fastlg.errors import UserError
 from fastlg.models import Student, resnet20
 from fastlg.models.param_groups import layer_scales, param_groups
+from fastlg.run.checkpoint import load_checkpoint
 
 HERE = [name for name in list_optimizers() if not name.startswith(tuple(NOT_HERE))]
 SCALES = {"body.weight": 0.5, "body.bias": 0.5}  # two groups of each kind
@@ -59,10 +60,11 @@ def test_an_optimizer_steps_as_timms_and_goes_on_from_a_checkpoint_to_the_same_b
         for group in truth.param_groups:
             group["lr"] = rate * group["lr_scale"]
         step(by_timm, truth, number)
+    known = group_keys(optimizer)
     for number, rate in enumerate(rates):
         if number == 2:
             buffer = io.BytesIO()
-            torch.save({"unit": ours.state_dict(), **optimizer_state(ours, optimizer)}, buffer)
+            torch.save({"unit": ours.state_dict(), **optimizer_state(ours, optimizer, known)}, buffer)
             buffer.seek(0)
             saved = torch.load(buffer, weights_only=True)
             ours = drawn_net()
@@ -189,6 +191,42 @@ def test_layers_learn_at_timms_shares_of_the_rate(name):
 def test_a_network_that_does_not_tell_its_layers_is_refused(model):
     with pytest.raises(UserError, match="group_matcher.*optim.layer_decay=1"):
         layer_scales(model, "it", 0.5)
+
+
+EVERY = (
+    "optim.name=timm:adan",
+    "optim.args.betas=[0.9,0.95,0.99]",
+    "optim.layer_decay=0.7",
+    "optim.schedule=timm:poly",
+    "optim.schedule_args.noise=[0.3]",
+    "augment.color_jitter=0.3",
+    "augment.rand_augment=three-augment",
+    "engine.checkpointing=true",
+)
+
+
+def test_a_run_with_every_option_goes_on_to_the_same_bits(project, fastlg, monkeypatch):
+    """Cut in its second epoch, behind a checkpoint inside of it; 39 images a step."""
+    run = (
+        "train",
+        "student.yaml",
+        *EVERY,
+        "model.drop_path=0.3",
+        "optim.global_batch_size=39",
+        "optim.warmup_epochs=0",
+    )
+    whole = fastlg(*run, "run.name=whole", "log.checkpoint_steps=1")
+    assert whole[0] == 0, whole[2]
+    with cut_before_step(monkeypatch, 4):
+        assert fastlg(*run, "run.name=cut", "log.checkpoint_steps=1")[0] == 130
+    status, out, err = fastlg(*run, "run.name=cut", "log.checkpoint_steps=1")
+    assert status == 0 and "resumed" in out, err
+    assert_same_run(project / "runs" / "whole", project / "runs" / "cut")
+    plain = fastlg(*run, "run.name=plain", "engine.checkpointing=false")
+    assert plain[0] == 0, plain[2]
+    kept = [load_checkpoint(project / "runs" / name / "checkpoints" / "last.pt")["unit"] for name in ("whole", "plain")]
+    assert same(*kept), "checkpointing changes no bit"
+    assert len(load_checkpoint(project / "runs" / "cut" / "checkpoints" / "last.pt")["engine"]["optimizer_groups"]) > 4
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import torch
 
 from fastlg.config import OptimConfig, load_config
 from fastlg.engine.protocol import share_batch
+from fastlg.engine.schedule import schedule_of
 from fastlg.models import resnet20
 from fastlg.run import trained as read_back
-from fastlg.run.plan import budget_advice, teacher_advice
+from fastlg.run.plan import budget_advice, class_advice, teacher_advice
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,13 @@ from fastlg.run.plan import budget_advice, teacher_advice
         ({"epochs": 5}, 1280, ["warmup_epochs=20", "epochs=5", "set optim.warmup_epochs=0"]),
         ({"epochs": 20}, 1280, ["warmup_epochs=20", "epochs=20", "set optim.warmup_epochs=2"]),
         ({"epochs": 21}, 1280, []),
+        ({"epochs": 2, "warmup_epochs": 1}, 1280, ["reaches 50 % of optim.lr", "set optim.warmup_epochs=0"]),
+        ({"epochs": 60, "warmup_epochs": 5}, 1280, []),
+        (
+            {"epochs": 9, "warmup_epochs": 4, "schedule": "timm:multistep", "schedule_args": {"decay_milestones": [2]}},
+            1280,
+            ["reaches 75 % of optim.lr=0.0005", "set optim.warmup_epochs=0"],
+        ),
         ({}, 1407, ["127 of 1407 images (9 %)", "set optim.drop_last=false or optim.global_batch_size=127"]),
         ({"drop_last": False}, 1407, []),
         ({}, 1300, []),
@@ -63,7 +71,32 @@ def test_a_run_that_follows_any_one_of_the_fixes_is_not_told_again(ranks, micro)
 
 
 def subject(line: str) -> str:
-    return next(word for word in ("warm-up", "dropped", "an epoch has") if word in line)
+    return next(word for word in ("of optim.lr", "warm-up", "dropped", "an epoch has") if word in line)
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 5, 12, 40])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_rate_that_never_reaches_its_peak_is_told_once_and_mended(epochs, schedule):
+    told = 0
+    for warm in range(epochs):
+        optim = OptimConfig(epochs=epochs, warmup_epochs=warm, schedule=schedule, lr=1.0)
+        rates = [schedule_of(optim)(epoch) for epoch in range(epochs)]
+        lines = [line for line in budget_advice(optim, 1280, 10) if "of optim.lr" in line]
+        assert len(lines) == (max(rates) < 0.9), (epochs, warm)
+        for line in lines:
+            assert f"{100 * max(rates):.0f} %" in line
+            shorter = int(re.search(r"set optim.warmup_epochs=(\d+)", line)[1])
+            mended = OptimConfig(**{**optim.model_dump(), "warmup_epochs": shorter})
+            assert budget_advice(mended, 1280, 10) == []
+            told += 1
+    assert told or epochs > 12
+
+
+def test_classes_with_one_image_are_named():
+    assert class_advice([5, 2, 9], ["a", "b", "c"]) == ""
+    assert "1 class has one training image (b)" in class_advice([5, 1, 9], ["a", "b", "c"])
+    many = class_advice([1] * 7 + [3], [f"k{number}\x1b" for number in range(8)])
+    assert "7 classes have one training image (k0\\x1b, k1" in many and "k4\\x1b ...)" in many
 
 
 @pytest.mark.parametrize(
@@ -91,7 +124,7 @@ def test_a_teacher_near_chance_is_told_with_a_fix_that_has_an_effect(top1, chanc
 
 
 def advice_of(out: str) -> list[str]:
-    return [line for line in out.splitlines() if line.startswith("advice") and "teacher" in line]
+    return [line for line in out.splitlines() if line.startswith("advice   the teacher's top-1")]
 
 
 def test_a_run_with_an_untrained_teacher_says_so_and_one_with_a_good_teacher_does_not(project, fastlg):
@@ -136,5 +169,14 @@ def test_advice_is_told_before_anything_is_trained(project, fastlg):
     status, out, err = fastlg("train", "student.yaml", "teacher=null", "optim.warmup_epochs=2", "--dry-run")
     assert status == 0, err
     assert "advice   optim.warmup_epochs=2 is not shorter than optim.epochs=2" in out, out
-    status, out, _ = fastlg("train", "student.yaml", "teacher=null", "optim.warmup_epochs=1", "--dry-run")
+    status, out, _ = fastlg("train", "student.yaml", "teacher=null", "optim.warmup_epochs=0", "--dry-run")
     assert status == 0 and "warmup" not in out, out
+
+
+def test_advice_on_a_teachers_recipe_names_the_keys_that_reach_it(project, fastlg):
+    batch = ("teacher.overrides.optim.global_batch_size=50", "teacher.overrides.optim.warmup_epochs=1")
+    status, out, err = fastlg("train", "student.yaml", *batch, "optim.epochs=1", "optim.global_batch_size=39")
+    lines = [line for line in out.splitlines() if line.startswith("advice   the teacher's recipe: ")]
+    assert status == 0, err
+    assert any("28 of 78 images (36 %)" in own and "teacher.overrides.optim.drop_last=false" in own for own in lines)
+    assert any("set teacher.overrides.optim.warmup_epochs=0" in own for own in lines), out
