@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastlg.models  # noqa: F401  tells timm of the students that it lacks
-from fastlg.commands.line.early import filter_of
+from fastlg.commands.line.early import filter_of, own_names
 from fastlg.config import load_config, shipped_configs
 from fastlg.errors import UserError, brief, did_you_mean
 from fastlg.models import Student
@@ -30,7 +30,7 @@ def list_models(pattern: str | None, image_size: int | None = None) -> None:
     the shipped configs train. Nothing takes memory but a user's own network. Raises UserError."""
     trained = _trained()
     names = sorted(trained, key=lambda name: (name in CNNS, name)) if pattern is None else matching(pattern)
-    if len(names) > MOST:
+    if len(names) > MOST and pattern is not None:
         say(f"{len(names)} models; a FILTER that leaves {MOST} of them tells their parameters and features")
         for name in names:
             say(f"  {name}")
@@ -43,6 +43,8 @@ def list_models(pattern: str | None, image_size: int | None = None) -> None:
         for line in trained.get(name, []):
             say(f"      {line}")
     if pattern is None:
+        if others := sorted(own_names() - set(trained)):
+            say(f"and ours, which no shipped config trains: {', '.join(others)}")
         say(f"and {len(timm.list_models())} models of timm, each a student or a teacher: fastlg models FILTER")
 
 

@@ -152,8 +152,18 @@ def model_names() -> frozenset[str]:
     if found is None or not found.submodule_search_locations:
         return frozenset()
     theirs = Path(found.submodule_search_locations[0]) / "models"
-    names = {"resnet20", "resnet56", "resnet110"}
-    for path in (*theirs.rglob("*.py"), *OWN_MODELS.rglob("*.py")):
+    return frozenset({"resnet20", "resnet56", "resnet110"}) | own_names() | _registered_in(theirs)
+
+
+@cache
+def own_names() -> frozenset[str]:
+    """Students that timm lacks, by the names under which ours are registered with it."""
+    return _registered_in(OWN_MODELS)
+
+
+def _registered_in(folder: Path) -> frozenset[str]:
+    names: set[str] = set()
+    for path in folder.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         names |= set(_REGISTERED.findall(text))
         for block in _DEPRECATED.findall(text):

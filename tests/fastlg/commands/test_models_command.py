@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from refusals import refused
 
 from fastlg.commands import models
+from fastlg.commands.line.early import own_names
 from fastlg.models import Student, resnet56
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def told(out: str, name: str) -> str:
@@ -39,6 +43,16 @@ def test_without_a_filter_it_lists_what_the_shipped_configs_train_and_what_the_p
     assert "unguided" not in out and re.search(r"and 1\d{3} models of timm", out)
     assert f"{sum(p.numel() for p in resnet56(100).parameters()):,}" in told(out, "resnet56")
     assert "0: 16x32x32, 1: 32x16x16, 2: 64x8x8" in told(out, "resnet56")
+
+
+def test_students_that_timm_lacks_are_all_listed_and_each_is_on_a_page(fastlg, monkeypatch):
+    monkeypatch.setattr(models, "described", lambda *_, **__: "as it is")
+    monkeypatch.setattr(models, "own_names", lambda: {*own_names(), "a_new_one"})
+    out = fastlg("models")[1]
+    text = " ".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert {"t2t_vit_7", "cvt_13"} < own_names()
+    assert [name for name in [*own_names(), "a_new_one"] if name not in out] == []
+    assert [name for name in own_names() if f"`{name}`" not in text] == []
 
 
 def test_of_many_it_lists_the_names_and_builds_none(fastlg, monkeypatch):

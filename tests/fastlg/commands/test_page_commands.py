@@ -24,10 +24,11 @@ READ_ONLY = {  # words of fastlg's commands that are read alone -> why
     "runs/own": "is said to be refused: tests/fastlg/api/test_python_page.py runs that page",
     "models": "builds ten models: test_models_command.py",
 }
+WIDTHS = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 STUDENT = {
     "model.image_size": "32",
     "model.blocks": "[0,1,2]",
-    "model.args": "{patch_size: 8, embed_dim: 48, depth: 3, num_heads: 3}",
+    **{f"model.args.{key}": str(value) for key, value in WIDTHS.items()},
 }
 TEACHER = {
     "teacher.overrides.model.name": "resnet20",
