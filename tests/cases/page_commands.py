@@ -59,7 +59,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def _is_command(words: list[str]) -> bool:
     program = _program(words[0])
-    return program == "scripts" or (program in PARSERS and len(words) > 1)
+    return words[0].endswith(".sh") if program == "scripts" else program in PARSERS and len(words) > 1
 
 
 def _lines(block: str) -> list[str]:
