@@ -230,6 +230,7 @@ class OptimConfig(OfTimmOrOurs):
     clip_norm: NotNegative = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
     label_smoothing: Momentum = 0.0  # share of every target that is spread over all classes
     ema: Momentum = 0.0  # decay per update of the weights' running mean, which is then tested and exported; 0: none
+    sam_rho: NotNegative = 0.0  # sharpness-aware updates: how far they climb, in L2; twice the step's cost; 0 is off
     drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
 
     @model_validator(mode="after")

@@ -121,13 +121,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _averaged(self):
+    def _by_the_plain_engine(self):
         engine = self.engine
-        if self.optim.ema and (engine.kind == "deepspeed" or engine.zero_stage or engine.deepspeed_config):
-            raise ValueError(
-                f"optim.ema is {self.optim.ema:g}, a mean that the plain engine keeps and DeepSpeed does not; set "
-                "optim.ema=0 or engine.kind=plain"
-            )
+        if engine.kind != "deepspeed" and not engine.zero_stage and not engine.deepspeed_config:
+            return self
+        for name, what in (
+            ("ema", "a mean that the plain engine keeps and DeepSpeed does not"),
+            ("sam_rho", "which steps from other weights than its gradients are of; DeepSpeed keeps both to itself"),
+        ):
+            if value := getattr(self.optim, name):
+                raise ValueError(f"optim.{name} is {value:g}, {what}; set optim.{name}=0 or engine.kind=plain")
         return self
 
     @property

@@ -74,7 +74,7 @@ def new_engine(
     optimizer = build_optimizer(groups, optim, on_device=switches.graph)
     common = {"device": device, "dtype": dtype, "accumulation": share.accumulation, "is_compiled": switches.compile}
     if engine_kind(engine) == "plain":
-        own = {"clip_norm": optim.clip_norm, "ema": optim.ema, "is_captured": switches.graph}
+        own = {"clip_norm": optim.clip_norm, "ema": optim.ema, "rho": optim.sam_rho, "is_captured": switches.graph}
         return PlainEngine(unit, teacher, optimizer, **own, **common)
     return DeepSpeedEngine(unit, teacher, optimizer, config=_merged(engine, optim, dtype, share), **common)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from fastlg.engine.protocol import (
     optimizer_state,
 )
 
+TINY = 1e-12  # added to a gradient's length: one of zero leaves the weights where they are
+
 
 class PlainEngine(BesideTeacher):
     """See ``protocol.Engine``. Parameters and moments stay float32 whatever the precision.
@@ -34,6 +37,7 @@ class PlainEngine(BesideTeacher):
         accumulation: forward and backward passes per update.
         clip_norm: gradients are scaled down to this L2 norm; 0 leaves them.
         ema: decay of the student's running mean (average.py), which then predicts; 0: the student itself does.
+        rho: how far sharpness-aware updates climb (``climbed``): two forward and backward passes each; 0: none.
         is_compiled: the unit goes through torch.compile.
         is_captured: whole updates are replayed as a CUDA graph; the optimizer was built ``on_device``.
     """
@@ -49,12 +53,13 @@ class PlainEngine(BesideTeacher):
         accumulation: int = 1,
         clip_norm: float = 0.0,
         ema: float = 0.0,
+        rho: float = 0.0,
         is_compiled: bool = False,
         is_captured: bool = False,
     ):
         self.unit, self.teacher, self.optimizer = unit, teacher, optimizer
         self.device, self.dtype, self.group_keys = device, dtype, group_keys(optimizer)
-        self.accumulation, self.clip_norm = accumulation, clip_norm
+        self.accumulation, self.clip_norm, self.rho = accumulation, clip_norm, rho
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.trained = torch.compile(unit, dynamic=False) if is_compiled else unit
@@ -77,16 +82,13 @@ class PlainEngine(BesideTeacher):
         return (self.graph or self._update)(views, batch, total)
 
     def _update(self, views: Views, batch: Batch, total: int) -> StepOutput:
-        outputs = []
         parts = micro_batches(views, self.guide(views, batch), self.accumulation, total)
-        for part in parts:
-            # Gradients are averaged over the ranks, each part counts by its share of all samples of the step.
-            share = len(part[0]) * ranks.world_size() / total
-            with nullcontext() if part is parts[-1] else self._without_exchange():
-                with autocast(self.device, self.dtype):
-                    out = self.trained(*part)
-                self.scaler.scale(out.loss if share == 1 else out.loss * share).backward()
-            outputs.append(out._replace(loss=out.loss.detach()))
+        set_back = random_state(self.device) if self.rho else None
+        outputs = self._passes(parts, total)
+        if set_back is not None:  # the same images, guide and dropped paths again
+            with climbed(self.unit, self.rho):
+                set_back()
+                self._passes(parts, total)
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.unit.parameters(), self.clip_norm)
@@ -96,6 +98,19 @@ class PlainEngine(BesideTeacher):
         if self.average is not None:
             self.average.update()
         return joined_outputs(outputs)
+
+    def _passes(self, parts: list[tuple], total: int) -> list[StepOutput]:
+        """Forward and backward of each part; gradients add up, and are exchanged with the last one's."""
+        outputs = []
+        for part in parts:
+            # Gradients are averaged over the ranks, each part counts by its share of all samples of the step.
+            share = len(part[0]) * ranks.world_size() / total
+            with nullcontext() if part is parts[-1] else self._without_exchange():
+                with autocast(self.device, self.dtype):
+                    out = self.trained(*part)
+                self.scaler.scale(out.loss if share == 1 else out.loss * share).backward()
+            outputs.append(out._replace(loss=out.loss.detach()))
+        return outputs
 
     def _without_exchange(self):
         """Gradients of all but the last part stay on their rank."""
@@ -123,3 +138,44 @@ class PlainEngine(BesideTeacher):
             self.average.load_state_dict(state["average"])
         if state["scaler"]:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **state["scaler"]})
+
+
+@contextmanager
+def climbed(unit: nn.Module, rho: float) -> Iterator[None]:
+    """Sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412): gradients of the worst weights nearby.
+
+    Inside, the weights of ``unit`` lie ``rho`` further along their gradient, in the L2 norm over all of them, and
+    have no gradient; afterwards they and the buffers are, to the bit, what they were before.
+
+    The gradient is the one of the whole batch, over all ranks, so that the number of ranks changes nothing (the paper's
+    own runs climb on each device's share); a factor on it, such as fp16's, cancels. Running statistics of norms do not
+    see the weights up there. Costs a copy of weights and buffers.
+    """
+    weights = [weight for weight in unit.parameters() if weight.grad is not None]
+    changed = [*weights, *unit.buffers()]
+    with torch.no_grad():
+        kept = [value.detach().clone() for value in changed]
+        gradients = [weight.grad for weight in weights]
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_add_(weights, torch._foreach_mul(gradients, rho / (length + TINY)))
+        for weight in weights:
+            weight.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, before in zip(changed, kept, strict=True):
+                value.copy_(before)
+
+
+def random_state(device: torch.device) -> Callable[[], None]:
+    """What sets the generators of the host and of ``device`` back to where they are now, without waiting for either."""
+    on_host = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def set_back() -> None:
+        torch.set_rng_state(on_host)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+
+    return set_back

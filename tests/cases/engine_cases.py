@@ -44,6 +44,11 @@ RISES = ("optim.epochs=5", "model.resolution=[[0, 16], [0.4, 32]]")
 TWO_RANKS["rising resolution"] = RISES
 FADES = ("optim.epochs=6", "guidance.schedule=linear", "guidance.until=0.5")  # in 20 steps of 4 an epoch it also ends
 TWO_RANKS["guidance that ends, averaged weights"] = (*FADES, "optim.ema=0.9")
+TWO_RANKS["sharpness, accumulation, clipped"] = (
+    "optim.sam_rho=0.5",
+    "optim.clip_norm=0.5",
+    "engine.micro_batch_size=4",
+)
 TWO_RANKS["guidance that ends, zero2"] = ("engine.zero_stage=2", *FADES)
 BF16 = ("engine.precision=bf16",)
 ONE_RANK = {  # DeepSpeed keeps hold of the process group it first saw, so its cases share a process of their own

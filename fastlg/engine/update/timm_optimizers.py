@@ -56,6 +56,8 @@ def timm_optimizer(
 def keeps_on_host(optim: OptimConfig) -> str:
     """Why updates cannot be captured as a CUDA graph; "" where they can: by the exact optimizers, and by torch's own
     that are told to be ``capturable``. Raises UserError for names that timm lacks."""
+    if optim.sam_rho:
+        return "sharpness-aware updates set random numbers back on the host"
     if not optim.of_timm:
         return ""
     kind = _class_of(optim)

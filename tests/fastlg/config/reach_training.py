@@ -255,6 +255,28 @@ def ema(tmp_path, monkeypatch):
     assert "average" not in parts_of(*ALONE, "optim.ema=0").engine.state_dict()
 
 
+@reaches("optim.sam_rho")
+def sharpness(tmp_path, monkeypatch):
+    """The loss of the second pass is the first's and, to first order, rho times the length of its gradient."""
+    for rho in (0.02, 0.1):
+        parts, batch, views = first_batch(*ALONE, "model.init=timm", f"optim.sam_rho={rho}", "optim.name=sgd")
+        seen, weights = [], [weight.detach().clone() for weight in parts.unit.parameters()]
+        parts.unit.register_forward_hook(
+            lambda module, given, out, seen=seen: seen.append(
+                (out.loss.item(), [own.detach().clone() for own in module.parameters()])
+            )
+        )
+        parts.engine.step(views, batch, 16)
+        (below, first), (above, second) = seen
+        assert all(torch.equal(own, before) for own, before in zip(first, weights, strict=True))
+        moved = torch.sqrt(sum((new - old).square().sum() for new, old in zip(second, first, strict=True)))
+        assert moved.item() == pytest.approx(rho, rel=1e-3) and above > below
+    parts, batch, views = first_batch(*ALONE, "model.init=timm", "optim.sam_rho=0")
+    parts.unit.register_forward_hook(lambda *_: seen.append(1))
+    parts.engine.step(views, batch, 16)
+    assert len(seen) == 3, "one pass"
+
+
 @reaches("engine.device", "engine.precision")
 def device_and_precision(tmp_path, monkeypatch):
     parts, _, views = first_batch(*ALONE, "engine.precision=bf16")

@@ -93,7 +93,9 @@ def test_a_run_is_tested_and_read_back_as_its_mean(project):
         load_trained(project / "runs" / "whole")
 
 
-def test_deepspeed_keeps_no_mean_and_says_so(project):
+@pytest.mark.parametrize("own", ["optim.ema=0.9", "optim.sam_rho=0.05"])
+def test_what_the_plain_engine_alone_has_is_refused_beside_deepspeed(own, project):
+    name, _, value = own.partition("=")
     for engine in ("engine.kind=deepspeed", "engine.zero_stage=1"):
-        with pytest.raises(UserError, match="optim.ema is 0.9.*set optim.ema=0 or engine.kind=plain"):
-            config_of(*BARE, "optim.ema=0.9", engine)
+        with pytest.raises(UserError, match=f"{name} is {value}.*set {name}=0 or engine.kind=plain"):
+            config_of(*BARE, own, engine)

@@ -14,7 +14,9 @@ from fastlg.run.metrics import Meter
 from fastlg.train import batches
 
 
-@pytest.mark.parametrize("override", ["optim.name=adamw", "optim.name=muon", "drloc.weight=1", "drloc.mode=ce"])
+@pytest.mark.parametrize(
+    "override", ["optim.name=adamw", "optim.name=muon", "drloc.weight=1", "drloc.mode=ce", "optim.sam_rho=1"]
+)
 def test_a_training_step_and_its_bookkeeping_never_sync(project, override):
     is_located = ["drloc.weight=1"] if override.startswith("drloc") else []
     config = load_config("student.yaml", ["augment.rand_augment=null", "augment.erase=0", override, *is_located])

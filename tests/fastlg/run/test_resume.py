@@ -81,6 +81,7 @@ LEVERS = (
     "optim.flat=0.5",
     "optim.label_smoothing=0.1",
     "optim.ema=0.9",
+    "optim.sam_rho=0.05",
     "augment.flip=alternating",
     "guidance.schedule=cosine",
     "guidance.until=0.8",
