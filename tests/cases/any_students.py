@@ -34,6 +34,7 @@ FAMILIES = {  # name -> (image size, model.args)
     "vit_relpos_small_patch16_224": (48, {"embed_dim": 24, "depth": 3, "num_heads": 2}),
     "convnext_atto": (64, {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
     "mambaout_femto": (64, {"dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}),
+    "fcvit_tiny": (64, {"embed_dims": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "mlp_ratios": [2, 2, 2, 2]}),
     "resnet18": (40, {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}),
     "test_efficientnet": (64, {}),
     "test_byobnet": (64, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 
@@ -16,6 +17,7 @@ from fastlg.config import Config
 from fastlg.models import Student
 from fastlg.models.param_groups import param_groups
 from fastlg.models.student import use_fused_attention
+from fastlg.models.systems.fcvit import GlobalContext
 from fastlg.models.systems.spt_lsa import with_shifted_copies
 from fastlg.models.weights import load_reference, reference_name
 from fastlg.run.trained import load_export
@@ -177,3 +179,40 @@ def test_parts_of_a_plain_vit_are_rebuilt_from_an_export_and_see_smaller_images(
     student.take_size(16)
     student.guide([1])
     assert student.grids == [(2, 2)] and student(images[..., :16, :16])[1][0].shape == (2, 5, 24)
+
+
+def test_fcvit_has_the_authors_counts_and_maps(systems):
+    listed = json.loads((systems / "fcvit_params.json").read_text())
+    with torch.device("meta"):
+        for name in ("fcvit_tiny", "fcvit_b12", "fcvit_b24", "fcvit_b48"):
+            model = timm.create_model(name)
+            for classes in (1000, 100):
+                model.reset_classifier(classes)
+                assert sum(weight.numel() for weight in model.parameters()) == listed[f"{name}_{classes}"], name
+        tiny = timm.create_model("fcvit_tiny", num_classes=7).eval()
+        for size in (224, 64, 32):
+            shapes = ast.literal_eval(listed[f"tiny_shapes_{size}"])  # of stages and of the convolutions between them
+            final, maps = tiny.forward_intermediates(torch.empty(1, 3, size, size))
+            assert [tuple(own.shape) for own in maps] == [shapes[index] for index in (0, 2, 4, 6)]
+            assert tiny.forward_head(final).shape == (1, 7)
+
+
+def test_the_global_context_is_that_of_its_formula():
+    torch.manual_seed(0)
+    layer = GlobalContext(16).double()
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.copy_(torch.randn_like(weight))
+    maps = torch.randn(2, 16, 3, 5, dtype=torch.float64)
+    for image, found in zip(maps, layer(maps), strict=True):
+        mean = image.mean((1, 2))
+        like = torch.zeros(8, 3, 5, dtype=torch.float64)
+        for group in range(8):
+            for channel in (2 * group, 2 * group + 1):
+                like[group] += image[channel] * mean[channel] / math.sqrt(2)
+        like = (like - like.mean()) / (like.std() + 1e-5)
+        narrow = torch.maximum(*layer.squeeze(mean).split(2))
+        context = layer.excite(narrow)
+        for channel in range(16):
+            gate = like[channel // 2] * layer.weight[channel // 2] + layer.bias[channel // 2]
+            torch.testing.assert_close(found[channel], image[channel] + gate * context[channel])
