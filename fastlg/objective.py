@@ -11,8 +11,8 @@ from fastlg.config import DrlocConfig, GuidanceConfig
 from fastlg.drloc import DenseRelativeLoc
 from fastlg.errors import UserError
 from fastlg_kernels import GuidanceLoss, distillation_loss
+from fastlg_kernels.devices import triton_obstacle
 from fastlg_kernels.guidance.compact import compact_guidance
-from fastlg_kernels.guidance.op import triton_obstacle
 
 
 def check_guidance(config: GuidanceConfig, device: torch.device, dtype: torch.dtype) -> None:

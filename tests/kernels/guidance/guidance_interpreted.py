@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlg_kernels import guidance_loss
+from fastlg_kernels.devices import triton_obstacle
 from fastlg_kernels.guidance import launch as guidance_triton
 from fastlg_kernels.guidance import op as guidance_op
 from fastlg_kernels.guidance import tiles as guidance_configs
@@ -303,7 +304,7 @@ def test_half_precision_is_refused_by_the_interpreter():
 
 
 def test_float64_is_refused_by_name():
-    assert guidance_op.triton_obstacle(torch.device("cuda"), {torch.float32, torch.float64}) == "they know no float64"
+    assert triton_obstacle(torch.device("cuda"), {torch.float32, torch.float64}) == "they know no float64"
     inputs = draw(2, FLAT[:1], torch.float64)
     with pytest.raises(RuntimeError, match="cannot run the guidance kernels: they know no float64; use impl='auto' or"):
         guidance_loss(*inputs[:4], grids=inputs.grids, impl="triton")

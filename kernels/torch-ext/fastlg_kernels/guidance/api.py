@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..devices import check_impl
 from .op import guidance_forward
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REDUCTIONS = ("mean", "sum_channels")
-IMPLS = ("auto", "triton", "torch")
 
 
 def guidance_loss(
@@ -73,8 +73,7 @@ def check_options(reduction: str, impl: str) -> None:
     """Raises ValueError for a reduction or an implementation that does not exist."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; use one of {', '.join(map(repr, REDUCTIONS))}")
-    if impl not in IMPLS:
-        raise ValueError(f"impl is {impl!r}; use one of {', '.join(map(repr, IMPLS))}")
+    check_impl(impl)
 
 
 def student_grids(students: Sequence[Tensor], grids: Sequence | None) -> list[tuple[int, int]]:

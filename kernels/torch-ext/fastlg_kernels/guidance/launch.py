@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..devices import device_family, precision
 from .plain import residual_scale
 from .tiles import Config, choose
 from .triton_forward import flat_kernel, window_kernel
@@ -100,14 +101,6 @@ def window_constants(grid: Grid, teacher: Grid, config: Config) -> dict:
     return constants
 
 
-def device_family(device: torch.device) -> tuple[str, int]:
-    """Name of the family of tuned configurations, and the number of multiprocessors."""
-    if device.type != "cuda":
-        return "interpreter", 2
-    properties = torch.cuda.get_device_properties(device)
-    return f"sm{properties.major}{properties.minor}", properties.multi_processor_count
-
-
 def student_strides(student: Tensor, grid: Grid) -> tuple[Tensor, tuple[int, int, int, int]]:
     """The student without its prefix tokens, and its strides along sample, row, column and channel."""
     if student.dim() == 4:
@@ -131,11 +124,6 @@ def is_plain(tokens: Tensor, strides: Sequence[int], channels: int) -> bool:
     *outer, inner = strides
     aligned = all(number % 16 == 0 for number in (*outer, channels, tokens.data_ptr()))
     return inner == 1 and aligned
-
-
-def precision(dtype: torch.dtype, allow_tf32: bool) -> str:
-    """Of tensor-core products of float32 values: three TF32 products make float32, one is enough for half inputs."""
-    return "tf32" if allow_tf32 or dtype != torch.float32 else "tf32x3"
 
 
 def forward(

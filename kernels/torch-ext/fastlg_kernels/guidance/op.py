@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .._ops import add_op_namespace_prefix, ops
+from ..derivatives import only_once
+from ..devices import allows_tf32, takes_triton
 from . import plain
 
 TOKENS, NCHW, CHANNELS_LAST = 0, 1, 2
@@ -55,38 +57,6 @@ def empty_gradient(residual: Tensor, weight: Tensor, layout: Sequence[int]) -> T
     return residual.new_empty((batch, first, second, channels)).permute(0, 3, 1, 2)
 
 
-def triton_obstacle(device: torch.device, dtypes: set[torch.dtype]) -> str:
-    """Why the Triton kernels cannot take these inputs; "" where they can."""
-    try:
-        import triton
-    except ImportError:
-        return "Triton is not installed"
-    if torch.float64 in dtypes:
-        return "they know no float64"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return "" if major >= 8 else f"they need compute capability 8.0, this GPU has {major}.{minor}"
-    if device.type == "cpu" and triton.knobs.runtime.interpret:
-        return "" if dtypes == {torch.float32} else "Triton's interpreter is right in float32 only"
-    return f"they do not run on {device.type} tensors (Triton's interpreter needs TRITON_INTERPRET=1)"
-
-
-def takes_triton(impl: str, *groups: Sequence[Tensor]) -> bool:
-    """Whether this call runs the Triton kernels. Raises RuntimeError where impl="triton" cannot be met."""
-    tensors = [tensor for group in groups for tensor in group]
-    if impl == "torch" or (impl == "auto" and tensors[0].device.type != "cuda"):
-        return False
-    obstacle = triton_obstacle(tensors[0].device, {tensor.dtype for tensor in tensors})
-    if impl == "triton" and obstacle:
-        raise RuntimeError(f"impl='triton' cannot run the guidance kernels: {obstacle}; use impl='auto' or 'torch'")
-    return not obstacle
-
-
-def allows_tf32(autocast: bool) -> bool:
-    """One TF32 product instead of three for float32 tokens, where the caller has given up that precision already."""
-    return autocast or torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
 # _v2: torch.compile's caches on disk know an operator by its name and schema alone, and bake its outputs' strides into
 # code. A change of these needs a new name, or users who upgrade run code compiled for the old ones.
 @torch.library.custom_op(add_op_namespace_prefix("guidance_forward_v2"), mutates_args=())
@@ -108,7 +78,7 @@ def guidance_forward(
     """
     pairs = list(zip(students, teachers, weights, biases, pair_grids(grids), strict=True))
     counts = [pair_count(teacher.shape, grid, sum_channels) for _, teacher, _, _, grid in pairs]
-    if takes_triton(impl, students, teachers, weights, biases):
+    if takes_triton(impl, "guidance", (*students, *teachers, *weights, *biases)):
         from . import launch
 
         return launch.forward(pairs, counts, with_residuals, with_weights, allows_tf32(autocast))
@@ -143,7 +113,7 @@ def guidance_backward(
     scales: per pair, the student's gradient over residual times weight at an upstream gradient of 1.
     """
     outs = []
-    use_triton = bool(residuals) and takes_triton(impl, residuals, weights)
+    use_triton = bool(residuals) and takes_triton(impl, "guidance", (*residuals, *weights))
     for index, (residual, weight, scale) in enumerate(zip(residuals, weights, scales, strict=True)):
         outs.append(empty_gradient(residual, weight, layouts[3 * index : 3 * index + 3]))
         if use_triton:
@@ -177,19 +147,10 @@ def _setup_context(ctx, inputs, output):
     ]
 
 
-class _NoSecondDerivative(torch.autograd.Function):
-    """Gradients that refuse to be differentiated: without it, they would count as constants."""
-
-    @staticmethod
-    def forward(ctx, *grads):
-        return tuple(grad.view_as(grad) for grad in grads)
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(
-            "guidance_loss has no second derivative; detach its gradient, or write the loss with conv2d, interpolate "
-            "and mse_loss where a gradient of the gradient is needed"
-        )
+NO_SECOND = (
+    "guidance_loss has no second derivative; detach its gradient, or write the loss with conv2d, interpolate and "
+    "mse_loss where a gradient of the gradient is needed"
+)
 
 
 def _backward(ctx, grad, *_):
@@ -201,9 +162,7 @@ def _backward(ctx, grad, *_):
     residuals, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
     scales = ctx.scales if residuals else []
     tokens, param_grads = guidance_backward(grad, residuals, weights, param_grads, ctx.layouts, scales, *ctx.flags)
-    if torch.is_grad_enabled():  # the caller asked for create_graph=True
-        linked = _NoSecondDerivative.apply(*(g.detach().requires_grad_() for g in (*tokens, param_grads)))
-        tokens, param_grads = list(linked[:-1]), linked[-1]
+    *tokens, param_grads = only_once(NO_SECOND, (*tokens, param_grads))
     parameters = 2 * none
     if ctx.with_weights:
         parts = param_grads.split([shape.numel() for shape, _ in ctx.parameters])

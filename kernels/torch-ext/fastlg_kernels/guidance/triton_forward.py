@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..triton_common import rounded
 from .triton_parts import (
     bilinear_weights,
     load_tokens,
@@ -25,7 +26,6 @@ from .triton_parts import (
     positions,
     project,
     resized,
-    rounded,
     source_centre,
     store_weight_grad,
     widened,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_parts import load_tokens, positions, rounded
+from ..triton_common import column_sums, rounded
+from .triton_parts import load_tokens, positions
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_per_program", "partial_width", "grad_column"])
@@ -44,18 +45,6 @@ def weight_grad_kernel(
         tl.store(partials + D * C + d, bias_sum * scale, mask=d < D)
 
 
-@triton.jit
-def _column_sums(partials, column, end, programs, width, BP: tl.constexpr):
-    """Sums of partials [programs, width] over the programs, for columns below ``end``, always in the same order."""
-    row = tl.arange(0, BP)
-    total = tl.zeros([column.shape[0]], tl.float32)
-    for start in range(0, programs, BP):
-        mask = (start + row < programs)[:, None] & (column < end)[None, :]
-        at = partials + ((start + row).to(tl.int64)[:, None] * width + column[None, :])
-        total += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
-    return total
-
-
 @triton.jit(do_not_specialize=["loss_programs", "grad_programs", "width"])
 def reduce_kernel(
     loss_partials, grad_partials, loss, grads, loss_programs, grad_programs, width,
@@ -67,11 +56,11 @@ def reduce_kernel(
     """
     block = tl.program_id(0) - 1
     if block < 0:
-        sums = _column_sums(loss_partials, tl.arange(0, BL), LOSSES, loss_programs, LOSSES, BP)
+        sums = column_sums(loss_partials, tl.arange(0, BL), LOSSES, loss_programs, LOSSES, BP)
         tl.store(loss, tl.sum(sums))
     else:
         column = block * BX + tl.arange(0, BX)
-        tl.store(grads + column, _column_sums(grad_partials, column, width, grad_programs, width, BP), column < width)
+        tl.store(grads + column, column_sums(grad_partials, column, width, grad_programs, width, BP), column < width)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -1,4 +1,4 @@
-"""Pieces the guidance kernels share: bilinear weights, teacher maps, token tiles, weight-gradient sums, rounding.
+"""Pieces the guidance kernels share: bilinear weights, teacher maps, token tiles, weight-gradient sums.
 
 Resize weights have integer numerators over 2 * size, so each is one rounding away from exact.
 """
@@ -8,18 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def rounded(x, PRECISION: tl.constexpr):
-    """``x`` as one operand of a TF32 product: float32 to the nearest value of ten bits, ties away from zero.
-
-    Tensor cores cut the other thirteen bits off, which makes every product of a chain too small. Infinity and NaN stay
-    what they are; other dtypes and other precisions pass through.
-    """
-    if PRECISION == "tf32" and x.dtype == tl.float32:
-        nearest = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-        x = tl.where(tl.abs(x) < float("inf"), nearest.to(tl.float32, bitcast=True), x)
-    return x
+from ..triton_common import rounded
 
 
 @triton.jit
