@@ -14,12 +14,14 @@ from .augment.api import (
 from .augment.views import ViewDraw, draw_views, teacher_view, train_views
 from .guidance.api import guidance_loss
 from .layers import GuidanceLoss, distillation_loss
+from .norm.api import add_layer_norm
 from .rng import sample_seeds
 
 __all__ = [
     "GuidanceLoss",
     "RaggedImages",
     "ViewDraw",
+    "add_layer_norm",
     "apply_op",
     "distillation_loss",
     "draw_rand_augment",

@@ -16,6 +16,7 @@ from fastlg.models.resnet_cifar import resnet56
 
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 README = KERNELS / "README.md"
+PARTS = {"Residual and layer norm"}  # of a transformer block
 
 
 def examples() -> dict[str, str]:
@@ -47,8 +48,8 @@ def assert_moved(before, after) -> None:
     assert all(a.isfinite().all() and not torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-def test_there_are_four_examples_of_at_most_ten_lines():
-    assert set(examples()) == {"Plain PyTorch", "timm", "torchdistill", "Kernel Hub"}
+def test_there_are_these_examples_of_at_most_ten_lines():
+    assert set(examples()) == {"Plain PyTorch", "timm", "torchdistill", "Kernel Hub", *PARTS}
     for title, code in examples().items():
         assert len([line for line in code.splitlines() if line.strip()]) <= 10, title
 
@@ -96,3 +97,14 @@ def test_kernel_hub_example_computes_the_loss(tmp_path, monkeypatch):
         expected += F.mse_loss(*pair).item()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert all(token.grad[:, 1:].abs().sum() > 0 for token in tokens)
+
+
+def test_residual_and_layer_norm_example_adds_and_normalises():
+    torch.manual_seed(0)
+    x, branch, norm = torch.randn(6, 197, 192), torch.randn(6, 197, 192), torch.nn.LayerNorm(192, eps=1e-6)
+    leaves = x.requires_grad_(), branch.requires_grad_()
+    scope = paste("Residual and layer norm", x=x, branch=branch, norm=norm)
+    expected = x.detach() + scope["keep"].view(-1, 1, 1) * branch.detach()
+    torch.testing.assert_close(scope["x"], expected)
+    torch.testing.assert_close(scope["normed"], norm(expected), rtol=1e-4, atol=1e-5)
+    assert all(leaf.grad.isfinite().all() and leaf.grad.any() for leaf in (*leaves, norm.weight, norm.bias))

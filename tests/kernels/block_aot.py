@@ -1,0 +1,94 @@
+"""Compiles the fused parts of a block for two GPUs without one, and reads registers, stack and shared memory.
+
+python tests/kernels/block_aot.py      prints the table of every case below
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from aot import MULTIPROCESSORS, OPTIONS, Launch, Recorder, Usage, usage  # noqa: F401
+
+from fastlg_kernels.norm import launch as norm
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+KERNELS = {
+    norm: ("forward_kernel", "backward_kernel", "sum_kernel"),
+}
+SHARED_LIMIT = 99 * 1024  # bytes, of compute capability 8.6, 8.9 and 12.0: the smallest
+
+
+def on_no_device(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def norm_pass(channels: int, stream: torch.dtype, branch: torch.dtype, normed: torch.dtype, keeps: bool = True) -> None:
+    """Forward and backward of ``add_layer_norm`` on a batch of 197 tokens."""
+    x, joining = on_no_device(64, 197, channels, dtype=stream), on_no_device(64, 197, channels, dtype=branch)
+    weight, bias = on_no_device(channels), on_no_device(channels)
+    keep = on_no_device(64) if keeps else None
+    total, out, stats = norm.forward(x, joining, weight, bias, keep, 1e-6, normed)
+    apart = keeps or branch != stream
+    norm.backward(total, out, total, stats, weight, keep, branch, apart, True)
+
+
+CASES: dict[str, tuple[Callable, tuple]] = {
+    "norm C192 fp32 stream": (norm_pass, (192, FP32, BF16, BF16)),
+    "norm C192 bf16 stream": (norm_pass, (192, BF16, BF16, BF16)),
+    "norm C192 fp16": (norm_pass, (192, FP16, FP16, FP16, False)),
+    "norm C64 fp32": (norm_pass, (64, FP32, FP32, FP32)),
+    "norm C191 fp32 stream": (norm_pass, (191, FP32, BF16, BF16)),
+    "norm C384 fp32 stream": (norm_pass, (384, FP32, BF16, BF16)),
+    "norm C768 fp32 stream": (norm_pass, (768, FP32, BF16, BF16)),
+    "norm C1536 fp32": (norm_pass, (1536, FP32, FP32, FP32)),
+    "norm C4096 fp32": (norm_pass, (4096, FP32, FP32, FP32)),
+}
+
+
+def record(monkeypatch, family: str, case: str) -> list[Launch]:
+    """What the launchers would start on such a GPU."""
+    launches: list[Launch] = []
+    for module, names in KERNELS.items():
+        for name in names:
+            kernel = getattr(module, name)
+            monkeypatch.setattr(
+                module, name, Recorder(kernel.kernel if isinstance(kernel, Recorder) else kernel, launches)
+            )
+        monkeypatch.setattr(module, "device_family", lambda _: (family, MULTIPROCESSORS[family]), raising=False)
+    function, arguments = CASES[case]
+    function(*arguments)
+    return launches
+
+
+def fits(used: Usage) -> bool:
+    """Nothing spills, and it fits on the smallest of the chips."""
+    return used.stack == 0 and used.registers <= 255 and used.shared <= SHARED_LIMIT
+
+
+def main() -> int:
+    import pytest
+
+    count = failed = 0
+    print("{:6} {:32} {:22} {:>4} {:>5} {:>7}".format("family", "case", "kernel", "regs", "stack", "smem"))
+    for family in MULTIPROCESSORS:
+        for case in CASES:
+            if not all(word in case for word in sys.argv[1:]):
+                continue
+            with pytest.MonkeyPatch.context() as patch:
+                launches = record(patch, family, case)
+            for used in (usage(launch, int(family[2:])) for launch in launches):
+                count, failed = count + 1, failed + (not fits(used))
+                row = f"{family:6} {case:32} {used.kernel:22} {used.registers:4} {used.stack:5} {used.shared:7}"
+                print(row, flush=True)
+    print(f"{count} launches, {failed} spill or do not fit")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / "fastlg-aot"))
+    sys.exit(main())
