@@ -1,6 +1,7 @@
 """Fused kernels for locality guidance and on-device augmentation: torch and triton, nothing else."""
 
 from . import layers  # by name: Hugging Face's kernels looks for layers here, in whichever copy it loaded last
+from .attention.api import short_attention
 from .augment.api import (
     RaggedImages,
     apply_op,
@@ -34,6 +35,7 @@ __all__ = [
     "random_erasing",
     "resize_crops",
     "sample_seeds",
+    "short_attention",
     "teacher_view",
     "train_views",
 ]

@@ -16,7 +16,7 @@ from fastlg.models.resnet_cifar import resnet56
 
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 README = KERNELS / "README.md"
-PARTS = {"Residual and layer norm"}  # of a transformer block
+PARTS = {"Residual and layer norm", "Attention over few tokens"}  # of a transformer block
 
 
 def examples() -> dict[str, str]:
@@ -108,3 +108,13 @@ def test_residual_and_layer_norm_example_adds_and_normalises():
     torch.testing.assert_close(scope["x"], expected)
     torch.testing.assert_close(scope["normed"], norm(expected), rtol=1e-4, atol=1e-5)
     assert all(leaf.grad.isfinite().all() and leaf.grad.any() for leaf in (*leaves, norm.weight, norm.bias))
+
+
+def test_attention_example_attends():
+    torch.manual_seed(0)
+    layer, normed = torch.nn.Linear(192, 3 * 192), torch.randn(2, 197, 192)
+    scope = paste("Attention over few tokens", layer=layer, normed=normed)
+    q, k, v = layer(normed).view(2, 197, 3, 3, 64).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 197, 192)
+    torch.testing.assert_close(scope["out"], expected, rtol=1e-4, atol=1e-5)
+    assert layer.weight.grad.isfinite().all() and layer.weight.grad.any()

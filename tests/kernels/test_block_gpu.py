@@ -1,0 +1,72 @@
+"""The fused parts of a block on a GPU: every dtype against float64, the same bits twice, replay as a CUDA graph."""
+
+from __future__ import annotations
+
+import attention_truth
+import norm_truth
+import pytest
+import torch
+
+from fastlg_kernels import add_layer_norm, short_attention
+
+pytestmark = pytest.mark.gpu
+if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+    pytest.skip("needs a CUDA GPU of compute capability 8.0", allow_module_level=True)
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+LIMITS = {FP32: 5e-6, FP16: 2e-3, BF16: 1e-2}
+
+
+@pytest.mark.parametrize("shape", [(64, 197, 192), (3, 5, 191), (2, 9, 4096)], ids=str)
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+def test_norm_agrees_with_float64_and_repeats_itself(dtype, shape):
+    inputs = norm_truth.draw(shape, dtype, device="cuda")
+    first, second = (norm_truth.check(inputs, LIMITS[dtype], impl="triton") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    if dtype == BF16:  # as under autocast: a float32 stream, a bfloat16 branch and norm
+        mixed = norm_truth.draw(shape, FP32, branch_dtype=BF16, device="cuda")
+        norm_truth.check(mixed, 1e-2, impl="triton", dtype=BF16)
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 197, 3, 64), (8, 197, 6, 32), (2, 256, 2, 64), (5, 50, 3, 64), (3, 1, 2, 32)], ids=str
+)
+@pytest.mark.parametrize("dtype", [FP16, BF16], ids=str)
+def test_attention_agrees_with_float64_and_repeats_itself(dtype, shape):
+    qkv, upstream = (t.detach().cuda() for t in attention_truth.draw(*shape, dtype))
+    qkv.requires_grad_()
+    first, second = (attention_truth.check(qkv, upstream, LIMITS[dtype], impl="triton") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_attention_of_float32_runs_torch_and_says_why_triton_cannot():
+    qkv, upstream = (t.detach().cuda() for t in attention_truth.draw(2, 20, 2, 32))
+    attention_truth.check(qkv.requires_grad_(), upstream, 1e-5)
+    with pytest.raises(RuntimeError, match="on a GPU they take float16 and bfloat16"):
+        short_attention(qkv, impl="triton")
+
+
+def test_both_are_replayed_as_a_cuda_graph():
+    x, branch = torch.randn(4, 50, 192, device="cuda"), torch.randn(4, 50, 192, device="cuda", dtype=BF16)
+    weight, bias, keep = torch.rand(192, device="cuda"), torch.rand(192, device="cuda"), torch.ones(4, device="cuda")
+    layer = torch.nn.Linear(192, 576, device="cuda", dtype=BF16)
+    leaves = [x.requires_grad_(), branch.requires_grad_(), weight.requires_grad_(), *layer.parameters()]
+
+    def step():
+        total, normed = add_layer_norm(x, branch, weight, bias, keep=keep, dtype=BF16)
+        out = short_attention(layer(normed).unflatten(-1, (3, 3, 64)))
+        return torch.autograd.grad((total.mean() + out.float().square().mean()), leaves)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.normal_()
+        keep[1] = 0
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
