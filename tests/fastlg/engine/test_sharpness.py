@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlg.engine.precision import build_optimizer
 from fastlg.engine.switches import decide
+from fastlg.engine.update.timm_optimizers import keeps_on_host
 from fastlg.errors import UserError
 
 RHO, LR = 0.7, 0.02
@@ -115,8 +116,9 @@ def test_half_precision_climbs_as_far(project):
 def test_no_graph_is_captured_and_one_that_is_asked_for_is_refused(project):
     common = {"kind": "plain", "world_size": 1, "accumulation": 1, "norm_stats": None}
     own = (torch.device("cuda"), torch.bfloat16)
-    chosen = decide(config_of(*BARE).engine, *own, **common, is_sharp=True)
+    why = keeps_on_host(config_of(*BARE, "optim.sam_rho=0.1").optim)
+    chosen = decide(config_of(*BARE).engine, *own, **common, optimizer=why)
     assert not chosen.graph and "random numbers" in chosen.why_off["graph"]
     assert decide(config_of(*BARE).engine, *own, **common).graph
     with pytest.raises(UserError, match="engine.graph is true, but sharpness-aware updates"):
-        decide(config_of(*BARE, "engine.graph=true").engine, *own, **common, is_sharp=True)
+        decide(config_of(*BARE, "engine.graph=true").engine, *own, **common, optimizer=why)
