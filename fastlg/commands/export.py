@@ -118,8 +118,8 @@ def _in_timm(student: Student) -> tuple[str, dict[str, Any]]:
     """
     if is_own(student.name):
         return student.name, student.model_args
-    if entry := parts.entry_of(student.bare, student.model_args):
-        return entry, student.model_args
+    if not is_object(student.name) and (entry := parts.entry_of(student.name, student.bare)):
+        return entry, {"base": student.name.split(".")[0], **student.model_args}
     if not is_object(student.name):
         return student.name.split(".")[0], student.model_args
     name = (getattr(student.bare, "pretrained_cfg", None) or {}).get("architecture") or ""

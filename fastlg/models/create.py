@@ -48,7 +48,7 @@ def create(
     if is_own(name):
         settings = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
         return build_own(name, **settings, model_args=model_args)
-    name, model_args = parts.unwrapped(name, model_args)
+    name, model_args, base = parts.unwrapped(name, model_args)
     if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
         hint = did_you_mean(name.split(".")[0], timm.list_models(), "try deit_tiny_patch16_224")
         raise UserError(
@@ -63,9 +63,7 @@ def create(
         arguments = {key: value for key, value in arguments.items() if key in fitting}
         drop = {key: value for key, value in drop.items() if key in fitting}
     model = _create(name, num_classes, drop, arguments)
-    if not own:
-        return model, arguments
-    return parts.put_in(model, name, own), {"base": name.split(".")[0], **own, **arguments}
+    return (parts.put_in(model, name, own) if own else model), {**base, **own, **arguments}
 
 
 def _fitting(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

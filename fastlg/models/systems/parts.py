@@ -11,17 +11,20 @@ from fastlg.errors import UserError
 from fastlg.models.systems import life, spt_lsa
 
 PARTS = ("life", *spt_lsa.PARTS)
+ENTRIES = {  # what timm calls a model with parts in it -> what it is made of unless something else is said
+    life.ENTRY: {"base": life.BASE, "life": True},
+    spt_lsa.ENTRY: {"base": life.BASE},
+}
 
 
-def unwrapped(name: str, model_args: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """(name, arguments) of the model that the parts go into, where ``name`` is what an export of one is called."""
-    if name == life.ENTRY:
-        given = dict(model_args)
-        return str(given.pop("base", life.BASE)), {"life": True, **given}
-    if name == spt_lsa.ENTRY and "base" in model_args:
-        given = dict(model_args)
-        return str(given.pop("base")), given
-    return name, model_args
+def unwrapped(name: str, model_args: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
+    """(name, arguments, {"base": name}) of the model that the parts go into, where ``name`` is what an export of one is
+    called; any other comes back as it is, with {}."""
+    if name not in ENTRIES:
+        return name, model_args, {}
+    given = {**ENTRIES[name], **model_args}
+    base = str(given.pop("base"))
+    return base, given, {"base": base}
 
 
 def take(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -42,8 +45,11 @@ def put_in(model: nn.Module, name: str, parts: Mapping[str, Any]) -> nn.Module:
     return spt_lsa.add_spt_lsa(model, name, **parts)
 
 
-def entry_of(model: nn.Module, model_args: Mapping[str, Any]) -> str | None:
-    """What timm calls a model with parts in it, whose ``base`` is the one that they went into; None without."""
+def entry_of(name: str, model: nn.Module) -> str | None:
+    """What timm calls ``model``, whose ``base`` is what the parts went into; None without, and of one that has them by
+    its own design."""
+    if name.startswith(tuple(spt_lsa.OWN)):
+        return None
     if life.has_life(model):
         return life.ENTRY
-    return spt_lsa.ENTRY if "base" in model_args and spt_lsa.has_spt_or_lsa(model) else None
+    return spt_lsa.ENTRY if spt_lsa.has_spt_or_lsa(model) else None

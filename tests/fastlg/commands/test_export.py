@@ -29,6 +29,11 @@ CASES = {
     "pvt_v2": ("pvt_v2_b0", 64, {"embed_dims": [8, 16, 40, 64]}),
     "pvt_v2_linear": ("pvt_v2_b2_li", 64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}),
     "t2t": ("t2t_vit_7", 51, {"embed_dim": 24, "depth": 2, "num_heads": 2, "token_dim": 10}),
+    "life": (
+        "deit_tiny_distilled_patch16_224",
+        48,
+        {"embed_dim": 24, "depth": 2, "num_heads": 2, "life": {"own_key": True}},
+    ),
     "pvt": ("pvt_tiny", 64, {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}),
     "spt": ("vit_tiny_patch16_224", 40, {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "spt": True}),
     "sl_vit": ("sl_vit_patch4_32", 24, {"embed_dim": 24, "depth": 2, "num_heads": 2}),

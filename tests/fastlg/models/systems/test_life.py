@@ -180,6 +180,11 @@ def test_smaller_images_and_timms_own_call_take_the_same_weights():
     made.load_state_dict(student.bare.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(made(images), student(images)[0])
+    again = Student(student.name, num_classes=3, image_size=32, model_args=student.model_args).bare.state_dict()
+    assert {key: value.shape for key, value in again.items()} == {
+        key: value.shape for key, value in made.state_dict().items()
+    }
+    assert Student("life_vit", num_classes=3, image_size=32, model_args={"depth": 1}).model_args["base"]
     student.take_size(16)
     assert student(images[..., :16, :16])[0].shape == (2, 3)
 
