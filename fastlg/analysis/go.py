@@ -37,6 +37,8 @@ def analyze(
     *,
     images: int,
     blocks: str | None = None,
+    image: str | None = None,
+    of_class: str | None = None,
     which: str = "last",
     teacher: Path | None = None,
     out: Path | None = None,
@@ -45,6 +47,8 @@ def analyze(
 
     more    at most one other run or export; dotted overrides of data.* and engine.device
     blocks  numbers of the blocks whose attention is drawn, with commas between; None: four of them, evenly
+    image   numbers of the test images whose maps are drawn; None: four of them, evenly
+    of_class  the class that dense maps are about; None: the one that each image is taken for
     out     None: the folder ``analysis`` in ``run``
 
     Writes analysis.json, maps.json and the pictures, and returns what the former holds. Raises UserError before
@@ -59,32 +63,34 @@ def analyze(
     out = _usable(out or run / ANALYSIS)
     subjects = _subjects(run, [Path(text) for text in others], which, overrides)
     chosen = _chosen_blocks(blocks, subjects)
+    _expect_class(of_class, subjects)
     source = next((own for own in subjects if own.trained is not None), subjects[0])
     store = images_of(source, "data.source" in overrides)
     rows = evenly(len(store), images)
     if len(rows) < images:
         say(f"images   {len(rows)}, which is all that {store.path} has to test on")
+    first = [rows[place] for place in evenly(len(rows), SHOWN)] if image is None else _chosen_images(image, len(store))
+    rows = [*first, *(row for row in rows if row not in set(first))][: max(len(rows), len(first))]
     guide = find_teacher(subjects, teacher)
     device = pick_device(source.config.engine)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Findings] = {}
-    shown = evenly(len(rows), SHOWN)
-    rows = [*(rows[place] for place in shown), *(row for place, row in enumerate(rows) if place not in shown)]
     for subject in subjects:
         with Pulse(lambda own=subject: f"looking at {own.folder}"):
             pairs = batches(subject, store, rows, guide.size if guide else None, device)
             network = guide.for_views_of(subject).to(device) if guide else None
             student = subject.student.to(device)
-            found[subject.name] = measure(student, pairs, teacher=network, shown=min(len(shown), BATCH))
+            about = {"class_names": subject.class_names, "of_class": of_class}
+            found[subject.name] = measure(student, pairs, teacher=network, shown=min(len(first), BATCH), **about)
         for note in found[subject.name].notes:
             say(f"note     {subject.name}: {note}")
     report = _report(subjects, found, which, len(rows), f"{store.path} ({store.split})", guide and guide.what)
     with writing(out):
         write_whole(out / "analysis.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-        write_whole(out / "maps.json", json.dumps(_maps(found, rows[: len(shown)]), allow_nan=False) + "\n")
+        write_whole(out / "maps.json", json.dumps(_maps(found, first), allow_nan=False) + "\n")
     view = max(subject.config.model.image_size for subject in subjects)
-    drawn = _draw(out, subjects, found, whole_images(store, rows[: len(shown)], view), chosen)
+    drawn = _draw(out, subjects, found, whole_images(store, first, view), chosen)
     _tell(report, out, drawn)
     return report
 
@@ -120,15 +126,36 @@ def _chosen_blocks(text: str | None, subjects: list[Subject]) -> list[int]:
     least = min(subject.student.depth for subject in subjects)
     if text is None:
         return evenly(least, COLUMNS)
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts):
-        raise UserError(f"--blocks {brief(text)} are no numbers with commas between, like 0,6,11")
-    chosen = list(dict.fromkeys(map(int, parts)))
+    chosen = _numbers(text, "--blocks", "0,6,11")
     for subject in subjects:
         if max(chosen) >= subject.student.depth:
             known = f"its blocks are 0 to {subject.student.depth - 1}"
             raise UserError(f"--blocks {brief(text)}: {subject.folder} has no block {max(chosen)}; {known}")
     return chosen
+
+
+def _chosen_images(text: str, count: int) -> list[int]:
+    """Numbers of test images. Raises UserError for more than a batch of them, and for one that is not there."""
+    chosen = _numbers(text, "--image", "3,17")
+    if len(chosen) > BATCH:
+        raise UserError(f"--image names {len(chosen)} images; give at most {BATCH}")
+    if max(chosen) >= count:
+        raise UserError(f"--image {brief(text)}: there is no image {max(chosen)}; they are 0 to {count - 1}")
+    return chosen
+
+
+def _expect_class(of_class: str | None, subjects: list[Subject]) -> None:
+    for subject in subjects if of_class is not None else ():
+        if of_class not in subject.class_names:
+            names = ", ".join(subject.class_names[:5]) + (", ..." if len(subject.class_names) > 5 else "")
+            raise UserError(f"--class {brief(of_class)}: {subject.folder} tells no such class apart; it has {names}")
+
+
+def _numbers(text: str, option: str, example: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise UserError(f"{option} {brief(text)} are no numbers with commas between, like {example}")
+    return list(dict.fromkeys(map(int, parts)))
 
 
 def _report(
@@ -162,6 +189,9 @@ def _maps(found: dict[str, Findings], rows: list[int]) -> dict:
             "rollout": None if own.rollouts is None else _short(own.rollouts),
             "middle_attention": [_short(maps) for maps in own.middle],
         }
+        if own.dense is not None:
+            soft, hard = _short(own.dense.soft), _short(own.dense.hard)
+            models[name]["dense_rollout"] = {"classes": own.dense.labels, "soft": soft, "hard": hard}
     return {"sample_ids": rows, "models": models}
 
 

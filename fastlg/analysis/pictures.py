@@ -126,20 +126,25 @@ def _cross(axes, block: dict, side: int) -> None:
 
 
 def draw_rollouts(found: Named, images: np.ndarray, new_figure):
-    """Attention rollout of each student over the grey image; a row per image."""
-    found = {name: own for name, own in found.items() if own.rollouts is not None}
-    figure, panels = _sheet(new_figure, len(images), 1 + len(found))
+    """Attention rollout of each student over the grey image, dense rollout beside it; a row per image."""
+    columns = []
+    for name, own in found.items():
+        columns += [(_short(name), own.rollouts, None)] if own.rollouts is not None else []
+        columns += [(f"{_short(name)}\ndense", own.dense.soft, own.dense.labels)] if own.dense is not None else []
+    figure, panels = _sheet(new_figure, len(images), 1 + len(columns))
     side = images.shape[1]
     for row, image in enumerate(images):
         panels[row, 0].imshow(image)
-        for column, own in enumerate(found.values(), start=1):
+        for column, (_, maps, labels) in enumerate(columns, start=1):
             panels[row, column].imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
-            heat = upsampled(own.rollouts[row], side)
+            heat = upsampled(maps[row], side)
             heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
             panels[row, column].imshow(heat, cmap=OVER, alpha=0.15 + 0.65 * heat, vmin=0, vmax=1)
-    for column, name in enumerate(found, start=1):
-        panels[0, column].set_title(_short(name), fontsize=8)
-    figure.suptitle("Attention rollout, red: most", fontsize=9)
+            if labels is not None:
+                panels[row, column].text(0, 0, _short(labels[row]), fontsize=6, va="bottom")
+    for column, (title, _, _) in enumerate(columns, start=1):
+        panels[0, column].set_title(title, fontsize=8)
+    figure.suptitle("Attention rollout, red: most; dense: of all tokens, for a class", fontsize=9)
     return figure
 
 

@@ -18,6 +18,15 @@ def analyze(
     blocks: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Blocks whose attention is drawn; default: four of them.")
     ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Test images whose maps are drawn; default: four of them.")
+    ] = None,
+    of_class: Annotated[
+        str | None,
+        typer.Option(
+            "--class", metavar="NAME", help="Class of the dense rollout; default: each image's predicted one."
+        ),
+    ] = None,
     which: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
     teacher: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Compare features to this teacher; default: the run's own.")
@@ -46,4 +55,5 @@ def analyze(
     expect_source(parse_overrides([text for text in more or [] if "=" in text]).get("data.source"))
     from fastlg.analysis.go import analyze as look
 
-    look(run, more or [], images=images, blocks=blocks, which=which, teacher=teacher, out=out)
+    maps = {"blocks": blocks, "image": image, "of_class": of_class}
+    look(run, more or [], images=images, which=which, teacher=teacher, out=out, **maps)

@@ -83,6 +83,8 @@ def test_a_run_leaves_its_numbers_and_pictures_and_is_still_a_run(here, fastlg):
     assert all(0 < value <= 1 for row in own["cka"] for value in row) and len(own["cka"]) == len(own["cka"][0]) == 3
     maps = json.loads((folder / "maps.json").read_text())
     assert len(maps["sample_ids"]) == 4 and torch.tensor(maps["models"]["guided"]["rollout"]).shape == (4, 4, 4)
+    dense = maps["models"]["guided"]["dense_rollout"]
+    assert len(dense["classes"]) == 4 and torch.tensor(dense["soft"]).shape == torch.tensor(dense["hard"]).shape
     assert f"{own['distance']:.4f} on Table 5's scale" in out and "stage 2 is closest to block" in out
     assert (
         "nothing to do" in fastlg("train", "student.yaml", "optim.epochs=1", "run.root=runs/pair", "run.name=guided")[1]
@@ -91,11 +93,23 @@ def test_a_run_leaves_its_numbers_and_pictures_and_is_still_a_run(here, fastlg):
 
 def test_two_runs_and_their_comparison_lie_side_by_side(here, fastlg):
     status, _, err = fastlg(
-        "analyze", "runs/pair/unguided", "runs/pair/guided", "--images=9", "--out=both", "--blocks=2"
+        "analyze",
+        "runs/pair/unguided",
+        "runs/pair/guided",
+        "--images=9",
+        "--out=both",
+        "--blocks=2",
+        "--image=20,3",
+        "--class=green",
     )
     assert status == 0, err
     report = report_of(here / "both")
     assert list(report["models"]) == ["unguided", "guided"] and "resnet20" in report["teacher"]
+    maps = json.loads((here / "both/maps.json").read_text())
+    assert maps["sample_ids"] == [20, 3] and report["images"] == 9
+    for own in maps["models"].values():
+        assert own["dense_rollout"]["classes"] == ["green"] * 2
+        assert torch.tensor(own["dense_rollout"]["soft"]).shape == (2, 4, 4)
     unguided, guided = report["models"].values()
     assert unguided["guided_blocks"] == [] and unguided["cka"] != guided["cka"], "one teacher for both"
     assert unguided["blocks"][0]["uniform_px"] == guided["blocks"][0]["uniform_px"]
@@ -236,6 +250,9 @@ REFUSED = [
     (["exported"], "data.source=IMAGES"),
     (["runs/pair/guided", "--blocks=7"], "its blocks are 0 to 2"),
     (["runs/pair/guided", "--blocks=1,,x"], "0,6,11"),
+    (["runs/pair/guided", "--image=1,x"], "3,17"),
+    (["runs/pair/guided", "--image=33"], "there is no image 33; they are 0 to 32"),
+    (["runs/pair/guided", "--class=nobody"], "--class nobody"),
     (["runs/pair/guided", "--images=0"], "--images"),
     (["runs/pair/guided", "--images=some"], "--images"),
     (["runs/pair/guided", "--which=first"], "last or best"),
