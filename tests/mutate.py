@@ -354,6 +354,48 @@ FAULTS = [
         "augment = {}",
         "fastlg/commands/test_hand_on.py -k snippet",
     ),
+    Fault(
+        "LIFE's scales side by side",
+        "fastlg/models/systems/life.py",
+        "third = self.scale3(second, grid, self.prefix)",
+        "third = self.scale3(first, grid, self.prefix)",
+        "fastlg/models/systems/test_life.py -k vit_with_life",
+    ),
+    Fault(
+        "a table of positions that trains",
+        "fastlg/models/systems/poorvit.py",
+        "requires_grad=not sin_pos",
+        "requires_grad=True",
+        "fastlg/models/systems/test_poorvit.py -k sin_cos",
+    ),
+    Fault(
+        "whitening of single channels",
+        "fastlg/models/systems/whitening.py",
+        "permute(0, 2, 3, 1, 4, 5).flatten(3)",
+        "permute(0, 2, 3, 4, 5, 1).flatten(3)",
+        "fastlg/models/systems/test_poorvit.py -k whitening_rows",
+    ),
+    Fault(
+        "a mimetic start as ported",
+        "fastlg/models/systems/structured.py",
+        "*, transposed: bool = True",
+        "*, transposed: bool = False",
+        "fastlg/models/systems/test_structured.py -k mimetic_weights",
+    ),
+    Fault(
+        "a start beside a checkpoint",
+        ASSEMBLE,
+        "    if begins:\n        begin(",
+        "    if True:\n        begin(",
+        "fastlg/models/systems/test_structured.py -k function_of",
+    ),
+    Fault(
+        "dense rollout, last block first",
+        "fastlg/analysis/dense.py",
+        "matrix.double() @ product + product",
+        "product @ matrix.double() + product",
+        "fastlg/analysis/test_dense.py -k definition",
+    ),
 ]
 
 
