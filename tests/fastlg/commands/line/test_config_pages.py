@@ -42,8 +42,9 @@ def test_words_among_what_a_key_takes_are_those_of_its_type():
     known = {key.name: key for key in keys()}
     assert known["optim.name"].choices == ("adamw", "sgd", "muon")
     assert known["data.download"].choices == ("true", "false") and known["data.store"].choices == ("null",)
-    assert known["engine.compile"].choices == ("true", "false", "auto") and known["optim.lr"].choices == ()
-    assert known["model.blocks"].choices == ("auto",) and known["engine.zero_stage"].choices == ("0", "1", "2", "3")
+    assert known["engine.compile"].choices == ("true", "false", "auto") and known["optim.min_lr"].choices == ()
+    assert known["model.blocks"].choices == known["optim.lr"].choices == ("auto",)
+    assert known["engine.zero_stage"].choices == ("0", "1", "2", "3")
 
 
 def test_the_page_of_all_keys_is_current(fastlg):
@@ -66,7 +67,7 @@ def test_the_keys_of_a_config_are_shown_with_what_they_are_there(fastlg):
     assert status == 0, err
     told = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
     assert told.keys() == {key.name for key in keys()}
-    assert "optim.lr = 0.25 (a number greater than 0; default 0.0005)" in told["optim.lr"]
+    assert "optim.lr = 0.25 (a number greater than 0 or auto; default 0.0005)" in told["optim.lr"]
     assert "model.args = {" in told["model.args"] and "data.source = demo:mnist5k" in told["data.source"]
     assert " = " not in told["paper.table"], "the quickstart repeats no row"
 
@@ -116,7 +117,7 @@ COMPLETED = {
     "fastlg config quick": ["quickstart", "quickstart_teacher"],
     "fastlg train quickstart gu": [f"{key.name}=" for key in keys() if key.name.startswith("guidance.")],
     "fastlg train quickstart run.seed=1 optim.e": ["optim.epochs=", "optim.ema="],
-    "fastlg compare quickstart optim.epo": ["optim.epochs=", "optim.epochs=300"],
+    "fastlg compare quickstart optim.epo": ["optim.epochs=", "optim.epochs=auto"],
     "fastlg train quickstart optim.na": ["optim.name=adamw", "optim.name=sgd", "optim.name=muon"],
     "fastlg train quickstart optim.name=s": ["sgd"],  # bash parts words at the sign
     "fastlg train quickstart data.download=": ["true", "false"],
