@@ -22,7 +22,5 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 def only_once(message: str, grads: Sequence[Tensor]) -> list[Tensor]:
-    """``grads`` as they are, and where the caller asked for create_graph=True such as raise ``message``."""
-    if not torch.is_grad_enabled():
-        return list(grads)
+    """``grads`` that raise ``message`` where they are differentiated: for a caller who asked for create_graph=True."""
     return list(_NoSecondDerivative.apply(message, *(grad.detach().requires_grad_() for grad in grads)))

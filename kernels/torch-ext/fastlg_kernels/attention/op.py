@@ -64,7 +64,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    (packed,) = only_once(NO_SECOND, [attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.impl)])
+    packed = attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.impl)
+    if torch.is_grad_enabled():  # the caller asked for create_graph=True
+        (packed,) = only_once(NO_SECOND, [packed])
     return packed, None, None
 
 

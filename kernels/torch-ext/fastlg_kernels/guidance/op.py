@@ -162,7 +162,8 @@ def _backward(ctx, grad, *_):
     residuals, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
     scales = ctx.scales if residuals else []
     tokens, param_grads = guidance_backward(grad, residuals, weights, param_grads, ctx.layouts, scales, *ctx.flags)
-    *tokens, param_grads = only_once(NO_SECOND, (*tokens, param_grads))
+    if torch.is_grad_enabled():  # the caller asked for create_graph=True
+        *tokens, param_grads = only_once(NO_SECOND, (*tokens, param_grads))
     parameters = 2 * none
     if ctx.with_weights:
         parts = param_grads.split([shape.numel() for shape, _ in ctx.parameters])

@@ -99,7 +99,9 @@ def _backward(ctx, grad_total, grad_normed, _):
         return grad_total, grad_branch.to(branch_dtype), None, None, *rest
     with_params = any(ctx.needs_input_grad[2:4])
     arguments = (grad_total, grad_normed, total, stats, weight, keep, branch_dtype, with_params, ctx.impl)
-    grad, grad_branch, params = only_once(NO_SECOND, add_norm_backward(*arguments))
+    grad, grad_branch, params = add_norm_backward(*arguments)
+    if torch.is_grad_enabled():  # the caller asked for create_graph=True
+        grad, grad_branch, params = only_once(NO_SECOND, (grad, grad_branch, params))
     if grad_branch.numel() == 0:
         grad_branch = grad
     parameters = [params[k].to(dtype) for k, dtype in enumerate(param_dtypes)] if with_params else (None, None)
