@@ -13,6 +13,7 @@ from .augment.api import (
     resize_crops,
 )
 from .augment.views import ViewDraw, draw_views, teacher_view, train_views
+from .blocks import fuse, unfuse
 from .guidance.api import guidance_loss
 from .layers import GuidanceLoss, distillation_loss
 from .norm.api import add_layer_norm
@@ -27,6 +28,7 @@ __all__ = [
     "distillation_loss",
     "draw_rand_augment",
     "draw_views",
+    "fuse",
     "guidance_loss",
     "layers",
     "normalise",
@@ -38,4 +40,5 @@ __all__ = [
     "short_attention",
     "teacher_view",
     "train_views",
+    "unfuse",
 ]

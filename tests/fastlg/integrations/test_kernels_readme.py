@@ -16,7 +16,7 @@ from fastlg.models.resnet_cifar import resnet56
 
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 README = KERNELS / "README.md"
-PARTS = {"Residual and layer norm", "Attention over few tokens"}  # of a transformer block
+PARTS = {"Residual and layer norm", "Attention over few tokens", "Any timm ViT"}  # of a transformer block
 
 
 def examples() -> dict[str, str]:
@@ -118,3 +118,12 @@ def test_attention_example_attends():
     expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 197, 192)
     torch.testing.assert_close(scope["out"], expected, rtol=1e-4, atol=1e-5)
     assert layer.weight.grad.isfinite().all() and layer.weight.grad.any()
+
+
+def test_two_lines_fuse_a_timm_vit():
+    student = timm.create_model("deit_tiny_patch16_224", num_classes=5, depth=2).eval()
+    images = batch()[0]
+    expected = student(images)
+    scope = paste("Any timm ViT", student=student, images=images)
+    torch.testing.assert_close(scope["loss"], expected.square().mean(), rtol=1e-4, atol=1e-5)
+    assert all(parameter.grad is not None for parameter in student.parameters())
