@@ -1,7 +1,7 @@
-"""``fastlg reproduce TABLE``: every row of a table of arXiv 2207.10026 that can be run, beside what was published.
+"""``fastlg reproduce TABLE``: every row of a table of arXiv 2207.10026, beside what was published.
 
 Tables 4 to 7 are numbered as the paper numbers them; its text was not at hand for the numbers of the others.
-A row is a shipped config whose ``paper`` names the table. What cannot be run is listed here, with its reason.
+A row is a shipped config whose ``paper`` names the table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from fastlg.commands.line.early import expect_possible
 from fastlg.commands.many.overlay import NOTHING, Overlay, read_overlay
 from fastlg.commands.many.rows import Row, folder_name, group_name, plan, seeds_of
-from fastlg.commands.many.table import LeftOut, Table
+from fastlg.commands.many.table import Table
 from fastlg.commands.sweep import without_name
 from fastlg.config import Config, PaperRow, dotted, load_config, parse_overrides, shipped_configs
 from fastlg.errors import UserError, brief
@@ -31,12 +31,6 @@ TITLES = {
     9: "depth of the teacher, DeiT-Ti on CIFAR-100, 100 epochs",
 }
 NO_RUNS = {5: "table5 holds attention distances of the runs of table2, which fastlg analyze RUN measures"}
-LEFT_OUT = {
-    2: [
-        LeftOut(f"{images}: ResNet-18 at 224 px", top1, "no ResNet-18 here")
-        for images, top1 in (("CIFAR-100", 79.00), ("Flowers-102", 69.23), ("Chaoyang", 84.71))
-    ],
-}
 OF_ANY_RUN = ("run", "data", "engine", "log")  # sections that mean the same for a student and for a CNN
 
 
@@ -71,10 +65,9 @@ def reproduce(
     chosen = seeds_of(seeds, first.run.seed)
     group = called or group_name("paper", {**file.as_dict(), **parse_overrides(overrides)})
     entries = plan(rows, chosen, group)
-    left_out = [own for own in LEFT_OUT.get(number, []) if _matches(own.row, only)]
     title = f"Table {number}: {TITLES[number]}{f'; rows with {brief(only)} alone' if only else ''}"
     told = [*file.told([row.config.model.name for row in rows]), *overrides]
-    table = Table(title, entries, chosen, told, left_out)
+    table = Table(title, entries, chosen, told)
     stem = f"table{number}{'-' + folder_name(only) if only else ''}"
     from fastlg.commands.many.go import run_table  # late: it imports torch
 

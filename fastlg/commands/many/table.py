@@ -14,14 +14,6 @@ from fastlg.files.provenance import commit
 MEASURED = {"top1_last": "last epoch %", "top1_best": "best epoch %"}
 
 
-class LeftOut(NamedTuple):
-    """A published row that cannot be run."""
-
-    row: str
-    top1: float | None  # %, as published
-    why: str
-
-
 class Figures(NamedTuple):
     """Of the seeds of one row. ``std`` is the sample standard deviation (n - 1); None of a single one."""
 
@@ -48,7 +40,6 @@ class Table:
     entries: list[tuple[Row, list[Single]]]
     seeds: list[int]
     overrides: list[str]  # given on the command line, as typed
-    left_out: list[LeftOut] = field(default_factory=list)
     closing: list[list[str]] = field(default_factory=list)  # rows of cells below the others, which are no runs
     findings: list[str] = field(default_factory=list)  # what follows from the table, a line each
     evidence: dict | None = None  # the numbers behind them
@@ -98,7 +89,7 @@ class Table:
         return [*lines, *self.closing]
 
     def notes(self) -> list[str]:
-        """What the cells cannot say: failed and missing runs, rows that are one run, rows that cannot be run."""
+        """What the cells cannot say: failed and missing runs, rows that are one run."""
         lines, first = list(self.findings), {}
         for row, singles in self.entries:
             other = first.setdefault(id(singles[0]), row)
@@ -109,9 +100,6 @@ class Table:
                 if single.state != "done":
                     why = f": {single.why}" if single.why else ""
                     lines.append(f"{_STATES[single.state]:8} {row.label}, seed {single.seed}{why}")
-        for own in self.left_out:
-            paper = "" if own.top1 is None else f" (paper {own.top1:.2f} %)"
-            lines.append(f"left out {own.row}{paper}: {own.why}")
         return lines
 
     def as_json(self) -> dict:
@@ -121,7 +109,6 @@ class Table:
             "overrides": self.overrides,
             "fastlg": __version__,
             "rows": [_row_as_json(row, singles) for row, singles in self.entries],
-            "left_out": [own._asdict() for own in self.left_out],
             **({"findings": self.findings, "evidence": self.evidence} if self.findings else {}),
         }
 

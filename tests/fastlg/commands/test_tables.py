@@ -11,7 +11,7 @@ from refusals import refused
 
 from fastlg.commands.many.pool import slots_for
 from fastlg.commands.many.rows import folder_name, group_name, seeds_of
-from fastlg.commands.reproduce import LEFT_OUT, TITLES, natural, overrides_for, rows_of
+from fastlg.commands.reproduce import TITLES, natural, overrides_for, rows_of
 from fastlg.commands.sweep import split_values
 from fastlg.config import load_config, save_config
 from fastlg.errors import UserError
@@ -135,7 +135,6 @@ def test_a_table_holds_the_published_rows_in_the_order_of_their_numbers(number):
     rows = rows_of(number, [])
     found = {row.label: row.paper for row in rows}
     assert len(found) == len(rows) and PUBLISHED[number].items() <= found.items()
-    assert not found.keys() & {own.row for own in LEFT_OUT.get(number, [])}
     if number in (6, 7, 9):
         numbers = [float(label.replace("-", " ").split()[-1]) for label in found]
         assert numbers == sorted(numbers)
