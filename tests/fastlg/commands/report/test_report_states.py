@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import yaml
 from html_tree import read
+from matplotlib.figure import Figure
 from refusals import refused
 
+from fastlg.commands.report import charts
 from fastlg.commands.report.compare_page import Pairing, _changed
 from fastlg.commands.report.facts import Answers, Had, facts_of
 from fastlg.commands.report.go import write_report
@@ -19,7 +21,18 @@ from fastlg.train import train
 
 
 @pytest.fixture
-def copied(here, tmp_path, monkeypatch):
+def sketched(monkeypatch):
+    """Charts are built and not painted, which takes most of a report's time; test_report_page.py has them painted."""
+
+    def built(draw, colours):
+        assert draw(Figure).axes
+        return b"", 8, 8
+
+    monkeypatch.setattr(charts, "_drawn", built)
+
+
+@pytest.fixture
+def copied(here, sketched, tmp_path, monkeypatch):
     """A copy of both runs that a test may change."""
     shutil.copytree(here / "runs/both", tmp_path / "both", ignore=shutil.ignore_patterns("teachers", "report.html"))
     monkeypatch.chdir(tmp_path)
@@ -90,7 +103,7 @@ def test_a_pair_that_is_not_whole_gives_no_verdict_but_what_there_is(copied):
     assert "no whole pair of runs: there is no guided seed0 run" in notes(page, "classes")
 
 
-def test_a_cnn_has_no_attention_and_mixed_images_say_what_is_in_them(here):
+def test_a_cnn_has_no_attention_and_mixed_images_say_what_is_in_them(here, sketched):
     own = ["augment.cutmix=1", "data.source=images", "run.name=mixed", "optim.epochs=1", "engine.device=cpu"]
     config = load_config("teacher.yaml", own)
     train(config)
