@@ -205,6 +205,11 @@ def read_docker(arguments: list[str]) -> None:
         read(rest[1:])
 
 
+def read_jupyter(arguments: list[str]) -> None:
+    options = {"lab": [], "nbconvert": ["--clear-output", "--inplace"]}[arguments[0]]
+    assert arguments[1:-1] == options and (ROOT / arguments[-1]).is_file(), arguments
+
+
 PARSERS: dict[str, Callable[[list[str]], None]] = {
     "fastlg": read_fastlg,
     "make": read_make,
@@ -215,4 +220,5 @@ PARSERS: dict[str, Callable[[list[str]], None]] = {
     "torchrun": read_torchrun,
     "deepspeed": read_deepspeed,
     "docker": read_docker,
+    "jupyter": read_jupyter,
 }

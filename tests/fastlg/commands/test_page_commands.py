@@ -70,8 +70,11 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     for split, seed in (("train", 0), ("test", 1)):
         write_images(folder / "path" / "to" / "images" / split, per_class=4, seed=seed)
-    (folder / "other").mkdir()
-    (folder / "other" / "images").symlink_to(folder / "path" / "to" / "images")
+    for place in (folder / "other" / "images", folder / "new" / "place"):
+        place.parent.mkdir()
+        place.symlink_to(folder / "path" / "to" / "images")
+    (folder / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "reduced.yaml", folder / "benchmarks")
     shutil.copytree(folder / "path" / "to" / "images" / "test" / "red", folder / "photos")
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
     (folder / "mynets.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
