@@ -56,6 +56,8 @@ def reproduce(
     Raises UserError for a table that is not there, before anything is trained.
     """
     number = table_number(name)
+    if only is not None and not only.strip():
+        raise UserError("--rows is empty, which is in the name of every row; leave it out, or give a part of a name")
     called, overrides = without_name(overrides)
     file = read_overlay(overlay, students()) if overlay is not None else NOTHING
     rows = rows_of(number, overrides, only, file)

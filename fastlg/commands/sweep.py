@@ -119,7 +119,7 @@ def read_settings(settings: Sequence[str]) -> tuple[dict[str, list[str]], list[s
             raise UserError(f"{key} is given twice; give its values at once: {key}=a,b,c")
         seen.add(key)
         values = [value.strip() for value in split_values(rest)]
-        if key == SEED and not any(values):
+        if key == SEED and (not any(values) or (len(values) == 1 and not values[0].isdecimal())):
             raise UserError(f"{brief(text)} names no seed; give {SEED}=0,1,2")
         if len(values) > 1 and "" in values:
             raise UserError(f"{brief(text)} has an empty value between its commas; leave it out, or write null or ''")

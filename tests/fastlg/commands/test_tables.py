@@ -259,6 +259,8 @@ def test_each_run_at_once_gets_a_gpu_of_its_own_among_those_that_may_be_seen(mon
         (["reproduce", "table5"], ["attention distances", "table7 ("]),
         (["reproduce", "../table1"], ["there is no table"]),
         (["reproduce", "table7", "--rows", "gamma"], ["gamma", "beta 0.5"]),
+        (["reproduce", "table7", "--rows", " "], ["--rows is empty", "leave it out"]),
+        (["sweep", "student.yaml", "run.seed=0-3"], ["run.seed=0-3", "no seed"]),
         (["reproduce", "table7", "--seeds", "0"], ["--seeds", "no seed"]),
         (["reproduce", "table7", "--seeds", ","], ["--seeds", "no seed"]),
         (["reproduce", "table7", "optim.epoch=3"], ["optim.epoch=3", "optim.epochs"]),
