@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastlg import ranks
-from fastlg.config import Config, OptimConfig
+from fastlg.config import Config
 from fastlg.data.loaders.choose import make_loader
-from fastlg.data.loaders.plan import SamplePlan
-from fastlg.data.store.store import Store
+from fastlg.data.loaders.of_run import new_loader, new_plan
 from fastlg.data.stores import Stores
 from fastlg.data.views.make import ViewMaker
 from fastlg.data.views.mixing import Mixer
@@ -27,7 +26,7 @@ from fastlg.engine.update.timm_optimizers import keeps_on_host
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
 from fastlg.models.general.recompute import recompute_blocks
-from fastlg.models.param_groups import layer_scales, param_groups
+from fastlg.models.param_groups import groups_of
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student, use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
@@ -140,17 +139,6 @@ def first_views(config: Config, stores: Stores, device: torch.device) -> Iterato
     views = make_views(config, None)
     for batch in make_loader("torch", stores.train, device=device, **plan).epoch(0):
         yield views(batch, 0).student
-
-
-def groups_of(unit: GuidedStudent, optim: OptimConfig) -> list[dict]:
-    """Of the optimizer of a run. Raises UserError where layers shall differ and the student does not tell them."""
-    scales, student = None, unit.student
-    if optim.layer_decay < 1:
-        bare = getattr(student, "bare", student)
-        inside = "student." if bare is student else "student.bare."
-        found = layer_scales(bare, getattr(student, "name", type(student).__name__), optim.layer_decay)
-        scales = {inside + name: share for name, share in found.items()}
-    return param_groups(unit, optim.weight_decay, muon=optim.name == "muon", scales=scales)
 
 
 def new_unit(
@@ -291,27 +279,3 @@ def sizes_of(config: Config) -> Callable[[int], int] | None:
     if not model.resolution:
         return None
     return partial(image_size, resolution=model.resolution, epochs=config.optim.epochs, full=model.image_size)
-
-
-def new_plan(config: Config, *, train: bool) -> SamplePlan:
-    """What this rank's loaders deliver; ``train`` False cuts nothing and delivers every image once over all ranks."""
-    augment, optim = config.augment, config.optim
-    return SamplePlan(
-        size=config.model.image_size,
-        batch_size=optim.global_batch_size // ranks.world_size() if train else config.log.eval_batch_size,
-        train=train,
-        seed=config.run.seed,
-        scale=augment.crop_scale,
-        ratio=augment.crop_ratio,
-        flip=augment.flip,
-        interpolation=augment.interpolation,
-        drop_last=optim.drop_last,
-        rank=ranks.rank(),
-        world_size=ranks.world_size(),
-    )
-
-
-def new_loader(config: Config, store: Store, device: torch.device, *, train: bool):
-    """Loader of this rank's part of one split."""
-    plan = new_plan(config, train=train)
-    return make_loader(config.data.loader, store, device=device, workers=config.data.workers, **vars(plan))

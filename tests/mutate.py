@@ -35,6 +35,7 @@ class Fault(NamedTuple):
 REACHES = "fastlg/config/test_config_reaches.py"
 RECORD, EVALUATION = "fastlg/run/test_run_record.py", "fastlg/run/test_evaluation.py"
 SUMS, DURABLE = "fastlg/ranks/test_rank_sums.py", "fastlg/files/test_durable.py"
+LOADERS = "fastlg/data/loaders/of_run.py"
 PLAIN_ENGINE, ASSEMBLE, RUN = "fastlg/engine/plain.py", "fastlg/assemble.py", "fastlg/run/run.py"
 RESUME, AVERAGE = "fastlg/run/test_resume.py -k lever", "fastlg/engine/test_average.py -k evaluated"
 POSITION = "fastlg/run/position.py"
@@ -62,8 +63,8 @@ FAULTS = [
     ),
     Fault(
         "decay lost",
-        ASSEMBLE,
-        "param_groups(unit, config.optim.weight_decay,",
+        "fastlg/models/param_groups.py",
+        "param_groups(unit, optim.weight_decay,",
         "param_groups(unit, 0.05,",
         f"{REACHES} -k 'adamw or sgd'",
     ),
@@ -141,9 +142,13 @@ FAULTS = [
     ),
     Fault("mean not loaded", PLAIN_ENGINE, "self.average.load_state_dict(state", "str(state", RESUME),
     Fault(
-        "mean not evaluated", PLAIN_ENGINE, "if self.average is None:\n            ", "if True:\n            ", AVERAGE
+        "mean not evaluated",
+        PLAIN_ENGINE,
+        "if latest or self.average is None:\n            ",
+        "if True:\n            ",
+        AVERAGE,
     ),
-    Fault("drop_last lost", ASSEMBLE, "        drop_last=optim.drop_last,\n", "", f"{REACHES} -k batch_sizes"),
+    Fault("drop_last lost", LOADERS, "        drop_last=optim.drop_last,\n", "", f"{REACHES} -k batch_sizes"),
     Fault(
         "mixup and cutmix swapped",
         ASSEMBLE,
@@ -158,7 +163,7 @@ FAULTS = [
         "probability=1.0",
         f"{REACHES} -k mix_probability",
     ),
-    Fault("crop ratio lost", ASSEMBLE, "        ratio=augment.crop_ratio,\n", "", f"{REACHES} -k crops"),
+    Fault("crop ratio lost", LOADERS, "        ratio=augment.crop_ratio,\n", "", f"{REACHES} -k crops"),
     Fault(
         "evaluation bicubic",
         "fastlg/data/loaders/plan.py",

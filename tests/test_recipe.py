@@ -118,7 +118,7 @@ def test_a_lever_may_hand_the_head_to_muon_and_only_within_its_own_training(ladd
         counts.append(len(groups[-1]["params"]))
         return groups
 
-    monkeypatch.setattr("fastlg.assemble.param_groups", counted)
+    monkeypatch.setattr("fastlg.models.param_groups.param_groups", counted)
     takes = {"head": {cells_of.LEFT_OUT: r"(^|\.)(stem|patch_embed|pos_)"}, "as ever": {"optim.ema": 0.5}}
     monkeypatch.setattr(cells_of, "LEVERS", takes)
     made = ladder("levers")[-4:]

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from fastlg.assemble import make_views, new_loader
+from fastlg.assemble import make_views
 from fastlg.config import Config
 from fastlg.config.sections import scheme_of
+from fastlg.data.loaders.of_run import new_loader
 from fastlg.data.sources.base import some
 from fastlg.data.store.store import Store, open_store
 from fastlg.data.stores import open_stores, store_to_measure

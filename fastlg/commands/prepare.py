@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastlg.assemble import make_views, new_loader
+from fastlg.assemble import make_views
 from fastlg.config import Config, dotted, load_config, parse_overrides, read_saved_config
 from fastlg.config.whole import laid_over
+from fastlg.data.loaders.of_run import new_loader
 from fastlg.data.store.make import prepare as write_store
 from fastlg.data.stores import open_stores
 from fastlg.data.views.sheet import contact_sheet

@@ -8,10 +8,23 @@ from collections.abc import Mapping
 from timm.models import group_parameters
 from torch import nn
 
+from fastlg.config import OptimConfig
 from fastlg.errors import UserError
 
 SPARED = ("cls_token", "pos_embed", "dist_token", "distill_token")
 NOT_HIDDEN = re.compile(r"(^|\.)(head|stem|patch_embed|pos_)")  # first and last layers; ConViT's map of positions
+
+
+def groups_of(unit: nn.Module, optim: OptimConfig) -> list[dict]:
+    """Of the optimizer of a run; ``unit.student`` is what is trained. Raises UserError where layers shall differ and
+    the student does not tell them."""
+    scales, student = None, unit.student
+    if optim.layer_decay < 1:
+        bare = getattr(student, "bare", student)
+        inside = "student." if bare is student else "student.bare."
+        found = layer_scales(bare, getattr(student, "name", type(student).__name__), optim.layer_decay)
+        scales = {inside + name: share for name, share in found.items()}
+    return param_groups(unit, optim.weight_decay, muon=optim.name == "muon", scales=scales)
 
 
 def param_groups(

@@ -13,11 +13,12 @@ from fastlg.analysis.go import COLUMNS, SHOWN
 from fastlg.analysis.measure import Findings, measure
 from fastlg.analysis.subject import Subject, batches, evenly
 from fastlg.analysis.subject import pictures as whole_images
-from fastlg.assemble import make_views, new_loader
+from fastlg.assemble import make_views
 from fastlg.commands.prepare import teacher_size_of
 from fastlg.commands.report.charts import chart
 from fastlg.commands.report.facts import Facts, Had, tried
 from fastlg.commands.report.markup import Markup, image, join, note, paragraph, table, tag
+from fastlg.data.loaders.of_run import new_loader
 from fastlg.data.stores import Stores
 from fastlg.data.views.sheet import tiles
 from fastlg.engine.precision import pick_device

@@ -15,9 +15,10 @@ from PIL import Image
 from fastlg.analysis.measure import measure
 from fastlg.analysis.pictures import draw_attention
 from fastlg.analysis.subject import batches, evenly, load_subject, pictures
-from fastlg.assemble import make_views, new_loader
+from fastlg.assemble import make_views
 from fastlg.commands.export import export_student
 from fastlg.config import Config, load_config
+from fastlg.data.loaders.of_run import new_loader
 from fastlg.data.stores import open_stores
 from fastlg.models import Student
 from fastlg.models.general.teaching import StageMaps
