@@ -29,11 +29,11 @@ FORWARD = (
     Config(4096, 1, 8, 0),
 )
 BACKWARD = (
-    Config(128, 16, 4, 4),
-    Config(256, 8, 4, 4),
-    Config(512, 4, 4, 4),
-    Config(1024, 2, 4, 4),
-    Config(2048, 1, 4, 4),
+    Config(128, 8, 4, 4),
+    Config(256, 4, 4, 4),
+    Config(512, 2, 4, 4),
+    Config(1024, 1, 4, 4),
+    Config(2048, 1, 8, 2),
     Config(4096, 1, 16, 1),
 )
 
