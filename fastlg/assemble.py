@@ -148,15 +148,15 @@ def new_unit(
     dims = teacher.dims if teacher else []
     unit = GuidedStudent(model, dims, config.guidance, config.drloc, config.optim.label_smoothing)
     use_fused_attention(unit.student, on.fused_attention)
-    recompute_where_asked(config, model)
+    recompute_where_asked(config, model, on.compile)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
     return unit.to(memory_format=torch.channels_last) if on.channels_last and model.is_cnn else unit
 
 
-def recompute_where_asked(config: Config, model: nn.Module) -> None:
+def recompute_where_asked(config: Config, model: nn.Module, is_compiled: bool = False) -> None:
     """Gradient checkpointing of ``engine.checkpointing``. Raises UserError for models that cannot."""
     if config.engine.checkpointing:
-        recompute_blocks(getattr(model, "bare", model), config.model.name)
+        recompute_blocks(getattr(model, "bare", model), config.model.name, is_compiled=is_compiled)
 
 
 def new_online_teacher(

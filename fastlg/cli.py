@@ -97,7 +97,7 @@ def compare(
 
     from fastlg.commands.compare import compare as run
 
-    run(loaded, dry_run=dry_run)
+    run(loaded, overrides=overrides or [], dry_run=dry_run)
 
 
 app.command()(many.reproduce)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from rich.table import Table as Drawn
 
@@ -18,7 +19,7 @@ from fastlg.engine.precision import uses_cuda
 from fastlg.errors import UserError
 from fastlg.ranks.say import console, dispensable, say
 from fastlg.run.curves import plot_curves
-from fastlg.run.folder import expect_compare_folder, finished, read_summary
+from fastlg.run.folder import expect_compare_folder, finished, read_summary, refuse_unusable
 from fastlg.run.lock import run_lock
 from fastlg.run.report import Pulse, read_metrics
 from fastlg.run.run import write_summary
@@ -28,29 +29,29 @@ from fastlg.train import expect_trainable, train
 COLUMNS = {"top1_last": "top-1 %", "top1_best": "best %", "images_per_s": "images/s", "wall_s": "wall s"}
 
 
-def compare(config: Config, *, dry_run: bool = False) -> dict:
+def compare(config: Config, *, overrides: Sequence[str] = (), dry_run: bool = False) -> dict:
     """Trains teacher, unguided and guided student of one config; returns {teacher, unguided, guided: summary}.
 
     Both students share seed, initial weights, images, augmentation and schedule. Leaves summary.json, curves.png and
-    compare.md, .tex, .csv and .json with the verdict in the run folder, and the two runs below it. Every rank of a run
-    calls it alike.
+    compare.md, .tex, .csv and .json with the verdict in the run folder, and the two runs below it. ``overrides``: what
+    the config was given, for the table's header. Every rank of a run calls it alike.
     """
     own = ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s)
     with own, Pulse(lambda: f"at work  {config.run_dir}"):
-        return _compare(config, dry_run)
+        return _compare(config, overrides, dry_run)
 
 
-def _compare(config: Config, dry_run: bool) -> dict:
+def _compare(config: Config, overrides: Sequence[str], dry_run: bool) -> dict:
     if config.teacher is None:
         raise UserError(f"{config.run.name} has no teacher section; compare needs one to guide with")
     folder = config.run_dir
     if ranks.is_first():
         expect_compare_folder(folder)
     with contextlib.nullcontext() if dry_run else run_lock(folder):
-        return _train_all(config, dry_run)
+        return _train_all(config, overrides, dry_run)
 
 
-def _train_all(config: Config, dry_run: bool) -> dict:
+def _train_all(config: Config, overrides: Sequence[str], dry_run: bool) -> dict:
     folder = config.run_dir
     stores = open_stores(config.data)
     unguided = config.replace({"run.root": str(folder), "run.name": "unguided", "teacher": None})
@@ -62,6 +63,9 @@ def _train_all(config: Config, dry_run: bool) -> dict:
     done = {}
     if ranks.is_first():
         done = {part.run_dir.name: finished(part.run_dir, part) is not None for part in (unguided, guided)}
+        for part in (unguided, guided):  # both sides see the same images, or nothing is compared
+            if done[part.run_dir.name]:
+                refuse_unusable(part, "auto", stores.fingerprints)
     for part in (unguided, config.replace({"run.root": str(folder), "run.name": "guided"})):
         if not ranks.first_says(done).get(part.run_dir.name):
             expect_trainable(part, stores, is_later=True)
@@ -80,7 +84,7 @@ def _train_all(config: Config, dry_run: bool) -> dict:
     summaries["guided"] = train(config if dry_run else guided, dry_run=dry_run)
     if dry_run:
         return summaries
-    table = _table(config, summaries)
+    table = _table(config, summaries, overrides)
     try_to_judge(table)
     if not ranks.is_first():
         return summaries
@@ -99,7 +103,7 @@ def _train_all(config: Config, dry_run: bool) -> dict:
     return summaries
 
 
-def _table(config: Config, summaries: dict[str, dict]) -> Table:
+def _table(config: Config, summaries: dict[str, dict], overrides: Sequence[str]) -> Table:
     """Both students as rows, for the files and the verdict; both were trained for as many epochs."""
     entries = []
     for name in ("unguided", "guided"):
@@ -107,7 +111,7 @@ def _table(config: Config, summaries: dict[str, dict]) -> Table:
         single = Single(name, own, (), state="done", summary=summaries[name])
         entries.append((Row({"row": name}, config.run.name, (), own, name), [single]))
     title = f"{config.run.name}: without and with guidance, {summaries['guided']['epochs']} epochs"
-    return Table(title, entries, [config.run.seed], [])
+    return Table(title, entries, [config.run.seed], list(overrides))
 
 
 def show(summaries: dict[str, dict]) -> None:

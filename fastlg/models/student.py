@@ -151,6 +151,11 @@ def guided_blocks(depth: int, stages: int, fraction: float = 1.0) -> list[int]:
     """
     reach = Fraction(fraction).limit_denominator(10_000) * depth
     if not 0 < fraction <= 1 or stages < 1 or math.floor(reach) < stages:
+        if stages > depth:
+            raise UserError(
+                f"{stages} stages guide, but the student has {depth} blocks; name {depth} of the teacher's in "
+                "teacher.stages, or take a deeper student"
+            )
         raise UserError(
             f"model.fraction {fraction} of {depth} blocks leaves no {stages} different blocks to guide; "
             f"use a fraction from {stages}/{depth} to 1, or name model.blocks"

@@ -155,7 +155,10 @@ def read_resumable(path: Path, config: Config, fingerprints: list[str]) -> dict:
     state = load_checkpoint(path)
     refuse_other(config_from(state.get("config"), str(path)), config, str(path))
     if state.get("data") != fingerprints:
-        raise UserError(f"checkpoint {path} was trained on other images than {config.data.source} now holds")
+        raise UserError(
+            f"checkpoint {path} was trained on other images than {config.data.source} now holds; choose another "
+            "run.name, or give it the images that it had"
+        )
     return state
 
 

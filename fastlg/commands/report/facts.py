@@ -128,10 +128,14 @@ def facts_of(folder: Path, which: str = "last", overrides: dict[str, Any] | None
     found.saved = tried(lambda: _saved(folder / "checkpoints" / f"{which}.pt"))
     found.network = tried(lambda: load_trained(folder, which)[1:])
     found.stores = tried(lambda: open_stores(found.config.data))
+    if overrides and not found.stores:
+        raise UserError(f"{found.stores.why}; no page was written")
     if not (found.network and found.stores):
         found.answers = Had(None, found.network.why or found.stores.why)
         return found
     found.answers = tried(lambda: _answers(found.config, *found.network.value, found.stores.value))
+    if overrides and not found.answers:  # what was given is wrong, and an earlier page is better than one without
+        raise UserError(f"{found.answers.why}; no page was written")
     return found
 
 

@@ -57,6 +57,8 @@ def _views(facts: Facts, stores: Stores) -> Markup:
         rows.append([_target(views.targets[number], stores.class_names), *seen])
     columns = ["class", *(_title(kind, of_kind) for kind, of_kind in shown.items())]
     said = [f"The first {len(rows)} training images of epoch 1, by the run's own loader, crops and augmentation."]
+    if facts.saved and facts.saved.value["data"] != stores.fingerprints:
+        said.append(f"{config.data.source} holds other images now than the run was trained on, and these are of them.")
     if maker.mixer.active:
         said.append("Images are mixed with each other: the class says how much is left of each.")
     if config.teacher is not None and config.teacher.mode != "online":

@@ -11,6 +11,7 @@ import torch
 from fastlg.config import OptimConfig
 from fastlg.errors import UserError, brief, first_line
 
+MOST = 2  # times optim.lr, of any epoch's rate; timm's noise stays below
 NAMES = ("constant", "cosine", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")
 SET_ELSEWHERE = {
     "min_lr": "optim.min_lr",
@@ -57,6 +58,13 @@ def timm_rates(optim: OptimConfig) -> Callable[[int], float]:
         scheduler.step(epoch)
         return float(single.param_groups[0]["lr"])
 
+    for epoch in range(optim.epochs):
+        if not 0 <= rate(epoch) <= MOST * optim.lr:
+            raise UserError(
+                f"optim.schedule {optim.schedule} with optim.schedule_args {brief(optim.schedule_args)} has a rate of "
+                f"{rate(epoch):g} in epoch {epoch + 1}; mend the arguments so that it lies between 0 and "
+                f"{MOST} times optim.lr, {optim.lr:g}"
+            )
     return rate
 
 

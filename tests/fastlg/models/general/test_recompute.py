@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 from refusals import refused
 from torch import nn
@@ -19,6 +20,8 @@ CASES = {  # name -> (image size, arguments, guided features, blocks that are co
     "t2t_vit_7": (32, {"depth": 2, "drop_rate": 0.2}, [0, 1], 2),
     "pvt_v2_b0": (32, {}, [0, 7], 8),
     "convit_tiny": (32, {"patch_size": 8, "depth": 3, "local_up_to_layer": 2}, [0, 2], 3),
+    "cvt_13": (32, {"embed_dims": [8, 12, 24], "depths": [1, 2, 2]}, [0, 4], 5),  # batch norms in its blocks
+    "dhvt_tiny_cifar_patch4": (16, {"embed_dim": 24, "depth": 2, "num_heads": 3}, [0, 1], 2),
     "swin_tiny_patch4_window7_224": (56, {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]}, [0], 4),
 }
 
@@ -51,6 +54,8 @@ def test_gradients_are_the_same_bits_and_blocks_run_twice(name):
     assert len(seen) == 2 * count
     assert all(torch.equal(truth[key], own) for key, own in found.items()) and found.keys() == truth.keys()
     assert list(student.state_dict()) == list(plain.state_dict())
+    for key, value in plain.state_dict().items():
+        assert torch.equal(student.state_dict()[key], value), f"{key}: statistics are those of one pass"
     seen.clear()
     with torch.no_grad():
         student.eval()(images)
@@ -70,6 +75,14 @@ def test_compiled_it_is_one_graph_of_the_same_gradients():
     (logits.square().sum() + sum(one.square().mean() for one in tokens)).backward()
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter.grad, truth[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("resnet18", {}), ("cvt_13", {"is_compiled": True})], ids=["timm's own switch", "compiled"]
+)
+def test_batch_norms_that_would_count_twice_are_refused(name, more):
+    with pytest.raises(UserError, match=r"batch norms would count every batch twice.*engine\.checkpointing=false"):
+        recompute_blocks(timm.create_model(name, num_classes=3), name, **more)
 
 
 @pytest.mark.parametrize("model", [resnet20(3), nn.Linear(2, 2)], ids=["resnet20", "own"])
