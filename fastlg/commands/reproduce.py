@@ -68,7 +68,8 @@ def reproduce(
     group = called or group_name("paper", {**file.as_dict(), **parse_overrides(overrides)})
     entries = plan(rows, chosen, group)
     title = f"Table {number}: {TITLES[number]}{f'; rows with {brief(only)} alone' if only else ''}"
-    told = [*file.told([row.config.model.name for row in rows]), *overrides]
+    shipped = dict(published())  # by_model goes by the name that a row has before it
+    told = [*file.told([shipped[row.source].model.name for row in rows]), *overrides]
     table = Table(title, entries, chosen, told)
     stem = f"table{number}{'-' + folder_name(only) if only else ''}"
     from fastlg.commands.many.go import run_table  # late: it imports torch

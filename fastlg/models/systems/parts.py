@@ -39,7 +39,7 @@ def put_in(model: nn.Module, name: str, parts: Mapping[str, Any]) -> nn.Module:
     """``model`` with ``parts``, changed in place. Raises UserError where it cannot take them."""
     if "life" in parts and len(parts) > 1:
         beside = next(key for key in parts if key != "life")
-        raise UserError(f"model.args has life and {beside}, which change the same layers; give one of them")
+        raise UserError(f"model.args has life and {beside}, parts of two systems; give one of them")
     if "life" in parts:
         return life.add_life(model, name, parts["life"])
     return spt_lsa.add_spt_lsa(model, name, **parts)

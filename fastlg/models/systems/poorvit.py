@@ -48,6 +48,9 @@ class PoorViT(TokenModel):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
+        _expect_whole(num_cls_token=num_cls_token, latent_dim=latent_dim, depth_token_only=depth_token_only)
+        if not isinstance(sin_pos, bool):
+            raise ValueError(f"sin_pos is {sin_pos!r}; it is true or false")
         _expect(num_cls_token, latent_mode, latent_dim, embed_dim if sin_pos else 0)
         self.num_prefix_tokens = num_cls_token  # before the head is made, which is as wide as they are
         super().__init__(embed_dim, num_classes, global_pool, drop_rate)
@@ -240,6 +243,12 @@ def row_column_table(grid: tuple[int, int], dim: int) -> Tensor:
     rows = torch.arange(height).repeat_interleave(width)[:, None] * rates
     columns = torch.arange(width).repeat(height)[:, None] * rates
     return torch.cat((rows.sin(), rows.cos(), columns.sin(), columns.cos()), dim=1).float()
+
+
+def _expect_whole(**counts: int) -> None:
+    for name, value in counts.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is {value!r}; it is a whole number, 0 or more")
 
 
 def _expect(num_cls_token: int, latent_mode: str, latent_dim: int, dim_of_table: int) -> None:

@@ -108,6 +108,9 @@ class SmallSetViT(VisionTransformer):
     for all blocks. ``spt`` and ``lsa`` switch either part."""
 
     def __init__(self, *, spt: bool = True, lsa: bool = True, drop_path_rate: float = 0.0, **more: Any):
+        for key, value in (("spt", spt), ("lsa", lsa)):
+            if not isinstance(value, bool):
+                raise UserError(f"model.args.{key} is {brief(value)}; it is true or false")
         super().__init__(
             embed_layer=partial(MergedPatches, is_shifted=spt),
             attn_layer=LocalityAttention if lsa else Attention,

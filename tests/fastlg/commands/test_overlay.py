@@ -48,6 +48,14 @@ def test_the_table_tells_what_of_the_file_its_rows_took_and_no_more(file, projec
     assert "beta 0.5, seed 1: 4 epochs" in out and "what the paper trained is without them" in line
 
 
+def test_a_table_tells_of_rows_that_train_another_student(tmp_path, project, fastlg):
+    (tmp_path / "other.yaml").write_text("by_model: {deit*: {model: {name: pit_ti_224}}}")
+    status, out, err = fastlg("reproduce", "table7", "--with", tmp_path / "other.yaml", "data.source=.", "--dry-run")
+    assert status == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("overrides: ")]
+    assert "[deit*] model.name=" in line and "pit_ti_224" in line
+
+
 def test_another_students_part_of_the_file_changes_the_folder_as_any_override_does(file):
     whole = read_overlay(file, students())
     other = Overlay(whole.of_all, (whole.by_model[0], ("pit_ti_224", ("optim.epochs=8",))))

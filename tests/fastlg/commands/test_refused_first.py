@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from refusals import refused
 
 from fastlg.errors import UserError
@@ -149,3 +150,18 @@ def test_a_run_where_no_folder_can_be_is_refused_at_once(tmp_path, monkeypatch, 
         place = "runs/student"
     with pytest.raises(UserError, match="cannot write to .*run.root"):
         run_lock(Path(place)).__enter__()
+
+
+def test_a_comparison_is_not_continued_on_other_images(project, fastlg, image_folder):
+    shutil.copytree(image_folder, "images")
+    own = ("student.yaml", "optim.epochs=1", "data.source=images", "engine.device=cpu")
+    status, _, err = fastlg("compare", *own)
+    assert status == 0, err
+    assert "overrides: optim.epochs=1 data.source=images engine.device=cpu" in Path(
+        "runs/student/compare.md"
+    ).read_text(encoding="utf-8")
+    shutil.rmtree("runs/student/guided")  # as if it had been killed there
+    first = next(Path("images/train").rglob("*.png"))
+    Image.open(first).rotate(180).save(first.with_name("one_more.png"))
+    refused(fastlg("compare", *own), "unguided", "trained on other images than", "choose another run.name")
+    assert not Path("runs/student/guided").exists()

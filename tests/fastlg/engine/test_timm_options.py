@@ -146,6 +146,8 @@ def test_a_schedule_is_timms_epoch_by_epoch_in_any_order(name, warm):
         ("step", {"step_on_epochs": False}, ["one throughout an epoch"]),
         ("cosine", {"cooldown_epochs": 4}, ["lasts 13", "optim.epochs=13 with optim.schedule_args.num_epochs=9"]),
         ("wsd", {"decay_epochs": 90}, ["fails: wsd schedule requires"]),
+        ("step", {"decay_rate": -3, "decay_epochs": 1}, ["a rate of -", "between 0 and 2 times optim.lr"]),
+        ("step", {"decay_epochs": -1}, ["in epoch", "between 0 and 2 times optim.lr"]),
         ("multistep", {"decay_milestones": 3}, ["fails"]),
     ],
 )

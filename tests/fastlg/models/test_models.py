@@ -260,6 +260,7 @@ def test_build_follows_the_config():
         ("dhvt_tiny_cifar_patch4", {"blocks": [12]}, "no block 12; its blocks are 0 to 11"),
         ("vit_tiny_patch16_224", {"model_args": {"lsa": 1}}, "model.args.lsa is 1; it is true or false"),
         ("convit_tiny", {"model_args": {"lsa": True}}, "model.args.lsa: convit_tiny is no plain ViT"),
+        ("sl_vit_patch4_32", {"model_args": {"lsa": 3}}, "model.args.lsa is 3; it is true or false"),
         ("dhvt_tiny_cifar_patch4", {"model_args": {"spt": True}}, "model.args.spt: dhvt_tiny_cifar_patch4 is no plain"),
         ("vit_tiny_r_s16_p8_224", {"model_args": {"spt": True, "depth": 1}}, "makes its tokens in a way of its own"),
         ("vit_tiny_patch16_224", {"model_args": {"lsa": True, "attn_layer": "diff", "depth": 1}}, "of its own kind"),

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from html_tree import read
 from matplotlib.figure import Figure
@@ -127,9 +128,11 @@ def test_of_a_thousand_classes_a_part_is_shown_and_says_so():
     assert "calibration error" in read(calibrated([("", answers)])).text
 
 
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 REFUSED = [
     (("both/guided", "optim.epochs=3"), "report cannot change optim.epochs"),
     (("both/guided", "data.source=gone"), "data.source=gone: no such file or folder"),
+    pytest.param(("both/guided", "engine.device=cuda"), "engine.device is cuda", marks=needs_no_gpu),
     (("both/guided", "--out", "."), "--out . is a folder"),
     (("both/guided", "--out", "page.pdf"), "call it page.html"),
     (("both/guided", "--out", "no/where.html"), "cannot write no/where.html"),

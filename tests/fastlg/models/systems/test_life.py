@@ -195,6 +195,7 @@ def test_where_it_cannot_go_it_is_refused_in_one_line(project, fastlg):
         (("model.name=beit_base_patch16_224", "model.args={life: true}", "model.image_size=224"), "is no plain ViT"),
         (("model.args.life=true", "model.args.embed_dim=40", "model.args.num_heads=2"), "40 wide"),
         (("model.args.life=3",), "model.args.life is 3"),
+        (("model.args.life=true", "model.args.lsa=true"), "life and lsa, parts of two systems; give one"),
         (("model.args.life={own_keys: true}",), "own_keys is no switch"),
         (("model.args.life={own_key: 2}",), "each true or false"),
         (("model.args.life=true", "model.init=mimetic"), "another way than a plain ViT"),
