@@ -232,6 +232,9 @@ def bench(
     readme: Annotated[
         Path | None, typer.Option(metavar="RESULTS.json", help="Fill README's section; measure nothing.")
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Of every config that is measured.")
+    ] = None,
 ) -> None:
     """Measure what this machine can do: needs a source checkout."""
     from fastlg.commands.bench import run_benchmarks
@@ -240,6 +243,7 @@ def bench(
     paths = {flag: path for flag, path in {"--compare": compare, "--readme": readme}.items() if path is not None}
     arguments = [*(names or []), *(flag for flag, given in flags.items() if given)]
     arguments += [f"{flag}={path}" for flag, path in paths.items()]
+    arguments += [f"--set={setting}" for setting in settings or []]
     raise typer.Exit(run_benchmarks(arguments, *paths.values()))
 
 

@@ -124,12 +124,15 @@ def test_the_command_hands_its_arguments_over_and_passes_the_status_on(tmp_path,
     script.write_text("import sys; open(sys.argv[0] + '.seen', 'w').write(repr(sys.argv[1:])); sys.exit(7)\n")
     (tmp_path / "kernels" / "torch-ext").mkdir(parents=True)
     monkeypatch.setattr(fastlg.commands.bench, "__file__", str(tmp_path / "fastlg" / "commands" / "bench.py"))
-    flags = ["--quick", "--profile", "--compare", "old.json", "--readme", "new.json"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.json", "new.json"):
+        (tmp_path / name).touch()
+    flags = ["--quick", "--profile", "--compare", "old.json", "--readme", "new.json", "--set", "data.source=x"]
     monkeypatch.setattr("sys.argv", ["fastlg", "bench", "step", "views", *flags])
     with pytest.raises(SystemExit) as leave:
         main()
     assert leave.value.code == 7
-    seen = ["step", "views", "--quick", "--profile", "--compare=old.json", "--readme=new.json"]
+    seen = ["step", "views", "--quick", "--profile", "--compare=old.json", "--readme=new.json", "--set=data.source=x"]
     assert script.with_name("run.py.seen").read_text() == repr(seen)
 
 

@@ -12,7 +12,12 @@ torch.compile would save is not in the table, and no time is.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
+from pathlib import Path
+
+if __name__ == "__main__":  # the root, not this folder, whose names could hide installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import timm
 import torch

@@ -25,7 +25,7 @@ def test_doctor_names_every_extra_and_the_command_that_adds_it(fastlg, monkeypat
     status, out, err = fastlg("doctor")
     assert status == 0
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for extra in declared.keys() - {"dev", "all"}:
+    for extra in declared.keys() - {"dev", "all", "docs"}:  # what a run can use; the site is built from a checkout
         assert f"pip install 'fastlg[{extra}]'" in out
 
 

@@ -71,7 +71,7 @@ def test_of_many_runs_a_few_are_named(place, fastlg):
             "nosuch",
             [
                 "neither a file nor a shipped config",
-                "shipped configs: quickstart, ",
+                "shipped configs: own_images, own_images_teacher, quickstart, ",
                 "cifar100/unguided/ (8)",
                 "files there: own.yaml",
             ],
