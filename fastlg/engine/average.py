@@ -38,8 +38,8 @@ class Average:
             self.weights[name].copy_(self.latest[name])
 
     def state_dict(self) -> dict:
-        """{"weights": {name: tensor}, "count": tensor}, on the CPU."""
-        return {"weights": {name: value.cpu() for name, value in self.weights.items()}, "count": self.count.cpu()}
+        """{"weights": {name: tensor}, "count": tensor}, the mean itself and no copy."""
+        return {"weights": dict(self.weights), "count": self.count}
 
     def load_state_dict(self, state: dict) -> None:
         self.count.copy_(state["count"])

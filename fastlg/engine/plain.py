@@ -125,7 +125,7 @@ class PlainEngine(BesideTeacher):
 
     def state_dict(self) -> dict:
         return {
-            "unit": {name: value.detach().cpu() for name, value in self.unit.state_dict().items()},
+            "unit": {name: value.detach() for name, value in self.unit.state_dict().items()},
             **optimizer_state(self.unit, self.optimizer, self.group_keys),
             "scaler": self.scaler.state_dict(),
             **({} if self.average is None else {"average": self.average.state_dict()}),

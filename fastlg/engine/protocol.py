@@ -43,9 +43,10 @@ class Engine(Protocol):
         there is one and not the ``latest`` weights are asked for."""
 
     def state_dict(self) -> dict:
-        """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, on the CPU, and of a
+        """{"unit": {name: tensor}, "optimizer": {name: {moment: tensor}}, "scaler": {...}}, and of a
         run with optim.ema its "average"; complete on rank 0, perhaps elsewhere. What an optimizer remembers of a whole
-        group of parameters is in "optimizer_groups"."""
+        group of parameters is in "optimizer_groups". The tensors may be the run's own,
+        wherever they lie: who keeps them copies them, as run/checkpoint.py does."""
 
     def load_state_dict(self, state: dict) -> None: ...
 
@@ -139,12 +140,12 @@ def group_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
 
 
 def optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer, known: frozenset[str]) -> dict:
-    """{"optimizer": a torch optimizer's moments by parameter name}, on the CPU, and where it remembers something of
+    """{"optimizer": a torch optimizer's moments by parameter name}, no copies, and where it remembers something of
     whole groups, such as a count of steps, "optimizer_groups", one dict for each. ``known``: its ``group_keys``."""
     names = _names_in_order(unit, optimizer)
     whole = optimizer.state_dict()
-    state = {names[i]: {k: _on_cpu(v) for k, v in own.items() if v is not None} for i, own in whole["state"].items()}
-    groups = [{k: _on_cpu(v) for k, v in group.items() if k not in known} for group in whole["param_groups"]]
+    state = {names[i]: {k: v for k, v in own.items() if v is not None} for i, own in whole["state"].items()}
+    groups = [{k: v for k, v in group.items() if k not in known} for group in whole["param_groups"]]
     return {"optimizer": state, **({"optimizer_groups": groups} if any(groups) else {})}
 
 
@@ -156,11 +157,6 @@ def load_optimizer_state(unit: nn.Module, optimizer: torch.optim.Optimizer, stat
     for group, saved in zip(whole["param_groups"], state.get("optimizer_groups", []), strict=False):
         group.update(saved)
     optimizer.load_state_dict(whole)
-
-
-def _on_cpu(value):
-    """Tensors on the CPU; plain numbers stay what they are, for an optimizer that counts in Python goes on so."""
-    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _names_in_order(unit: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

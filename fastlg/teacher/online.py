@@ -79,7 +79,7 @@ class OnlineTeacher:
 
     def state_dict(self) -> dict:
         """Norm statistics only; the weights are in the teacher's own checkpoint."""
-        return {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
+        return dict(self.model.named_buffers())
 
     def load_state_dict(self, state: dict) -> None:
         """Statistics that are folded into convolutions here, or were there, are those of the same weights anyway."""

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from patience import HANG_S
+from reach import BARE, parts_of
 
 from fastlg.errors import RunError
 from fastlg.run import checkpoint
@@ -82,6 +83,17 @@ def test_a_write_that_failed_is_told_by_the_next_call_and_the_last_good_one_stay
     saver.wait()  # told once
     saver.close()
     assert load_checkpoint(tmp_path / LAST)["epoch"] == 1
+
+
+def test_what_is_saved_is_handed_over_uncopied_so_that_one_copy_leaves_the_device(project, monkeypatch):
+    parts = parts_of(*BARE, "optim.ema=0.9", "optim.name=muon")
+    batch = next(iter(parts.train_loader.epoch(0)))
+    parts.engine.step(parts.views(batch, 0), batch, len(batch.labels))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: pytest.fail("a copy that waits for the device"))
+    state = parts.engine.state_dict()
+    own = dict(parts.unit.named_parameters())
+    assert all(state["unit"][name].data_ptr() == weight.data_ptr() for name, weight in own.items())
+    assert state["optimizer"].keys() == own.keys() and state["average"]["count"] == 1
 
 
 @pytest.mark.gpu
