@@ -25,8 +25,9 @@ SETTINGS = {  # data.source is FOLDER/NAME; or a shipped config with overrides
         "data": {"source": "cifar100", "label_column": "fine_label", "workers": 0},
         "augment": WEAK,
         "model": {**SMALL, "image_size": 40},
-        "teacher": {"recipe": "quickstart_teacher", "overrides": TEACHER},
+        "teacher": {"recipe": "quickstart_teacher", "overrides": {**TEACHER, "optim.epochs": 20}},
         "optim": {**BUDGET, "epochs": 5},
+        "engine": {"precision": "bf16"},
     },
     "flowers17": {  # 17 classes, 680 training and 340 test images; every class is one kind of flower
         "data": {"source": "flowers17", "label_column": "label", "workers": 0},
@@ -34,6 +35,7 @@ SETTINGS = {  # data.source is FOLDER/NAME; or a shipped config with overrides
         "model": SMALL,
         "teacher": {"recipe": "quickstart_teacher", "overrides": {**TEACHER, "optim.epochs": 12}},
         "optim": {**BUDGET, "epochs": 15},
+        "engine": {"precision": "bf16"},
     },
 }
 SLICES = {"slice": (50, 20)}  # training and test images of each class
@@ -60,6 +62,7 @@ LEVERS: dict[str, dict] = {
     "guidance ends at 0.5": {"guidance.until": 0.5},
     "guidance fades": {"guidance.schedule": "cosine"},
     "24, 32, 48 px": {"model.resolution": [[0.0, 24], [0.3, 32], [0.6, 48]]},
+    "24, 32, 40 px": {"model.resolution": [[0.0, 24], [0.3, 32], [0.6, 40]]},
     "5 epochs": {"optim.epochs": 5},
     "batch 64": {"optim.global_batch_size": 64},
     "batch 64, rate x 1.4": {"optim.global_batch_size": 64, TIMES: 1.4},
@@ -71,6 +74,7 @@ LONG = {"30 epochs": {"optim.epochs": 30}}  # of AdamW, at the paper's rate and 
 PAPER_RATE = 5e-4
 TEACHERS = {("sgd", 6): (0.05, 0.1, 0.2), ("sgd", 2): (0.05, 0.1, 0.2), ("muon", 2): (4e-3, 8e-3, 1.6e-2)}  # epochs
 TEACHER_LEVER = "teacher, "
+SETTINGS_OF = {"24, 32, 48 px": ("mini", "flowers17"), "24, 32, 40 px": ("slice",)}  # of a lever that not all can take
 GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
 
 
@@ -155,6 +159,8 @@ def teacher_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
 
 def lever_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
     for lever, overrides in LEVERS.items():
+        if setting not in SETTINGS_OF.get(lever, SETTINGS):
+            continue
         for guided in (True, False):
             if guided or not any(key.startswith(GUIDED_ONLY) for key in overrides):
                 yield Cell(setting, "muon", book.best_rate("muon", guided), guided, lever, seed)
