@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastlg.errors import UserError
@@ -13,11 +14,16 @@ if TYPE_CHECKING:
 AUTO = "auto"
 BATCH, FEWEST_STEPS = 32, 10
 UPDATES_BY_ROOT, UPDATES_BY_CLASS = 100, 50
+FEW_EPOCHS = 5  # below, nothing warms up nor rises
 MANY_EPOCHS = 50  # from here on images are seen so often that they have to differ
 LITTLE_PX = 64  # images up to this side hold no more detail
+RISING = ((0.0, 0.5), (0.3, 0.75), (0.6, 1.0))  # share of the epochs, and of the side from there on
+PLAIN = re.compile(r"(vit|deit)_(tiny|small|base)_patch(\d+)_\d+")  # of timm, which take images of several sizes
+SHAPE = {"patch_size", "embed_dim", "depth", "num_heads"}  # arguments that leave them so
 RATES = {"muon": (4e-3, 8e-3), "adamw": (5e-4, 2e-3)}  # unguided, guided: the best measured (docs/recipe.md)
 KEYS = (
     "model.image_size",
+    "model.resolution",
     "optim.global_batch_size",
     "optim.epochs",
     "optim.warmup_epochs",
@@ -45,11 +51,14 @@ def values_of(config: Config, facts: Facts) -> dict[str, Any]:
     optim, waiting = config.optim, open_keys(config)
     batch = optim.global_batch_size if optim.global_batch_size != AUTO else _batch(facts.images)
     epochs = optim.epochs if optim.epochs != AUTO else _epochs(facts, batch, drop_last=optim.drop_last)
+    model, size = config.model, config.model.image_size
+    size = size if size != AUTO else _image_size(facts.side, is_cnn=model.is_cnn)
     found = {
-        "model.image_size": _image_size(facts.side, is_cnn=config.model.is_cnn),
+        "model.image_size": size,
+        "model.resolution": _resolution(config, size) if epochs >= FEW_EPOCHS else [],
         "optim.global_batch_size": batch,
         "optim.epochs": epochs,
-        "optim.warmup_epochs": max(1, round(epochs / 20)) if epochs >= 5 else 0,
+        "optim.warmup_epochs": max(1, round(epochs / 20)) if epochs >= FEW_EPOCHS else 0,
         "augment.rand_augment": "rand-m9-mstd0.5-inc1" if epochs >= MANY_EPOCHS else None,
         "augment.erase": 0.25 if epochs >= MANY_EPOCHS else 0.0,
     }
@@ -63,6 +72,19 @@ def values_of(config: Config, facts: Facts) -> dict[str, Any]:
 def _image_size(side: int, *, is_cnn: bool) -> int:
     """Of a CNN, which teaches, about half the student's; images that are little themselves need fewer patches."""
     return (32, 64)[side > LITTLE_PX] if is_cnn else (64, 96)[side > LITTLE_PX]
+
+
+def _resolution(config: Config, size: int) -> list[tuple[float, int]]:
+    """Half, three quarters, then all of the side, in whole patches; [] where not every part of the run could follow."""
+    model, teacher = config.model, config.teacher
+    plain = PLAIN.fullmatch(model.name)
+    is_compact = teacher is not None and teacher.cache_form == "compact"
+    if plain is None or not model.args.keys() <= SHAPE or config.drloc.weight > 0 or is_compact:
+        return []
+    patch = model.args.get("patch_size", int(plain[3]))
+    if not isinstance(patch, int) or patch < 1 or size % patch or size < 4 * patch:
+        return []
+    return [(share, max(1, int(part * size / patch)) * patch) for share, part in RISING]
 
 
 def _batch(images: int) -> int:

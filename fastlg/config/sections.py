@@ -102,7 +102,7 @@ class ModelConfig(Section):
 
     name: Text  # a timm name; a resnet20, 56 or 110 is a teacher
     image_size: Size | Auto = 224  # px; auto, here and below: of the images (docs/own_images.md)
-    resolution: list[tuple[Momentum, Size]] = []  # [share of the epochs, px from there on], up to image_size; vit, deit
+    resolution: list[tuple[Momentum, Size]] | Auto = []  # [share of the epochs, px from there on]; vit, deit
     blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks or stages, 0-based; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
     drop_path: Momentum = 0.1  # stochastic depth rate of the last block; it rises over the blocks
@@ -117,7 +117,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _rising(self):
-        steps = self.resolution
+        steps = self.resolution if self.resolution != AUTO else []
         for name, values in (("shares", [share for share, _ in steps]), ("sizes", [size for _, size in steps])):
             if any(low >= high for low, high in zip(values, values[1:], strict=False)):
                 raise ValueError(f"resolution has {name} {brief(values)}; each is larger than the one before")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from fastlg.config.auto import AUTO
 from fastlg.config.fields import Section
 from fastlg.config.keys import LITERAL, assign, dotted
 from fastlg.config.refusals import MISSING, problems, refuse_unknown, shown
@@ -98,13 +99,13 @@ class Config(Section):
                     )
         if self.teacher.cache_form == "compact" and self.guidance.transform != "linear":
             raise ValueError(f"guidance.transform {self.guidance.transform} needs teacher.cache_form=maps")
-        if self.teacher.cache_form == "compact" and self.model.resolution:
+        if self.teacher.cache_form == "compact" and self.model.resolution not in ([], AUTO):
             raise ValueError("model.resolution changes the grid that teacher.cache_form=compact is made for; use maps")
         return self
 
     @model_validator(mode="after")
     def _one_grid_for_pairs(self):
-        if self.model.resolution and self.drloc.weight > 0:
+        if self.model.resolution not in ([], AUTO) and self.drloc.weight > 0:
             raise ValueError(
                 f"drloc.weight is {self.drloc.weight:g}, whose pairs lie on one grid of tokens, but model.resolution "
                 f"{brief(self.model.resolution)} changes it; set model.resolution=[] or drloc.weight=0"

@@ -14,6 +14,7 @@ from fastlg.config import load_config
 from fastlg.config.auto import KEYS, Facts, open_keys, values_of
 from fastlg.derived import derived
 from fastlg.errors import UserError
+from fastlg.models.build import build_model
 
 TABLE = [  # images, classes, shorter side -> px, the teacher's px, batch, epochs, whether images are seen 50 times
     ((188, 4, 300), 96, 64, 16, 115, True),  # 12 steps an epoch, 1,371 updates
@@ -34,7 +35,9 @@ def test_the_rules_are_those_that_the_page_states(facts, size, teachers, batch, 
     assert epochs == math.ceil(max(100 * math.sqrt(facts[0]), 50 * facts[1]) / steps)
     augment = {"augment.rand_augment": "rand-m9-mstd0.5-inc1" if often else None, "augment.erase": 0.25 * often}
     shared = {"optim.global_batch_size": batch, "optim.epochs": epochs}
-    wanted = {"model.image_size": size, "optim.warmup_epochs": round(epochs / 20), "optim.lr": 8e-3} | augment | shared
+    rising = {64: [(0.0, 32), (0.3, 48), (0.6, 64)], 96: [(0.0, 48), (0.3, 72), (0.6, 96)]}[size]
+    sizes = {"model.image_size": size, "model.resolution": rising}
+    wanted = sizes | {"optim.warmup_epochs": round(epochs / 20), "optim.lr": 8e-3} | augment | shared
     assert values_of(student, Facts(*facts)) == wanted
     assert values_of(student.replace({"teacher": None}), Facts(*facts)) == wanted | {"optim.lr": 4e-3}
     shared["augment.rand_augment"] = augment["augment.rand_augment"]
@@ -49,6 +52,31 @@ def test_a_number_takes_the_place_of_a_rule_and_the_others_follow_it():
     assert not {"optim.global_batch_size", "optim.epochs"} & found.keys()
     with pytest.raises(UserError, match="optim.lr is auto.*muon and adamw, not timm:lamb"):
         values_of(load_config("own_images", ["optim.name=timm:lamb"]), Facts(320, 4, 300))
+
+
+@pytest.mark.parametrize(
+    ("own", "sizes"),
+    [
+        (["optim.epochs=4"], []),  # too short to rise
+        (["model.image_size=224", "model.args.patch_size=16"], [112, 160, 224]),
+        (["model.image_size=224", "model.args={}"], [112, 160, 224]),  # the name's own patches of 16 px
+        (["model.image_size=100"], []),  # refused as ever, in the model's own words
+        (["model.image_size=24"], []),
+        (["model.args.reg_tokens=1"], []),
+        (["model.name=deit_tiny_distilled_patch16_224"], []),
+        (["model.name=swin_tiny_patch4_window7_224"], []),
+        (["model.name=resnet20", "model.args={}", "teacher=null"], []),
+        (["drloc.weight=0.1"], []),
+        (["teacher.mode=cache", "teacher.cache_form=compact"], []),
+        (["teacher.mode=cache"], [48, 72, 96]),
+    ],
+)
+def test_images_grow_where_every_part_of_the_run_can_follow(own, sizes):
+    config = load_config("own_images", ["augment.rand_augment=null", "augment.erase=0", *own])
+    found = values_of(config, Facts(1020, 17, 500))
+    assert [size for _, size in found["model.resolution"]] == sizes
+    if sizes:  # which the model takes
+        build_model(config.replace(found).model, num_classes=17, guided=True)
 
 
 TINY = ("model.args={patch_size: 16, embed_dim: 24, depth: 3, num_heads: 3}", "data.workers=0", "log.every_steps=1")
