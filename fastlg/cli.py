@@ -24,14 +24,25 @@ app = typer.Typer(
 )
 
 
+BESIDE = ("predict",)  # commands whose stdout is a result that programs read
+
+
 @app.callback()
 def of_all_commands(
+    ctx: typer.Context,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """The deepspeed launcher gives its option before the command; its environment says the same (ranks/place.py)."""
+    """The deepspeed launcher gives its option before the command; its environment says the same (ranks/place.py).
+
+    Whatever a command is at, imports too, it does not fall silent for long.
+    """
+    from fastlg.ranks.pulse import Pulse
+
+    name = ctx.invoked_subcommand
+    ctx.with_resource(Pulse(lambda: f"at work  fastlg {name}", aside=name in BESIDE))
 
 
 app.command()(config_commands.configs)
@@ -150,7 +161,7 @@ def export(
     from fastlg.commands.export import export_student
     from fastlg.commands.hand_on.card import how_to_load, measured_of
     from fastlg.commands.hand_on.hub import push
-    from fastlg.run.report import Pulse
+    from fastlg.ranks.pulse import Pulse
     from fastlg.run.trained import load_trained
 
     with Pulse(lambda: f"export   {run}"):
@@ -158,7 +169,9 @@ def export(
         export_student(model, out, class_names=names, config=config, measured=measured_of(run, which), onnx=onnx)
     say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
     if push_to_hub is not None:
-        say(f"pushed   {out} to {push(out, push_to_hub)}")
+        with Pulse(lambda: f"pushing  {out} to {push_to_hub}"):
+            address = push(out, push_to_hub)
+        say(f"pushed   {out} to {address}")
 
 
 @app.command()

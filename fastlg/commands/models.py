@@ -17,6 +17,7 @@ from fastlg.models import Student
 from fastlg.models.build import CNNS
 from fastlg.models.families import family_of
 from fastlg.models.general.own import is_own
+from fastlg.ranks.pulse import Pulse
 from fastlg.ranks.say import say
 
 CLASSES = 100  # parameters are counted with; the paper's CIFAR-100
@@ -36,10 +37,13 @@ def list_models(pattern: str | None, image_size: int | None = None) -> None:
             say(f"  {name}")
         return
     names.sort(key=lambda name: name != pattern)  # the one that was asked for comes first, and is refused alone
-    first = described(names[0], image_size, is_asked=names[0] == pattern)
+    with Pulse(lambda: f"building {names[0]}"):
+        first = described(names[0], image_size, is_asked=names[0] == pattern)
     say(f"parameters with {CLASSES} classes; features by index, for model.blocks and teacher.stages, as C x H x W")
     for place, name in enumerate(names):
-        say(f"  {name:<{max(map(len, names))}}  {described(name, image_size) if place else first}")
+        with Pulse(lambda own=name: f"building {own}"):
+            line = described(name, image_size) if place else first
+        say(f"  {name:<{max(map(len, names))}}  {line}")
         for line in trained.get(name, []):
             say(f"      {line}")
     if pattern is None:

@@ -63,7 +63,7 @@ class _Console(Console):
         super().__init__(highlight=False, soft_wrap=True, emoji=False, **options)  # ":b:" in a path is no emoji
 
     def on_broken_pipe(self) -> None:
-        _to_nowhere(sys.stdout)
+        _to_nowhere(sys.stderr if self.stderr else sys.stdout)
 
     @property
     def file(self) -> TextIO:
@@ -75,20 +75,24 @@ class _Console(Console):
 
 
 console = _Console()
+beside = _Console(stderr=True)
 
 
-def say(line: str) -> None:
+def say(line: str, *, aside: bool = False) -> None:
     """One plain line for a person, in every kind of output; brackets are printed as they are. Rank 0 speaks for all.
 
-    What a terminal would obey is escaped (``printable``), and so is what its encoding cannot hold.
+    What a terminal would obey is escaped (``printable``), and so is what its encoding cannot hold. ``aside``: on
+    stderr, where stdout is a command's result.
     """
-    if _speaks():
+    if speaks():
+        own = beside if aside else console
         with _speaking:
-            console.print(_encodable(printable(line)), markup=False)
+            own.print(_encodable(printable(line), own.encoding), markup=False)
             Spoken.at = time.monotonic()
 
 
-def _speaks() -> bool:
+def speaks() -> bool:
+    """Whether this process is the one of its run that says anything."""
     group = sys.modules.get("fastlg.ranks.group")  # not imported yet: no ranks have met, and there is no need of torch
     return is_first_by_environment() if group is None else getattr(group, "is_first", is_first_by_environment)()
 
@@ -114,6 +118,5 @@ def dispensable(what: str, otherwise: str = "") -> Iterator[None]:
         say(f"warning  {what} failed: {reason} ({type(error).__name__}){otherwise and '; ' + otherwise}")
 
 
-def _encodable(line: str) -> str:
-    encoding = console.encoding
+def _encodable(line: str, encoding: str) -> str:
     return line.encode(encoding, "backslashreplace").decode(encoding)

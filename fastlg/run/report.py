@@ -17,10 +17,10 @@ from fastlg import ranks
 from fastlg.batch import StepOutput
 from fastlg.errors import writing
 from fastlg.files.atomic import write_whole
-from fastlg.ranks.say import Spoken, console, dispensable, say
+from fastlg.ranks.pulse import Pulse
+from fastlg.ranks.say import console, dispensable, say
 from fastlg.run.metrics import Accuracy, Means, Meter
 
-SILENCE_S = 10.0  # off a terminal, the longest that a training run says nothing
 INSTEAD = "metrics.jsonl holds the same numbers"
 
 
@@ -92,40 +92,6 @@ def _tensorboard(folder: Path, after_step: int):
         say("TensorBoard is not installed; metrics.jsonl is written all the same (pip install 'fastlg[plots]')")
         return None
     return SummaryWriter(folder, purge_step=after_step + 1)
-
-
-class Pulse:
-    """Off a terminal, says what ``about()`` returns whenever nothing else was said for SILENCE_S; a context manager.
-
-    They nest: the innermost one speaks, from the one thread that the outermost started.
-    """
-
-    _inside: list[Pulse] = []
-
-    def __init__(self, about: Callable[[], str]):
-        self.about = about
-        self.is_over = threading.Event()
-        self.thread: threading.Thread | None = None
-
-    def __enter__(self) -> Pulse:
-        self._inside.append(self)
-        if len(self._inside) == 1 and ranks.is_first() and not sys.stdout.isatty():
-            self.thread = threading.Thread(target=self._run, name="fastlg-pulse", daemon=True)
-            self.thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._inside.remove(self)
-        self.is_over.set()
-        if self.thread is not None:
-            self.thread.join()
-
-    def _run(self) -> None:
-        Spoken.at = max(Spoken.at, time.monotonic())
-        while not self.is_over.wait(max(0.0, Spoken.at + SILENCE_S - time.monotonic())):
-            inside = self._inside[-1:]
-            if inside and time.monotonic() - Spoken.at >= SILENCE_S:
-                say(inside[0].about())
 
 
 class Bar:

@@ -23,6 +23,7 @@ from fastlg.data.views.make import ViewMaker
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import autocast
 from fastlg.errors import UserError, printable
+from fastlg.ranks.pulse import Pulse
 from fastlg.run.trained import is_export, load_export, load_trained
 
 BATCH = 64  # images in memory at once
@@ -103,17 +104,17 @@ def predict(folder: Path, paths: Sequence[Path], *, top_k: int = 5, form: str = 
     """
     if top_k < 1:
         raise UserError(f"--top-k is {top_k}; it is at least 1")
-    predictor, skipped = predictor_of(folder, which), []
-    writer, count = _Writer(form, sys.stdout), 0
-    for prediction in predictor(readable(paths, skipped), top_k):
-        writer.write(prediction)
-        count += 1
-        if count % BATCH == 0:  # into a file or a pipe, too
-            sys.stdout.flush()
+    skipped: list[str] = []
+    writer = _Writer(form, sys.stdout)
+    with Pulse(lambda: f"predict  {writer.count} of {len(paths)} images", aside=True):
+        for prediction in predictor_of(folder, which)(readable(paths, skipped), top_k):
+            writer.write(prediction)
+            if writer.count % BATCH == 0:  # into a file or a pipe, too
+                sys.stdout.flush()
     writer.close()
     for line in skipped:
         print(f"fastlg: left out {line}", file=sys.stderr)
-    if not count:
+    if not writer.count:
         raise UserError(f"none of the {len(paths)} images can be read; see the lines above")
     return 1 if skipped else 0
 

@@ -23,6 +23,9 @@ def start_ranks(gpus: int | None, config) -> None:
     if place().world_size > 1:
         return
     from fastlg.ranks.launch import check_count, launch
+    from fastlg.ranks.pulse import Pulse
 
     check_count(gpus, config.engine.device)
-    sys.exit(launch(gpus, sys.argv[1:]))
+    with Pulse(lambda: ""):  # rank 0 says what it is at
+        status = launch(gpus, sys.argv[1:])
+    sys.exit(status)

@@ -7,10 +7,14 @@ from importlib import import_module
 
 import pytest
 
-from fastlg import ranks
-from fastlg.commands import cache, compare, evaluate, export, prepare
+from fastlg.analysis import go as look
+from fastlg.commands import cache, compare, doctor, evaluate, export, models, prepare
+from fastlg.commands.hand_on import hub, predict
+from fastlg.commands.line import early
+from fastlg.commands.report import go as page
 from fastlg.engine.plain import PlainEngine
 from fastlg.files.verify import Verification
+from fastlg.ranks import pulse
 from fastlg.ranks import say as saying
 from fastlg.run import checkpoint, report, run
 
@@ -31,7 +35,7 @@ class Clock:
         for due in sorted(self.others):
             if due <= min(until, self.end):
                 self.now = due
-                report.say(self.others.pop(due))
+                pulse.say(self.others.pop(due))
         self.now = min(until, self.end)
         return until > self.end
 
@@ -47,15 +51,19 @@ class Clock:
 )
 def test_a_silence_lasts_ten_seconds_at_most(monkeypatch, seconds, others, said):
     clock, lines = Clock(seconds, others), []
-    monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(pulse, "time", clock)
     monkeypatch.setattr(saying, "time", clock)
     monkeypatch.setattr(saying.console, "print", lambda line, markup: lines.append((clock.now - 1000, line)))
     monkeypatch.setattr(saying.Spoken, "at", 0.0)
-    pulse = report.Pulse(lambda: "at it")
-    pulse.is_over = clock
-    monkeypatch.setattr(report.Pulse, "_inside", [pulse])
-    pulse._run()
+    own = pulse.Pulse(lambda: "at it")
+    own.is_over = clock
+    monkeypatch.setattr(pulse.Pulse, "_inside", [own])
+    own._run()
     assert lines == said
+    own.about, lines[:] = (lambda: ""), []  # it waits for others that speak themselves
+    clock.now, clock.end = clock.now + 1, clock.now + 36
+    own._run()
+    assert lines == []
 
 
 def test_the_innermost_speaks_and_no_thread_is_left(monkeypatch):
@@ -66,24 +74,24 @@ def test_the_innermost_speaks_and_no_thread_is_left(monkeypatch):
         if line == "inner":
             inner_spoke.set()
 
-    monkeypatch.setattr(report, "SILENCE_S", 0.01)
+    monkeypatch.setattr(pulse, "SILENCE_S", 0.01)
     monkeypatch.setattr(saying.console, "print", note)
     before = threading.active_count()
-    with report.Pulse(lambda: "outer"), report.Pulse(lambda: "inner"):
+    with pulse.Pulse(lambda: "outer"), pulse.Pulse(lambda: "inner"):
         assert inner_spoke.wait(60) and threading.active_count() == before + 1
     count = len(said)
     assert threading.active_count() == before and set(said) <= {"outer", "inner"}
     with report.Bar("epoch 1/2", 7) as bar:
         bar.advance()
-    assert report.Pulse._inside == [] and len(said) - count <= 1
+    assert pulse.Pulse._inside == [] and len(said) - count <= 1
 
 
 def test_a_terminal_and_the_other_ranks_are_left_alone(monkeypatch):
-    for name, holder, value in (("is_first", ranks, False), ("isatty", report.sys.stdout, True)):
+    for name, holder, value in (("speaks", pulse, False), ("isatty", pulse.sys.stdout, True)):
         with monkeypatch.context() as patched:
             patched.setattr(holder, name, lambda value=value: value)
-            with report.Pulse(lambda: "never") as pulse:
-                assert pulse.thread is None
+            with pulse.Pulse(lambda: "never") as own:
+                assert own.thread is None
 
 
 HELD = {
@@ -104,10 +112,10 @@ def hold(monkeypatch):
     """hold(where, name, line): that part waits until ``line`` was said; with no line the test fails, however fast the
     machine. Each part waits once."""
     spoken, heard = threading.Condition(), []
-    original = report.say
+    original = pulse.say
 
-    def say(line):
-        original(line)
+    def say(line, **more):
+        original(line, **more)
         with spoken:
             heard.append(line)
             spoken.notify_all()
@@ -125,8 +133,8 @@ def hold(monkeypatch):
 
         monkeypatch.setattr(holder, name, waits)
 
-    monkeypatch.setattr(report, "say", say)
-    monkeypatch.setattr(report, "SILENCE_S", 0.01)
+    monkeypatch.setattr(pulse, "say", say)
+    monkeypatch.setattr(pulse, "SILENCE_S", 0.01)
     return hold
 
 
@@ -137,19 +145,30 @@ def test_whatever_a_run_waits_for_it_says_what_it_is_at(project, fastlg, hold):
     assert status == 0, err
     for _, _, wanted in HELD.values():
         assert wanted in out.splitlines()
-    assert report.Pulse._inside == []
+    assert pulse.Pulse._inside == []
 
 
-def test_every_command_that_takes_long_says_what_it_is_at(project, fastlg, hold, image_folder):
+def test_every_command_that_takes_long_says_what_it_is_at(project, fastlg, hold, image_folder, monkeypatch):
+    monkeypatch.setattr(hub, "push", lambda folder, name: "its address")
+    monkeypatch.setattr(early, "expect_exporting", lambda onnx, name: None)
     short = ("student.yaml", "optim.epochs=1", "optim.global_batch_size=39")
+    own, image = "runs/student/guided", str(sorted(image_folder.glob("test/*/*"))[0])
     for arguments, holder, name, wanted in (
         (("prepare", image_folder, "store"), prepare, "write_store", f"prepare  {image_folder}"),
         (("compare", *short), compare, "open_stores", "at work  runs/student"),
         (("cache", *short), cache, "open_stores", "caching  the features of student"),
-        (("eval", "runs/student/guided"), evaluate, "load_trained", "testing  runs/student/guided"),
-        (("export", "runs/student/guided", "out"), export, "export_student", "export   runs/student/guided"),
+        (("eval", own), evaluate, "load_trained", f"testing  {own}"),
+        (("export", own, "out"), export, "export_student", f"export   {own}"),
+        (("export", own, "again", "--push-to-hub", "me/it"), hub, "push", "pushing  again to me/it"),
+        (("predict", own, image, "--json"), predict, "predictor_of", "predict  0 of 1 images"),
+        (("models", "deit_tiny_patch16_224"), models, "described", "building deit_tiny_patch16_224"),
+        (("doctor",), doctor, "decide", "at work  fastlg doctor"),
+        (("analyze", own, "--images", "2"), look, "measure", f"looking at {own}"),
+        (("report", own), page, "run_page", f"report   {own}"),
     ):
         hold(holder, name, wanted)
         status, out, err = fastlg(*arguments)
-        assert (status == 0 or arguments[0] == "cache") and wanted in out.splitlines(), err
-    assert report.Pulse._inside == []
+        beside, result = (err, out) if arguments[0] == "predict" else (out, err)
+        assert (status == 0 or arguments[0] == "cache") and wanted in beside.splitlines(), err
+        assert "predict  " not in result
+    assert pulse.Pulse._inside == []
