@@ -8,6 +8,7 @@ from fastlg.config import Config, dotted, load_config
 from fastlg.config.auto import Facts, open_keys, values_of
 from fastlg.data.stores import Stores, open_stores
 from fastlg.ranks.say import say
+from fastlg.run.folder import refuse_other_images
 
 
 def derived(config: Config, stores: Stores | None = None, *, is_told: bool = True) -> Config:
@@ -24,15 +25,27 @@ def derived(config: Config, stores: Stores | None = None, *, is_told: bool = Tru
         recipe = own if open_keys(own) else None
     if not open_keys(config) and recipe is None:
         return config
-    train = (stores or open_stores(config.data)).train
+    stores = stores or open_stores(config.data)
+    train = stores.train
     facts = Facts(len(train), len(train.class_names), int(np.median(np.asarray(train.sizes).min(1))))
     found, taught = values_of(config, facts), values_of(recipe, facts) if recipe is not None else {}
     changes = found | ({"teacher.overrides": overrides | taught} if taught else {})
+    made = config.replace(changes, "derived")
+    keys = [*found, *(f"teacher.overrides.{key}" for key in taught)]
+    refuse_other_images(made, stores.fingerprints, left=keys)
     if is_told:
-        told = [_told(found), *([f"teacher: {_told(taught)}"] if taught else [])]
+        counts = {key: own for key, own in taught.items() if _counts(config, key)}
+        told = [_told(found), *([f"teacher: {_told(counts)}"] if counts else [])]
         images = f"{facts.images:,} images of {facts.classes} classes, {facts.side} px"
         say(f"derived  {'; '.join(part for part in told if part)}; from {images}")
-    return config.replace(changes, "derived")
+    return made
+
+
+def _counts(config: Config, key: str) -> bool:
+    """Whether a key of the teacher's recipe counts: all do where it is trained, none where it was, and of one that is
+    read from a file its size."""
+    weights = config.teacher.weights
+    return weights is None or (not weights.is_dir() and key.startswith("model."))
 
 
 def _told(values: dict) -> str:

@@ -65,8 +65,13 @@ def values_of(config: Config, facts: Facts) -> dict[str, Any]:
     if "optim.lr" in waiting:
         if optim.name not in RATES:
             raise UserError(f"optim.lr is auto, which knows {' and '.join(RATES)}, not {optim.name}; give a number")
-        found["optim.lr"] = RATES[optim.name][config.teacher is not None]
+        found["optim.lr"] = RATES[optim.name][is_guided(config)]
     return {key: found[key] for key in waiting}
+
+
+def is_guided(config: Config) -> bool:
+    """Whether what the teacher says counts at all."""
+    return config.teacher is not None and (config.guidance.weight > 0 or config.guidance.logits != "none")
 
 
 def _image_size(side: int, *, is_cnn: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -155,11 +156,37 @@ def read_resumable(path: Path, config: Config, fingerprints: list[str]) -> dict:
     state = load_checkpoint(path)
     refuse_other(config_from(state.get("config"), str(path)), config, str(path))
     if state.get("data") != fingerprints:
-        raise UserError(
-            f"checkpoint {path} was trained on other images than {config.data.source} now holds; choose another "
-            "run.name, or give it the images that it had"
-        )
+        raise _on_other_images(f"checkpoint {path}", config)
     return state
+
+
+def seen_images(folder: Path) -> list[str] | None:
+    """What the images of a run's splits hash to (Stores.fingerprints), by its record; None where that does not say."""
+    found = (read_summary(folder) or {}).get("fingerprints")
+    if found is None and is_file(last := folder / "checkpoints" / LAST):
+        with contextlib.suppress(UserError):  # whoever needs its weights says what is wrong with it
+            found = load_checkpoint(last).get("data")
+    return found if isinstance(found, list) and all(isinstance(own, str) for own in found) else None
+
+
+def refuse_other_images(config: Config, fingerprints: Sequence[str], *, left: Sequence[str] = ()) -> None:
+    """Raises UserError for a run of this config, complete or not, that saw other images than ``fingerprints`` are of.
+
+    left  keys that follow from the images; a run whose config differs in any other is another one, and refused as that
+    """
+    saved = config.run_dir / "config.yaml"
+    if not is_file(saved) or _differing(read_saved_config(saved), config).keys() - set(left):
+        return
+    seen = seen_images(config.run_dir)
+    if seen is not None and seen != list(fingerprints):
+        raise _on_other_images(str(config.run_dir), config)
+
+
+def _on_other_images(where: str, config: Config) -> UserError:
+    return UserError(
+        f"{where} was trained on other images than {config.data.source} now holds; choose another run.name, or give it "
+        "the images that it had"
+    )
 
 
 def refuse_unusable(config: Config, resume: str, fingerprints: list[str]) -> None:
@@ -186,16 +213,20 @@ def refuse_other(
 
     left  keys that may differ where ``config`` has ``auto``, or nothing in ``teacher.overrides``
     """
-    old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
-    differing = [key for key in sorted(old.keys() | new.keys()) if not may_differ(key) and old.get(key) != new.get(key)]
-    differing = [key for key in differing if not (key in SAME and SAME[key](old.get(key), new.get(key)))]
-    taught = [f"teacher.overrides.{key}" for key in left]
-    differing = [key for key in differing if not (key in left and new.get(key) == AUTO)]
-    differing = [key for key in differing if not (key in taught and key not in new)]
+    differing, taught = _differing(saved, config), [f"teacher.overrides.{key}" for key in left]
+    differing = {key: own for key, own in differing.items() if not (key in left and own[1] == AUTO)}
+    differing = {key: own for key, own in differing.items() if not (key in taught and own[1] is None)}
     if differing:
-        changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:3])
+        changes = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in list(differing.items())[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(f"{where} belongs to another config ({changes}{more}); {fix}")
+
+
+def _differing(saved: Config, config: Config) -> dict[str, tuple]:
+    """Dotted key -> its value in each, where a run cannot go on with another one."""
+    old, new = (dotted(each.model_dump(mode="json")) for each in (saved, config))
+    both = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if not may_differ(key)}
+    return {key: own for key, own in both.items() if own[0] != own[1] and not (key in SAME and SAME[key](*own))}
 
 
 def may_differ(key: str) -> bool:

@@ -213,6 +213,7 @@ class Run:
             "wall_s": position.wall_seconds,
             "epochs": self.epochs,
             "seed": self.config.run.seed,
+            "fingerprints": self.parts.stores.fingerprints,
             "device": device_name(self.parts.device),
             "ranks": ranks.world_size(),
             "commit": commit(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastlg import ranks
 from fastlg.commands.many import forms
 from fastlg.commands.many.pool import Pool, slots_for
-from fastlg.commands.many.rows import Single, singles_of
+from fastlg.commands.many.rows import Single, expect_same_images, singles_of
 from fastlg.commands.many.table import Table
 from fastlg.config import Config, dotted, load_config
 from fastlg.engine.precision import uses_cuda
@@ -45,6 +45,7 @@ def run_table(
         return table.as_json()
 
     uses_cuda(singles[0].config.engine)
+    expect_same_images(singles)
     expect_writable(table, folder, name)
 
     def keep() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from fastlg.config import Config, dotted
 from fastlg.data.stores import open_stores
 from fastlg.derived import derived
-from fastlg.errors import UserError, brief
-from fastlg.run.folder import finished, may_differ
+from fastlg.errors import RunError, UserError, brief
+from fastlg.run.folder import finished, may_differ, refuse_other_images
 from fastlg.teacher.recipe import as_teacher
 
 LONGEST_NAME = 100  # characters of a folder that is named by values
@@ -149,6 +150,22 @@ def seeds_of(text: str | None, first: int) -> list[int]:
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
         raise UserError(f"--seeds is {brief(text)}, which names seed {twice[0]} twice; name each once")
     return seeds
+
+
+def expect_same_images(singles: Sequence[Single]) -> None:
+    """Raises UserError for a run, complete or not, that saw other images than its table is trained on now: a mean of
+    both would mean nothing."""
+    now: dict[str, list[str] | None] = {}
+    for config in [single.config for single in singles]:
+        if not (config.run_dir / "config.yaml").is_file():
+            continue
+        key = json.dumps(config.data.model_dump(mode="json"), sort_keys=True)
+        if key not in now:
+            now[key] = None
+            with contextlib.suppress(UserError, RunError):  # they are gone: the run that needs them says so
+                now[key] = open_stores(config.data).fingerprints
+        if now[key] is not None:
+            refuse_other_images(config, now[key])
 
 
 def singles_of(entries: Iterable[tuple[Row, list[Single]]]) -> list[Single]:

@@ -11,6 +11,7 @@ from refusals import refused
 
 from fastlg.config import load_config, save_config
 from fastlg.data.stores import open_stores
+from fastlg.run.folder import SHOWN
 from fastlg.run.trained import load_trained
 
 SHORT = ("optim.epochs=1", "optim.global_batch_size=39")
@@ -78,6 +79,17 @@ def damaged_seed(project) -> None:
     (config.run_dir / "checkpoints" / "last.pt").write_bytes(b"PK")
 
 
+def complete(config, fingerprints) -> None:
+    config.run_dir.mkdir(parents=True)
+    save_config(config, config.run_dir / "config.yaml")
+    summary = dict.fromkeys(SHOWN, 1.0) | ({"fingerprints": fingerprints} if fingerprints else {})
+    (config.run_dir / "summary.json").write_text(json.dumps(summary))
+
+
+def of_other_images(project) -> None:
+    complete(load_config("student.yaml", [*SHORT, "run.seed=4", "run.name=both/guided/seed4"]), ["others"])
+
+
 def single_run(project) -> None:
     (project / "runs" / "both").mkdir(parents=True)
     shutil.copy(project / "student.yaml", project / "runs" / "both" / "config.yaml")
@@ -95,6 +107,7 @@ def of_one_seed(project) -> None:
         (other_seed, ["both/guided/seed4 belongs to another config", "optim.lr"]),
         (foreign_seed, ["both/unguided/seed4 holds thesis.tex"]),
         (damaged_seed, ["seed4/checkpoints/last.pt cannot be read"]),
+        (of_other_images, ["both/guided/seed4 was trained on other images than", "now holds", "run.name"]),
         (single_run, ["both holds a single run", "run.name"]),
         (of_one_seed, ["both holds a comparison of one seed", "run.name"]),
     ],
@@ -104,4 +117,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(project, fastlg
     make(project)
     before = sorted((project / "runs").rglob("*"))
     refused(fastlg(*COMPARE), *words)
+    assert sorted((project / "runs").rglob("*")) == before
+
+
+def test_no_table_mixes_runs_that_saw_different_images(project, fastlg, image_folder):
+    own = ("student.yaml", "teacher=null", *SHORT, "optim.lr=1e-3")
+    now = open_stores(load_config("student.yaml").data).fingerprints
+    for seed, seen in {3: now, 4: ["others"], 5: None}.items():  # of the last nobody noted it
+        config = load_config(*own[:1], [*own[1:], f"run.seed={seed}", f"run.name=group/optim.lr=1e-3/seed{seed}"])
+        complete(config, seen)
+    before = sorted((project / "runs").rglob("*"))
+    sweep = ("sweep", *own[:-1], "optim.lr=1e-3,2e-3", "run.name=group", "run.seed=3,4,5")
+    refused(fastlg(*sweep), "seed4 was trained on other images than", "now holds", "choose another run.name")
     assert sorted((project / "runs").rglob("*")) == before

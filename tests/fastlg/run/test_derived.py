@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,11 +11,12 @@ from made_images import write_images
 from refusals import refused
 from resuming import assert_same_run, cut_before_step
 
-from fastlg.config import load_config
+from fastlg.config import load_config, save_config
 from fastlg.config.auto import KEYS, Facts, open_keys, values_of
 from fastlg.derived import derived
 from fastlg.errors import UserError
 from fastlg.models.build import build_model
+from fastlg.run.folder import SHOWN
 
 TABLE = [  # images, classes, shorter side -> px, the teacher's px, batch, epochs, whether images are seen 50 times
     ((188, 4, 300), 96, 64, 16, 115, True),  # 12 steps an epoch, 1,371 updates
@@ -40,6 +42,8 @@ def test_the_rules_are_those_that_the_page_states(facts, size, teachers, batch, 
     wanted = sizes | {"optim.warmup_epochs": round(epochs / 20), "optim.lr": 8e-3} | augment | shared
     assert values_of(student, Facts(*facts)) == wanted
     assert values_of(student.replace({"teacher": None}), Facts(*facts)) == wanted | {"optim.lr": 4e-3}
+    for own, rate in (({"guidance.weight": 0}, 4e-3), ({"guidance.weight": 0, "guidance.logits": "soft"}, 8e-3)):
+        assert values_of(student.replace(own), Facts(*facts))["optim.lr"] == rate
     shared["augment.rand_augment"] = augment["augment.rand_augment"]
     assert values_of(teacher, Facts(*facts)) == {"model.image_size": teachers} | shared
     assert set(KEYS) == set(open_keys(student))
@@ -112,6 +116,30 @@ def test_a_comparison_gives_each_side_its_own_rate_and_the_rest_alike(project, f
     runs = {part: load_config(str(project / "runs" / "both" / part / "config.yaml")) for part in ("unguided", "guided")}
     assert [runs[part].optim.lr for part in ("unguided", "guided")] == [4e-3, 8e-3]
     assert runs["guided"].augment == runs["unguided"].augment
+
+
+def test_of_a_teacher_that_is_there_only_what_counts_is_told(project, image_folder, capfd):
+    config = load_config("own_images", [f"data.source={image_folder}"])
+    (project / "weights.pth").touch()
+    size = "; teacher: image_size 32"
+    for weights, told in ((".", ""), ("weights.pth", f"{size}; from"), (None, f"{size}, global_batch_size")):
+        made = derived(config.replace({"teacher.weights": weights}))
+        out = capfd.readouterr().out
+        assert told in out and ("; teacher:" in out) is bool(told), out
+        assert made.teacher.overrides["model.image_size"] == 32, "a run of one kind goes on with the other"
+
+
+def test_images_that_changed_since_are_called_that_and_not_another_config(project, image_folder):
+    config = load_config("own_images", [f"data.source={image_folder}"])
+    made = derived(config, is_told=False)
+    made.run_dir.mkdir(parents=True)
+    (made.run_dir / "summary.json").write_text(json.dumps(dict.fromkeys(SHOWN, 1) | {"fingerprints": ["others"]}))
+    for change in ({}, {"optim.epochs": 7}, {"teacher.overrides": {"optim.epochs": 7}}):
+        save_config(made.replace(change), made.run_dir / "config.yaml")
+        with pytest.raises(UserError, match=f"own_images was trained on other images than {image_folder} now holds"):
+            derived(config)
+    save_config(made.replace({"optim.weight_decay": 0.3}), made.run_dir / "config.yaml")
+    assert derived(config) == made, "another config, which is told by the part that compares those"
 
 
 def test_without_a_rule_to_follow_no_image_is_read(project):
