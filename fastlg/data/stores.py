@@ -12,7 +12,8 @@ from fastlg.config import DataConfig
 from fastlg.data.sources.base import Source
 from fastlg.data.sources.choose import chosen_splits, dataset_of_paths, measurable
 from fastlg.data.sources.objects import SCHEME, object_dataset, title_of
-from fastlg.data.store.make import find_or_prepare, find_or_prepare_test, in_cache
+from fastlg.data.store.duplicates import find_split, rows_in
+from fastlg.data.store.make import find_or_prepare, find_or_prepare_test, in_cache, stores_root
 from fastlg.data.store.make_split import Shrink
 from fastlg.data.store.store import Store, open_store
 from fastlg.errors import UserError
@@ -40,6 +41,18 @@ class Stores:
     @property
     def class_names(self) -> list[str]:
         return self.train.class_names
+
+
+def held_out_in(stores: Stores, fingerprint: str, data: DataConfig) -> dict[str, int]:
+    """Split -> how many of its images, which a run holds out of training, are images of the split of this fingerprint.
+
+    What the run's own training split holds, too, is not counted; {} where no store of that split is left.
+    """
+    folders = [stores.path, stores_root(data.store)]
+    if fingerprint == stores.train.fingerprint or (seen := find_split(fingerprint, folders)) is None:
+        return {}
+    held = [store for store in stores.splits if store is not stores.train]
+    return {store.split: len(rows_in(store, seen) - rows_in(store, stores.train)) for store in held}
 
 
 def open_stores(data: DataConfig) -> Stores:

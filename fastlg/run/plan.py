@@ -3,7 +3,8 @@ line is not said again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from fastlg.run.parts import Parts
 
 FEWEST_STEPS = 10  # an epoch
 MOST_DROPPED = 0.05  # of an epoch's images
+SPLITS = {"val": "validation", "test": "test"}  # that are held out, and what they are called
 PEAK = 0.9  # of optim.lr, which a learning rate should reach
 
 
@@ -103,6 +105,21 @@ def teacher_advice(top1: float, chance: float, own_epochs: int | None) -> str:
             "name a better one with teacher.weights"
         )
     return f"the teacher's top-1 of {top1:.2f} % is near chance ({chance:.2f} %), so it guides to nothing; {fix}"
+
+
+def seen_advice(weights: Path, seen: Mapping[str, int], held: Mapping[str, int]) -> str:
+    """Of a teacher that was trained on images by which its student is judged; "" of one that was not.
+
+    seen  split -> how many of its images the teacher was trained on
+    held  split -> how many it has
+    """
+    told = [f"{count:,} of {held[split]:,} {SPLITS[split]} images" for split, count in seen.items() if count]
+    if not told:
+        return ""
+    return (
+        f"the teacher in {weights} was trained on {' and '.join(sorted(told))} of this run, so that what is measured "
+        "there says too much; leave teacher.weights out to have one trained on this run's training images"
+    )
 
 
 def _dropped(images: int, batch: int) -> int:

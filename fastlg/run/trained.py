@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastlg import ranks
 from fastlg.config import AugmentConfig, Config, config_from, read_saved_config
 from fastlg.config.keys import is_object
-from fastlg.data.stores import Stores
+from fastlg.data.stores import Stores, held_out_in
 from fastlg.errors import UserError, brief, first_line
 from fastlg.files.reading import is_file, read_regular
 from fastlg.models.build import new_model
@@ -27,8 +28,8 @@ from fastlg.models.student import Student
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, expect_whole, load_checkpoint
-from fastlg.run.folder import expect_run, expect_there, read_summary, refuse_other
-from fastlg.run.plan import teacher_advice
+from fastlg.run.folder import expect_run, expect_there, read_summary, refuse_other, seen_images
+from fastlg.run.plan import seen_advice, teacher_advice
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # of an export
 MOST_DESCRIPTION = 1 << 26  # bytes
@@ -144,7 +145,17 @@ def load_teacher(
     own_epochs = trained.optim.epochs if is_own else None
     if summary and (line := teacher_advice(summary["top1_last"], chance, own_epochs)):
         say(f"advice   {line}")
+    _tell_what_it_saw(weights, recipe, stores)
     return as_teacher(model, trained.augment, views or trained.augment), trained.model.image_size
+
+
+def _tell_what_it_saw(weights: Path, recipe: Config, stores: Stores) -> None:
+    """Advice on a teacher that was trained on what its student is measured on, where its record and a store show it."""
+    seen = seen_images(weights) if ranks.is_first() else None
+    if seen:
+        found = held_out_in(stores, seen[0], recipe.data)
+        if line := seen_advice(weights, found, {store.split: len(store) for store in stores.splits}):
+            say(f"advice   {line}")
 
 
 class GivenTeacher(nn.Module):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 
 from fastlg.data.sources.base import Source
+from fastlg.data.store.store import Store, fingerprint_of, is_store, open_store, read_manifest
+from fastlg.errors import UserError
 
+_MARK = 64  # bytes from an image's middle, by which most that differ are told apart unread
 _EXAMPLES = 20  # groups named in the report
 
 
@@ -34,3 +42,37 @@ def duplicate_report(sources: dict[str, Source], parts: dict[str, list[dict]]) -
 
     examples = [[describe(*member) for member in group] for group in groups[:_EXAMPLES]]
     return {"groups": len(groups), **counts, "with two labels": two_labels, "examples": examples}
+
+
+def rows_in(of: Store, among: Store) -> set[int]:
+    """Rows of ``of`` whose image is, pixel for pixel, one of ``among``. Few that differ are read whole."""
+    marks, others = _marks(of), _marks(among)
+    near = set(marks) & set(others)
+    digests = {_digest(among.images(row)) for row, mark in enumerate(others) if mark in near}
+    return {row for row, mark in enumerate(marks) if mark in near and _digest(of.images(row)) in digests}
+
+
+def _marks(store: Store) -> list[tuple]:
+    pixels, ends = np.asarray(store.pixels), store.offsets[1:].tolist()
+    middles = ((store.offsets[:-1] + store.offsets[1:]) // 2).tolist()
+    marks = [pixels[middle : min(middle + _MARK, end)].tobytes() for middle, end in zip(middles, ends, strict=True)]
+    return [(*size, mark) for size, mark in zip(store.sizes.tolist(), marks, strict=True)]
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def find_split(fingerprint: str, folders: Iterable[Path]) -> Store | None:
+    """The split of this content in one of some stores, or right below one of some folders; None where it is in none."""
+    for folder in folders:
+        inside = sorted(folder.iterdir()) if folder.is_dir() and not is_store(folder) else [folder]
+        for path in inside:
+            try:
+                manifest = read_manifest(path)
+                for split in manifest["splits"]:
+                    if fingerprint_of(manifest, split) == fingerprint:
+                        return open_store(path, split)
+            except (UserError, OSError):  # no store, or one that nobody asked for
+                continue
+    return None

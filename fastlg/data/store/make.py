@@ -154,13 +154,18 @@ def in_cache(
     """The store of opened ``sources`` below ``cache_root``, made first if need be; ``spec`` is what it is called."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2])
     stem = name[:_STEM_LETTERS].strip("-") or "data"
-    root = expanded(cache_root, "data.store") if cache_root is not None else default_cache_root() / "stores"
+    root = stores_root(cache_root)
     out_dir = root / f"{stem}-{_key(sources, shrink)[:_KEY_LETTERS]}"
     with contextlib.suppress(OSError):  # a folder that cannot be written is said where it matters
         _remove_abandoned(root, stem, out_dir)
     setting = "data.store" if cache_root is not None else "FASTLG_CACHE (or data.store)"
     with _writing(out_dir, f"set {setting} to another folder"):
         return _build(spec, sources, out_dir, on_bad, shrink, workers)
+
+
+def stores_root(cache_root: str | Path | None) -> Path:
+    """The folder below which stores are kept, of ``data.store`` or by itself. Raises UserError."""
+    return expanded(cache_root, "data.store") if cache_root is not None else default_cache_root() / "stores"
 
 
 def _remove_abandoned(root: Path, stem: str, wanted: Path) -> None:

@@ -63,8 +63,7 @@ class Store:
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of pixels, sizes, labels and class names: the same wherever and whenever the store was made."""
-        content = [self.info["parts"], self.info["arrays"], self.class_names]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return fingerprint_of(self.manifest, self.split)
 
     def digested(self) -> Digested:
         """For a ``Verification``: pixels alone, the arrays were hashed when they were read."""
@@ -126,6 +125,12 @@ def read_manifest(path: Path) -> dict:
     if manifest.pop("sha256", None) != manifest_digest(manifest):
         raise _broken(path, f"{MANIFEST} was altered")
     return manifest
+
+
+def fingerprint_of(manifest: dict, split: str) -> str:
+    """What the content of one split hashes to, see ``Store.fingerprint``."""
+    info = manifest["splits"][split]
+    return hashlib.sha256(json.dumps([info["parts"], info["arrays"], manifest["class_names"]]).encode()).hexdigest()
 
 
 def manifest_digest(manifest: dict) -> str:

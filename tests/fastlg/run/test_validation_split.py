@@ -15,7 +15,7 @@ from resuming import assert_same_run, cut_before_step, rows
 from source_cases import images, write_parquet
 
 from fastlg.config import load_config
-from fastlg.data.stores import open_stores
+from fastlg.data.stores import Stores, held_out_in, open_stores
 from fastlg.run import run as run_module
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.teacher.recipe import teacher_config
@@ -108,6 +108,27 @@ def test_the_teacher_is_trained_without_the_validation_images_too(here):
         assert recipe.data.val == val
         names.add(recipe.run.name)
     assert len(names) == 3, "a teacher that has seen them is another one"
+
+
+def test_a_teacher_that_was_trained_on_what_is_held_out_is_told(here, fastlg):
+    own = ("train", "student.yaml", "optim.epochs=1", "optim.global_batch_size=39")
+    assert fastlg(*own, "data.val=0.2", "run.name=by_share")[0] == 0
+    config = load_config("student.yaml", ["data.val=0.2"])
+    cut, other = open_stores(config.data), open_stores(load_config("student.yaml", ["data.val=0.4"]).data)
+    teacher = teacher_config(config, cut.fingerprints).run_dir
+    seen = len(images_of(other.val) & images_of(cut.train))
+    assert 0 < seen < len(other.val)
+    line = f"trained on {seen} of {len(other.val)} validation images of this run, so that"
+    for val, is_told in (("0.2", False), ("0.4", True), ("0", False)):
+        named = (f"data.val={val}", f"teacher.weights={teacher}", "run.name=led", "--dry-run")
+        status, out, err = fastlg(*own, *named)
+        assert status == 0 and (line in out) is ("trained on" in out) is is_told, (val, out, err)
+    for split in (cut.train, cut.val):  # of the same set under the whole one's split: no test image is in either
+        whole = open_stores(load_config("student.yaml").data)
+        assert held_out_in(whole, split.fingerprint, config.data) == {"test": 0}
+    swapped = Stores(cut.val, cut.test, cut.path)
+    assert held_out_in(swapped, cut.test.fingerprint, config.data) == {"test": len(cut.test)}
+    assert held_out_in(other, "of no store", config.data) == {}
 
 
 def test_a_validation_split_among_parquet_files_is_told_from_the_test_split(here):
