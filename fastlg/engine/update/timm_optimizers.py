@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from functools import partial
 
 import torch
 
 from fastlg.config import OptimConfig
-from fastlg.errors import UserError, brief, first_line
+from fastlg.engine.update.values import check_kinds, refused
+from fastlg.errors import UserError, brief
 
 SET_ELSEWHERE = {"lr": "lr", "weight_decay": "weight_decay", "layer_decay": "layer_decay", "opt": "name"}
 BY_ENGINE = ("params", "capturable", "differentiable", "maximize")
@@ -25,15 +27,23 @@ def check_optimizer(optim: OptimConfig) -> None:
     if not optim.of_timm:
         return
     _class_of(optim)
+    try:  # some values only fail at the first step
+        _try(optim, optim.args)
+    except UserError:
+        raise
+    except Exception as error:  # timm's own code, with a user's values
+        raise refused(optim.args, partial(_try, optim), error, "optim.args", optim.name) from None
+
+
+def _try(optim: OptimConfig, args: dict) -> None:
+    """One step of two small weights with ``args`` in the place of the config's."""
     weights = [torch.nn.Parameter(torch.ones(size)) for size in ((3, 2), (2,))]
-    optimizer = timm_optimizer([{"params": [weight], "weight_decay": 0.1} for weight in weights], optim, optim.lr)
-    if optim.args:  # some values only fail at the first step
+    groups = [{"params": [weight], "weight_decay": 0.1} for weight in weights]
+    optimizer = timm_optimizer(groups, optim.model_copy(update={"args": args}), optim.lr)
+    if args:
         for weight in weights:
             weight.grad = torch.ones_like(weight)
-        try:
-            optimizer.step()
-        except Exception as error:  # timm's own code, with a user's values
-            raise _unfit(optim, error) from None
+        optimizer.step()
 
 
 def timm_optimizer(
@@ -47,10 +57,14 @@ def timm_optimizer(
 
     _class_of(optim)
     own = {"capturable": True} if on_device else {}
+
+    def made(args: dict) -> torch.optim.Optimizer:
+        return create_optimizer_v2(groups, optim.of_timm, lr=lr, **own, **args)
+
     try:
-        return create_optimizer_v2(groups, optim.of_timm, lr=lr, **own, **optim.args)
+        return made(optim.args)
     except Exception as error:  # timm's own code, with a user's values
-        raise _unfit(optim, error) from None
+        raise refused(optim.args, made, error, "optim.args", optim.name) from None
 
 
 def keeps_on_host(optim: OptimConfig) -> str:
@@ -88,8 +102,5 @@ def _class_of(optim: OptimConfig) -> type[torch.optim.Optimizer]:
             near = difflib.get_close_matches(str(key), taken, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(taken)}"
             raise UserError(f"optim.args.{brief(key)} is nothing that {optim.name} takes; {hint}")
+    check_kinds(optim.args, inspect.signature(kind).parameters, "optim.args", optim.name)
     return kind
-
-
-def _unfit(optim: OptimConfig, error: Exception) -> UserError:
-    return UserError(f"optim.args {brief(optim.args)} do not fit {optim.name}: {first_line(error)}")

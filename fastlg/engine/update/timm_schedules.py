@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from fastlg.config import OptimConfig
-from fastlg.errors import UserError, brief, first_line
+from fastlg.engine.update.values import check_kinds, refused
+from fastlg.errors import UserError, brief
 
 MOST = 2  # times optim.lr, of any epoch's rate; timm's noise stays below
 NAMES = ("constant", "cosine", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")
@@ -33,25 +34,28 @@ def timm_rates(optim: OptimConfig) -> Callable[[int], float]:
     name = optim.schedule_of_timm
     _check(optim, name, inspect.signature(create_scheduler_v2).parameters)
     single = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=optim.lr)
-    arguments = {"num_epochs": optim.epochs, **optim.schedule_args}
-    try:
-        scheduler, epochs = create_scheduler_v2(
+
+    def made(args: dict):
+        found = create_scheduler_v2(
             single,
             name,
             min_lr=optim.min_lr,
             warmup_epochs=optim.warmup_epochs,
             warmup_lr=optim.warmup_factor * optim.lr,
-            **arguments,
+            **{"num_epochs": optim.epochs, **args},
         )
-        scheduler.step(optim.epochs - 1)
+        found[0].step(optim.epochs - 1)
+        return found
+
+    try:
+        scheduler, epochs = made(optim.schedule_args)
     except Exception as error:  # timm's own code, with a user's values
-        why = first_line(error) or type(error).__name__
-        raise UserError(f"optim.schedule {optim.schedule} with {brief(arguments)} fails: {why}") from None
+        raise refused(optim.schedule_args, made, error, "optim.schedule_args", optim.schedule) from None
     if epochs != optim.epochs:
         raise UserError(
             f"optim.schedule {optim.schedule} with optim.schedule_args {brief(optim.schedule_args)} lasts {epochs} "
             f"epochs, but optim.epochs is {optim.epochs}; set optim.epochs={epochs} with "
-            f"optim.schedule_args.num_epochs={arguments['num_epochs']}"
+            f"optim.schedule_args.num_epochs={optim.schedule_args.get('num_epochs', optim.epochs)}"
         )
 
     def rate(epoch: int) -> float:
@@ -68,7 +72,7 @@ def timm_rates(optim: OptimConfig) -> Callable[[int], float]:
     return rate
 
 
-def _check(optim: OptimConfig, name: str, known: object) -> None:
+def _check(optim: OptimConfig, name: str, known: Mapping[str, inspect.Parameter]) -> None:
     if name == "plateau":
         raise UserError(
             f"optim.schedule is {optim.schedule}, which follows what is measured; a rate here is a function of the "
@@ -88,3 +92,4 @@ def _check(optim: OptimConfig, name: str, known: object) -> None:
             near = difflib.get_close_matches(str(key), taken, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(taken)}"
             raise UserError(f"optim.schedule_args.{brief(key)} is nothing that timm's schedules take; {hint}")
+    check_kinds(optim.schedule_args, known, "optim.schedule_args", optim.schedule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 
 import pytest
 import torch
@@ -88,8 +89,18 @@ def test_an_optimizer_steps_as_timms_and_goes_on_from_a_checkpoint_to_the_same_b
         ("lamb", {"beta": [0.9, 0.99]}, ["optim.args.beta", "did you mean betas"]),
         ("lamb", {"lr": 1e-3}, ["set optim.lr"]),
         ("adamw", {"capturable": True}, ["the engine decides"]),
-        ("lamb", {"betas": 5}, ["do not fit timm:lamb"]),
-        ("lion", {"betas": ["a", "b"]}, ["do not fit timm:lion"]),
+        ("lamb", {"betas": 5}, ["optim.args.betas is 5; timm:lamb takes 2 numbers, as [0.9, 0.999]"]),
+        ("lion", {"betas": ["a", "b"]}, ["optim.args.betas is ['a', 'b']; timm:lion takes 2 numbers"]),
+        ("adamw", {"betas": [0.9], "eps": 1e-8}, ["optim.args.betas is [0.9]; timm:adamw takes 2 numbers"]),
+        ("lamb", {"eps": "x"}, ["optim.args.eps is x; timm:lamb takes a number, as 1e-06"]),
+        ("lamb", {"eps": math.nan}, ["optim.args.eps is nan; timm:lamb takes a number"]),
+        ("sgd", {"nesterov": "maybe"}, ["optim.args.nesterov is maybe; timm:sgd takes true or false"]),
+        ("muon", {"ns_steps": 2.5}, ["optim.args.ns_steps is 2.5; timm:muon takes a whole number, as 5"]),
+        ("mars", {"mars_type": 3}, ["optim.args.mars_type is 3; timm:mars takes a word, as adamw"]),
+        ("adafactor", {"betas": "x"}, ["optim.args.betas is x; timm:adafactor takes numbers"]),
+        ("sgd", {"momentum": -1, "nesterov": False}, ["optim.args.momentum is -1, which timm:sgd refuses: Invalid"]),
+        ("sgd", {"momentum": -1, "dampening": 2, "weight_decay": 1}, ["optim.args.weight_decay cannot be set"]),
+        ("lion", {"betas": [0.9, 3]}, ["optim.args.betas is [0.9, 3], which timm:lion refuses: Invalid beta"]),
     ],
 )
 def test_an_optimizer_that_cannot_be_is_one_line(name, args, words):
@@ -145,10 +156,20 @@ def test_a_schedule_is_timms_epoch_by_epoch_in_any_order(name, warm):
         ("step", {"min_lr": 0.0}, ["set optim.min_lr"]),
         ("step", {"step_on_epochs": False}, ["one throughout an epoch"]),
         ("cosine", {"cooldown_epochs": 4}, ["lasts 13", "optim.epochs=13 with optim.schedule_args.num_epochs=9"]),
-        ("wsd", {"decay_epochs": 90}, ["fails: wsd schedule requires"]),
+        ("wsd", {"decay_epochs": 90}, ["schedule_args.decay_epochs is 90, which timm:wsd refuses: wsd schedule"]),
+        ("step", {"decay_epochs": 0, "decay_rate": 0.5}, ["schedule_args.decay_epochs is 0, which timm:step refuses"]),
+        ("step", {"decay_epochs": "x"}, ["optim.schedule_args.decay_epochs is x; timm:step takes a number"]),
+        ("cosine", {"noise": "x"}, ["optim.schedule_args.noise is x; timm:cosine takes a number or a list of them"]),
+        ("cosine", {"warmup_prefix": 1}, ["optim.schedule_args.warmup_prefix is 1; timm:cosine takes true or false"]),
+        ("cosine", {"decay_rate": None}, ["optim.schedule_args.decay_rate is None; timm:cosine takes a number"]),
+        ("cosine", {"num_epochs": 0}, ["optim.schedule_args.num_epochs is 0, which timm:cosine refuses"]),
         ("step", {"decay_rate": -3, "decay_epochs": 1}, ["a rate of -", "between 0 and 2 times optim.lr"]),
         ("step", {"decay_epochs": -1}, ["in epoch", "between 0 and 2 times optim.lr"]),
-        ("multistep", {"decay_milestones": 3}, ["fails"]),
+        (
+            "multistep",
+            {"decay_milestones": 3},
+            ["decay_milestones is 3; timm:multistep takes a list of numbers"],
+        ),
     ],
 )
 def test_a_schedule_that_cannot_be_is_one_line(name, args, words):
