@@ -13,10 +13,12 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from fastlg.commands.hand_on.images import image_files
 from fastlg.config import Config, config_from, load_config, save_config
 from fastlg.config.keys import assign
 from fastlg.config.whole import laid_over
 from fastlg.data.sources.objects import pixels_of
+from fastlg.data.sources.parquet import IMAGE_COLUMNS
 from fastlg.data.store.decode import decode_image
 from fastlg.data.store.store import read_manifest
 from fastlg.data.stores import store_of_objects, store_of_paths
@@ -120,27 +122,50 @@ def as_file(config: Config) -> Path:
 
 
 def named_pixels(images: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, uint8 [H, W, 3]) of one image or several: paths, PIL images, uint8 tensors or arrays; or of a dataset of
-    (image, label). Raises UserError (BadImage), which names the one that cannot be read."""
-    is_one = isinstance(images, (str, PathLike, Image.Image)) or getattr(images, "ndim", 0) in (2, 3)
-    images = [images] if is_one else images
-    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
-        images = list(images)
-    return (_named(images[row], row) for row in range(len(images)))
+    """(name, uint8 [H, W, 3]) of one image or several: files, folders or patterns, PIL images, uint8 tensors or arrays,
+    encoded bytes; or of a dataset of (image, label). Raises UserError (BadImage), which names the one that cannot be
+    read."""
+    if _is_one(images):
+        return _named(images, "images[0]")
+    is_numbered = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    is_none = isinstance(images, Mapping) or getattr(images, "ndim", None) == 0
+    if is_none or not (is_numbered or hasattr(images, "__iter__")):
+        kind = "None" if images is None else f"of type {type(images).__name__}"
+        raise UserError(
+            f"images is {kind}; give a path, a PIL image, a uint8 tensor or array, or a list or batch of them"
+        )
+    several = _by_number(images) if is_numbered else images
+    return (pair for row, image in enumerate(several) for pair in _named(image, f"images[{row}]"))
 
 
-def _named(image: Any, row: int) -> tuple[str, np.ndarray]:
+def _is_one(images: Any) -> bool:
+    """Whether it is one image, or one sample of a dataset, and not several."""
+    if isinstance(images, tuple) and len(images) == 2 and isinstance(images[1], (int, np.integer)):
+        return True
+    is_sample = isinstance(images, Mapping) and set(images) & set(IMAGE_COLUMNS)
+    is_array = getattr(images, "ndim", 0) in (2, 3)
+    return bool(is_sample) or is_array or isinstance(images, (str, bytes, PathLike, Image.Image))
+
+
+def _by_number(images: Any) -> Iterator[Any]:
+    return (images[row] for row in range(len(images)))
+
+
+def _named(image: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Of one element, which is several images where it is a folder or a pattern."""
     if isinstance(image, (tuple, list)) and len(image) == 2:
         image = image[0]
     if isinstance(image, Mapping):
-        image = next((value for key, value in image.items() if key in ("image", "img")), image)
-    if isinstance(image, (str, PathLike)):
-        path = Path(fspath(image)).expanduser()
+        image = next((value for key, value in image.items() if key in IMAGE_COLUMNS), image)
+    if not isinstance(image, (str, PathLike)):
+        yield name, decode_image(image, name) if isinstance(image, bytes) else pixels_of(image, name)
+        return
+    for path in image_files([fspath(image)]):
         try:
-            return str(path), decode_image(read_regular(path), str(path))
+            pixels = decode_image(read_regular(path), str(path))
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}; give an image file") from None
-    return f"images[{row}]", pixels_of(image, f"images[{row}]")
+        yield str(path), pixels
 
 
 def _source_of(data: Any) -> str | None:

@@ -85,7 +85,8 @@ class TrainedRun:
         return network_of(self._loaded[0])
 
     def predict(self, images: Any, top_k: int = 5) -> Rows:
-        """What the run says of images: paths, PIL images, uint8 tensors [C, H, W] or arrays [H, W, C], one or many.
+        """What the run says of images: files, folders, patterns, PIL images, uint8 tensors [C, H, W] or arrays
+        [H, W, C], one or many, a batch too.
 
         A row each: image, class, probability (0 to 1), and top, the ``top_k`` likeliest as (class, probability).
         Raises UserError for an image that cannot be read.

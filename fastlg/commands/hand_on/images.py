@@ -23,6 +23,8 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for argument in arguments:
+        if not argument.strip():
+            raise UserError("an image's path is empty; give images, folders or patterns")
         path = Path(argument).expanduser()
         if path.is_dir():
             own = _images_below(path)

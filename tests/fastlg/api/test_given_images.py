@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, RandomHorizontalFlip, ToTensor
 
+from fastlg.api.given import named_pixels
 from fastlg.config import DataConfig
 from fastlg.data.sources.objects import pixels_of
 from fastlg.data.store.decode import decode_image
@@ -200,3 +201,46 @@ def test_what_is_no_set_of_images_is_refused_in_a_line(case, folders):
 def test_a_test_split_is_asked_for(folders):
     with pytest.raises(UserError, match=r"no test split.*data=\(train, test\).*data\.holdout"):
         store_of_objects(folders["train"], DataConfig(source="python"))
+
+
+def test_one_image_a_folder_a_batch_or_nothing_is_predicted_as_what_it_is(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = sorted((image_folder / "test" / "blue").glob("*.png"))
+    picture = Image.open(files[0]).convert("RGB")
+    truth = np.asarray(picture)
+    channels_first = torch.from_numpy(truth.transpose(2, 0, 1).copy())
+    one = (files[0], str(files[0]), picture, truth, channels_first, files[0].read_bytes(), (picture, 2))
+    for images in (*one, {"image": picture, "label": 2}, [picture], np.stack([truth]), torch.stack([channels_first])):
+        ((_, found),) = named_pixels(images)
+        assert np.array_equal(found, truth), type(images)
+    for images in (files[0].parent, [str(files[0].parent)], f"{files[0].parent}/*.png", iter(files), set(files)):
+        assert sorted(name for name, _ in named_pixels(images)) == list(map(str, files))
+    mixed = [files[1], picture, channels_first]
+    assert [name for name, _ in named_pixels(mixed)] == [str(files[1]), "images[1]", "images[2]"]
+    assert len(list(named_pixels(torch.stack([channels_first] * 3)))) == 3
+    for nothing in ([], (), np.zeros((0, 8, 8, 3), np.uint8)):
+        assert list(named_pixels(nothing)) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (None, ["images is None; give a path"]),
+        (5, ["images is of type int"]),
+        (np.uint8(5), ["images is of type uint8"]),
+        ({"a": np.zeros((4, 4, 3), np.uint8)}, ["images is of type dict"]),
+        ([None], ["images[0]: a NoneType is no image"]),
+        ("", ["path is empty"]),
+        ("nothing.png", ["nothing.png does not exist"]),
+        (".", [". holds no images"]),
+        ([torch.rand(3, 8, 8)], ["images[0]: pixels are float32, not uint8"]),
+        (np.zeros((1, 1, 8, 8, 3), np.uint8), ["images[0]: pixels of shape (1, 8, 8, 3)"]),
+        ([b"no picture"], ["images[0]: not an image"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_image_is_one_line(tmp_path, monkeypatch, images, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        list(named_pixels(images))
+    assert all(word in str(refusal.value) for word in words) and "\n" not in str(refusal.value), refusal.value
