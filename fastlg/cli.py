@@ -11,6 +11,7 @@ from fastlg.commands.analyze import analyze
 from fastlg.commands.hand_on import arguments as hand_on
 from fastlg.commands.line import config_commands
 from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, Resume, RunFolder, Which
+from fastlg.commands.line.complete import complete_model
 from fastlg.commands.line.ending import run_app, show_version
 from fastlg.commands.line.start import start_ranks
 from fastlg.commands.many import arguments as many
@@ -224,7 +225,10 @@ def cache(config: ConfigName, overrides: Overrides = None) -> None:
 
 @app.command()
 def models(
-    pattern: Annotated[str | None, typer.Argument(metavar="[FILTER]", help="Part of a name, or swin*tiny*.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILTER]", help="Part of a name, or swin*tiny*.", autocompletion=complete_model),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(metavar="PX", min=8, max=4096, help="Of the images.")] = None,
 ) -> None:
     """List students and teachers with their parameters and what of them can be guided."""

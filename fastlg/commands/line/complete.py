@@ -9,6 +9,7 @@ import contextlib
 
 import typer
 
+MODEL = "model.name"
 Words = list[tuple[str, str]]  # (what may be meant, a line about it, which zsh and fish show)
 
 
@@ -25,6 +26,13 @@ def complete_config(incomplete: str) -> Words:
     return found
 
 
+def complete_model(incomplete: str) -> Words:
+    """Models of timm, and ours."""
+    from fastlg.commands.line.early import model_names
+
+    return [(name, "") for name in sorted(model_names()) if name.startswith(incomplete)]
+
+
 def complete_override(ctx: typer.Context, incomplete: str) -> Words:
     """``section.key=value``: keys, and of a single key its words, or else its default as what it looks like."""
     from fastlg.config.reference import REQUIRED, keys
@@ -33,6 +41,8 @@ def complete_override(ctx: typer.Context, incomplete: str) -> Words:
     given = [word for words in ctx.params.values() if isinstance(words, (list, tuple)) for word in words]
     key = next((known[word] for word in reversed(given[-2:]) if word in known), None)
     if key is not None and given[-1] in ("=", key.name):  # bash; right behind the sign typer leaves it out
+        if key.name == MODEL:
+            return complete_model(incomplete)
         return [(word, key.meaning) for word in key.choices if word.startswith(incomplete)]
     near = [key for name, key in known.items() if f"{name}=".startswith(incomplete.partition("=")[0])]
     if "=" in incomplete:
@@ -42,6 +52,8 @@ def complete_override(ctx: typer.Context, incomplete: str) -> Words:
     if len(near) != 1:
         return [(f"{key.name}=", key.meaning) for key in near]
     (key,) = near
+    if key.name == MODEL and "=" in incomplete:
+        return [(f"{key.name}={name}", "") for name, _ in complete_model(incomplete.partition("=")[2])]
     words = key.choices or (() if key.default == REQUIRED else (key.default,))
     values = [(f"{key.name}={word}", key.meaning) for word in words]
     return [*([] if len(values) > 1 else [(f"{key.name}=", key.meaning)]), *values]

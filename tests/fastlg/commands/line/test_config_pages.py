@@ -121,6 +121,8 @@ COMPLETED = {
     "fastlg train quickstart optim.na": ["optim.name=adamw", "optim.name=sgd", "optim.name=muon"],
     "fastlg train quickstart optim.name=s": ["sgd"],  # bash parts words at the sign
     "fastlg train quickstart data.download=": ["true", "false"],
+    "fastlg models sl_vit": ["sl_vit_patch4_32", "sl_vit_patch8_64"],
+    "fastlg train quickstart model.name=deit_tiny_d": ["deit_tiny_distilled_patch16_224"],
     "fastlg train quickstart nosuch.k": [],
     "fastlg train ./own": [],  # so that the shell completes files
     "fastlg train quickstart --dry": ["--dry-run"],
