@@ -110,7 +110,8 @@ def _table(config: Config, summaries: dict[str, dict], overrides: Sequence[str])
         own = config.replace({"run.root": str(config.run_dir), "run.name": name})
         single = Single(name, own, (), state="done", summary=summaries[name])
         entries.append((Row({"row": name}, config.run.name, (), own, name), [single]))
-    title = f"{config.run.name}: without and with guidance, {summaries['guided']['epochs']} epochs"
+    epochs = summaries["guided"]["epochs"]
+    title = f"{config.run.name}: without and with guidance, {epochs} epoch{'s' * (epochs != 1)}"
     return Table(title, entries, [config.run.seed], list(overrides))
 
 
