@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastlg import ranks
 from fastlg.batch import Batch, StepOutput, Views
 from fastlg.engine.average import Average
+from fastlg.engine.cast import of_products, rounded
 from fastlg.engine.graph import StepGraph
 from fastlg.engine.precision import set_rates
 from fastlg.engine.protocol import (
@@ -66,6 +67,9 @@ class PlainEngine(BesideTeacher):
         if ranks.world_size() > 1:
             # Buckets of torch's 25 MB would hold the whole of a tiny student, and overlap with nothing of its backward.
             self.trained = DistributedDataParallel(self.trained, gradient_as_bucket_view=True, bucket_cap_mb=5)
+        # Gradients of a copy of all weights are there at once: too late for ranks to exchange them during backward.
+        is_rounded = dtype != torch.float32 and ranks.world_size() == 1
+        self.rounded = of_products(unit.student) if is_rounded else []
         self.average = Average(unit.student, ema) if ema else None
         self.graph = StepGraph(self._update) if is_captured else None
 
@@ -105,12 +109,16 @@ class PlainEngine(BesideTeacher):
         for part in parts:
             # Gradients are averaged over the ranks, each part counts by its share of all samples of the step.
             share = len(part[0]) * ranks.world_size() / total
-            with nullcontext() if part is parts[-1] else self._without_exchange():
+            with nullcontext() if part is parts[-1] else self._without_exchange(), self.weights():
                 with autocast(self.device, self.dtype):
                     out = self.trained(*part)
                 self.scaler.scale(out.loss if share == 1 else out.loss * share).backward()
             outputs.append(out._replace(loss=out.loss.detach()))
         return outputs
+
+    def weights(self):
+        """Around forward and backward of a step: the weights that products read are rounded once."""
+        return rounded(self.rounded, self.dtype) if self.rounded else nullcontext()
 
     def _without_exchange(self):
         """Gradients of all but the last part stay on their rank."""
