@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dispatched import Dispatched
 from torch import nn
 
 from fastlg.models.resnet_cifar import resnet20
@@ -38,6 +39,20 @@ def test_batch_statistics_are_those_of_plain_train_mode(model):
     assert [tuple(m.shape[1:]) for m in guide.maps] == [(16, 32, 32), (64, 8, 8)]
     torch.testing.assert_close(guide.maps[1], expected_maps[2].detach())
     torch.testing.assert_close(guide.logits, expected_logits.detach())
+
+
+def test_batch_statistics_are_counted_by_nothing_and_saved_without_a_count(model):
+    """A kernel for each of 21 norms and step that adds one to a number that nobody reads."""
+    saved = model.state_dict()
+    teacher, other = (OnlineTeacher(own, stages=[2], norm_stats="batch") for own in (model, resnet20(num_classes=7)))
+    view = images()
+    with Dispatched() as seen:
+        teacher(view)
+    norms = sum(name.endswith("running_mean") for name in saved)
+    assert seen.counts["native_batch_norm"] + seen.counts["_native_batch_norm_legit"] == norms == 21
+    assert seen.counts["add_"] + seen.counts["add"] == 9, "residual additions alone"
+    assert not any(name.endswith("num_batches_tracked") for name in teacher.state_dict())
+    other.load_state_dict({name: value for name, value in saved.items() if "running" in name or "num" in name})
 
 
 def test_running_statistics_make_a_sample_independent_of_its_batch(model):
