@@ -15,6 +15,7 @@ from fastlg.models.convolutions import is_convolutional, use_patch_products
 from fastlg.models.create import create
 from fastlg.models.families import Family, Place, family_of, fill_relative_positions, place_of
 from fastlg.models.general.own import is_own
+from fastlg.models.general.paths import Draws
 from fastlg.models.general.walk import general_family, told_by_timm
 from fastlg.models.init import as_reference
 from fastlg.models.resolution import grid_at, prepare, takes_sizes
@@ -75,6 +76,7 @@ class Student(nn.Module):
         if not family.fits(self.bare, image_size):
             raise UserError(_cut_off(family, self.bare, name, image_size, self.model_args))
         self._place: Place | None = None
+        self.draws: Draws | None = None  # of stochastic depth, where all of a step's are made at once
         self.guide(blocks)
 
     def take_size(self, size: int) -> None:
@@ -132,7 +134,12 @@ class Student(nn.Module):
         return [self._shapes[block].dim for block in self.blocks]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        is_drawn = self.training and self.draws is not None
+        if is_drawn:
+            self.draws.begin(len(images))
         logits, kept = self._walk(self.bare, images, self._wanted)
+        if is_drawn:
+            self.draws.end()
         return logits, [kept[block] for block in self._handed]
 
 
