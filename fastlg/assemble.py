@@ -18,14 +18,17 @@ from fastlg.data.views.mixing import Mixer
 from fastlg.data.views.pairs import PairSampler
 from fastlg.drloc import DenseRelativeLoc, loss_weight
 from fastlg.engine.build import check_engine, engine_kind, new_engine
-from fastlg.engine.precision import pick_device, pick_dtype
+from fastlg.engine.precision import pick_device, pick_dtype, residual_dtype
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.schedule import image_size
 from fastlg.engine.switches import Switches, decide
 from fastlg.engine.update.timm_optimizers import keeps_on_host
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
+from fastlg.models.general.fused import use_fused_blocks, why_unfused
+from fastlg.models.general.paths import draw_at_once
 from fastlg.models.general.recompute import recompute_blocks
+from fastlg.models.general.residual import round_residual
 from fastlg.models.param_groups import groups_of
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student, use_fused_attention
@@ -78,12 +81,14 @@ def assemble(
         is_on_device=cached is None or cached.is_on_device,
         is_cnn=model.is_cnn,
         optimizer=keeps_on_host(config.optim),
+        unfusable=why_unfused(model, device, dtype),
     )
+    torch.backends.cudnn.benchmark = switches.tune_convolutions
     teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
     teacher = cached
     if norm_stats is not None:
         teacher = new_online_teacher(config, teacher_model, device, dtype, switches)
-    unit = new_unit(config, model, teacher, device, switches)
+    unit = new_unit(config, model, teacher, device, dtype, switches)
     train_loader = new_loader(config, stores.train, device, train=True)
     return Parts(
         config=config,
@@ -142,21 +147,33 @@ def first_views(config: Config, stores: Stores, device: torch.device) -> Iterato
 
 
 def new_unit(
-    config: Config, model: nn.Module, teacher: OnlineTeacher | CachedTeacher | None, device: torch.device, on: Switches
+    config: Config,
+    model: nn.Module,
+    teacher: OnlineTeacher | CachedTeacher | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    on: Switches,
 ) -> GuidedStudent:
     """What is trained: the student and every loss, on the device and in the memory layout of the run."""
     dims = teacher.dims if teacher else []
     unit = GuidedStudent(model, dims, config.guidance, config.drloc, config.optim.label_smoothing)
     use_fused_attention(unit.student, on.fused_attention)
-    recompute_where_asked(config, model, on.compile)
+    if on.fuse:
+        use_fused_blocks(unit.student)
+    change_blocks(config, model, dtype, is_compiled=on.compile)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
+    if not model.is_cnn:
+        unit.student.draws = draw_at_once(unit.student, device, dtype, is_kept=config.engine.checkpointing)
     return unit.to(memory_format=torch.channels_last) if on.channels_last and model.is_cnn else unit
 
 
-def recompute_where_asked(config: Config, model: nn.Module, is_compiled: bool = False) -> None:
-    """Gradient checkpointing of ``engine.checkpointing``. Raises UserError for models that cannot."""
+def change_blocks(config: Config, model: nn.Module, dtype: torch.dtype, *, is_compiled: bool = False) -> None:
+    """Gradient checkpointing and a rounded residual stream, where asked for. Raises UserError where they cannot be."""
+    bare, name = getattr(model, "bare", model), config.model.name
     if config.engine.checkpointing:
-        recompute_blocks(getattr(model, "bare", model), config.model.name, is_compiled=is_compiled)
+        recompute_blocks(bare, name, is_compiled=is_compiled)
+    if (narrow := residual_dtype(config.engine, dtype)) is not None:
+        round_residual(bare, name, narrow)
 
 
 def new_online_teacher(
@@ -211,7 +228,7 @@ def check_buildable(config: Config, stores: Stores, *, begins: bool = True) -> N
         begin_from(model, config.model.weights, stores.class_names)
     unit = GuidedStudent(model, [1] * len(model.blocks) if config.teacher else [], config.guidance, config.drloc)
     groups_of(unit, config.optim)
-    recompute_where_asked(config, model)
+    change_blocks(config, model, dtype)
     make_views(config, None, len(stores.class_names))
 
 

@@ -23,7 +23,7 @@ from fastlg.errors import UserError
 from fastlg.run.evaluate import classify, measure
 from fastlg.run.metrics import Accuracy
 from fastlg.run.report import Pulse
-from fastlg.run.trained import load_trained
+from fastlg.run.trained import as_tested, load_trained
 
 
 def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
@@ -59,7 +59,7 @@ def over(what: Callable, config: Config, model: nn.Module, store: Store):
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
     loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
-    model = model.to(device)
+    model = as_tested(model, config, device, dtype)
     with autocast(device, dtype):
         return what(lambda images: model(images)[0], loader, views, device)
 

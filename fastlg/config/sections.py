@@ -243,12 +243,14 @@ class OptimConfig(OfTimmOrOurs):
 
 
 class EngineConfig(Section):
-    """Where, in which precision and how fast; only ``precision`` changes results. ``auto``: CUDA with bf16 autocast
-    where there is one, else CPU in fp32, and every switch that device and run allow (engine/switches.py)."""
+    """Where, in which precision and how fast; only ``precision`` and ``residual`` change results. ``auto``: CUDA where
+    there is one, bf16 autocast where the device multiplies it natively, else fp32, and every switch that device and run
+    allow (engine/switches.py)."""
 
     kind: Literal["auto", "plain", "deepspeed"] = "auto"  # auto: deepspeed where its fields below are set
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of autocast; weights and sums are fp32
+    residual: Literal["fp32", "bf16"] = "fp32"  # of tokens between blocks where precision is bf16; guidance reads them
     micro_batch_size: Batch | None = None  # most samples per process in one forward pass; None: no limit
     compile: Switch = "auto"  # torch.compile of student, objective and teacher
     graph: Switch = "auto"  # whole updates as a CUDA graph
@@ -256,6 +258,8 @@ class EngineConfig(Section):
     channels_last: Switch = "auto"  # memory format of a CNN's convolutions: the teacher's, and those of one in training
     fold_norms: Switch = "auto"  # the teacher's running statistics become part of its convolutions
     fused_attention: Switch = "auto"  # scaled_dot_product_attention where the student has it
+    fuse: Switch = "auto"  # blocks of timm's ViT on fastlg_kernels.fuse
+    tune_convolutions: Switch = "auto"  # cuDNN times its algorithms; which it takes may change a run's last bits
     checkpointing: bool = False  # less memory, a third more work: backward computes the student's blocks again
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: what the ranks share instead of copy
     deepspeed_config: Path | None = None  # DeepSpeed's own JSON, laid over what fastlg decides

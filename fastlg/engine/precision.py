@@ -27,12 +27,33 @@ def pick_device(config: EngineConfig) -> torch.device:
 
 
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """Autocast dtype; fp32 means no autocast. Raises UserError for fp16 on a CPU, which cannot scale gradients."""
+    """Autocast dtype; fp32 means no autocast. ``auto`` takes bf16 where the device multiplies it natively.
+
+    Raises UserError for fp16 on a CPU, which cannot scale gradients.
+    """
     if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        is_native = torch.cuda.is_bf16_supported() if device.type == "cuda" else multiplies_bf16()
+        return torch.bfloat16 if is_native else torch.float32
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("engine.precision is fp16, but the device is a CPU; use fp32 or bf16")
     return DTYPES[config.precision]
+
+
+def residual_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype | None:
+    """What tokens between blocks are rounded to, None where they are left. Raises UserError outside of bf16 runs."""
+    if config.residual == "fp32":
+        return None
+    if dtype != torch.bfloat16:
+        own = str(dtype).removeprefix("torch.")
+        raise UserError(f"engine.residual is bf16, but the run is in {own}; set engine.precision=bf16")
+    return dtype
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products in bf16 (AVX512-BF16, AMX), and torch the oneDNN that uses
+    them. Without them oneDNN converts to float32 and back, which is slower than float32 itself."""
+    has = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool = False) -> torch.optim.Optimizer:

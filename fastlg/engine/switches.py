@@ -11,7 +11,8 @@ from fastlg.errors import UserError
 
 NO_TEACHER = "no teacher is run"
 NO_CNN = "no CNN is run"
-NOTHING_TO_ACT_ON = (NO_TEACHER, NO_CNN)
+NO_BLOCKS = "no transformer is trained"
+NOTHING_TO_ACT_ON = (NO_TEACHER, NO_CNN, NO_BLOCKS)
 
 
 class Switches(NamedTuple):
@@ -23,6 +24,8 @@ class Switches(NamedTuple):
     channels_last: bool
     fold_norms: bool
     fused_attention: bool
+    fuse: bool
+    tune_convolutions: bool
     why_off: dict[str, str]
 
     def on(self) -> str:
@@ -32,6 +35,14 @@ class Switches(NamedTuple):
     def off(self) -> str:
         """``graph (needs CUDA), ...``"""
         return ", ".join(f"{name} ({reason})" for name, reason in self.why_off.items())
+
+
+def takes_fused_attention(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention is torch's scaled_dot_product_attention; in bf16
+    a CPU's takes 2.4 times as long as the steps one by one, whose products are oneDNN's (197 tokens, with backward)."""
+    if config.fused_attention != "auto":
+        return config.fused_attention
+    return device.type != "cpu" or dtype == torch.float32
 
 
 def decide(
@@ -46,6 +57,7 @@ def decide(
     is_on_device: bool = True,
     is_cnn: bool = False,
     optimizer: str = "",
+    unfusable: str = "",
 ) -> Switches:
     """Resolves every ``auto``. Raises UserError for a switch that is asked for and cannot be.
 
@@ -53,6 +65,7 @@ def decide(
     is_on_device  all that the teacher reads is there
     is_cnn        what is trained is a CNN
     optimizer     why its updates cannot be captured, "" where they can
+    unfusable     why the student's blocks cannot run on fused parts, "" where they can
     """
     cuda = "" if device.type == "cuda" else "needs CUDA"
     impossible = {
@@ -73,12 +86,19 @@ def decide(
             "running": "",
         }[norm_stats],
         "fused_attention": "",
+        "fuse": (NO_BLOCKS if is_cnn else "")
+        or cuda
+        or ("ZeRO stage 3 gathers weights layer by layer" if config.zero_stage == 3 else "")
+        or unfusable,
+        "tune_convolutions": NO_CNN if not (norm_stats or is_cnn) else cuda,
     }
     unwanted = {}  # what auto leaves off though it could be
     if kind == "deepspeed":
         unwanted["compile"] = "DeepSpeed's hooks run eagerly"
     elif cuda:
         unwanted["compile"] = "compiling takes minutes on a CPU"
+    if not takes_fused_attention(config, device, dtype):
+        unwanted["fused_attention"] = "its steps are faster in bf16 on a CPU"
     chosen, why_off = {}, {}
     for name, reason in impossible.items():
         wanted = getattr(config, name)

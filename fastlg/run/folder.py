@@ -22,7 +22,7 @@ from fastlg.run.lock import LOCK
 # computes, and which published row it repeats. Images and teacher are compared by content; another device or number of
 # ranks continues the run, though not to the same bits.
 FREE_ON_RESUME = ("run.root", "run.name", "data", "log", "engine", "teacher.weights", "teacher.cache", "paper")
-NEVER_FREE = ("engine.precision", "data.val")
+NEVER_FREE = ("engine.precision", "engine.residual", "data.val")
 
 REPORT = "report.html"  # what fastlg report wrote
 # What fastlg itself leaves in a folder. Without a config.yaml it is what a kill, a full disk or a deleted folder left

@@ -52,11 +52,15 @@ def saved_state(parts: Parts, position: Position, meter: Meter) -> dict:
         "class_names": list(parts.stores.class_names),
         "data": parts.stores.fingerprints,
         "teacher_id": parts.teacher_id,
+        "dtype": _name(parts.engine.dtype),
     }
 
 
-def restore(path: Path, parts: Parts, position: Position, meter: Meter) -> None:
-    """Takes over what ``saved_state`` gave. Raises UserError for a checkpoint of another config, teacher or data."""
+def restore(path: Path, parts: Parts, position: Position, meter: Meter) -> str:
+    """Takes over what ``saved_state`` gave; returns what to say of it beside the position, or "".
+
+    Raises UserError for a checkpoint of another config, teacher or data.
+    """
     state = read_resumable(path, parts.config, parts.stores.fingerprints)
     if state["teacher_id"] != parts.teacher_id:
         raise UserError(
@@ -68,6 +72,14 @@ def restore(path: Path, parts: Parts, position: Position, meter: Meter) -> None:
         parts.teacher.load_state_dict(state["teacher"])
     meter.load_state_dict(state["meter"])
     position.load_state_dict(state["position"])
+    own = _name(parts.engine.dtype)
+    if (saved := state.get("dtype", own)) == own:  # older ones lack it
+        return ""
+    return f"; in {own} from here on and {saved} before, for engine.precision=auto goes by the device"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def refuse_non_finite_weights(weights: dict[str, torch.Tensor], step: int) -> None:

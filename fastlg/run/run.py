@@ -31,7 +31,7 @@ from fastlg.run.metrics import Accuracy
 from fastlg.run.parts import Parts
 from fastlg.run.position import Position, refuse_non_finite_weights, restore, saved_state
 from fastlg.run.report import Pulse, Record, read_metrics
-from fastlg.run.trained import load_trained
+from fastlg.run.trained import as_tested, load_trained
 
 
 class Run:
@@ -70,8 +70,8 @@ class Run:
     def _open(self, resume: str) -> None:
         source = ranks.first_says(str(resume_source(self.folder, resume) or "") if ranks.is_first() else None)
         if source:
-            restore(Path(source), self.parts, self.position, self.record.meter)
-            say(f"resumed  {source}: epoch {self.position.epoch}, step {self.step}")
+            more = restore(Path(source), self.parts, self.position, self.record.meter)
+            say(f"resumed  {source}: epoch {self.position.epoch}, step {self.step}{more}")
         if not ranks.is_first():
             return
         try:
@@ -167,9 +167,10 @@ class Run:
             if load_checkpoint(self.folder / "checkpoints" / BEST)["position"]["epoch"] == self.epochs:
                 best = last
             else:
-                model = load_trained(self.folder, "best")[1].to(parts.device)
-                with autocast(parts.device, parts.engine.dtype):
-                    best = measure(lambda images: model(images)[0], parts.test_loader, parts.views, parts.device)
+                device, dtype = parts.device, parts.engine.dtype
+                model = as_tested(load_trained(self.folder, "best")[1], self.config, device, dtype)
+                with autocast(device, dtype):
+                    best = measure(lambda images: model(images)[0], parts.test_loader, parts.views, device)
         say(f"test     top-1 {last.top1:.2f} %, of the epoch that the validation split chose {best.top1:.2f} %")
         return last, best.top1
 

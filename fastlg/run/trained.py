@@ -18,13 +18,16 @@ from fastlg import ranks
 from fastlg.config import AugmentConfig, Config, config_from, read_saved_config
 from fastlg.config.keys import is_object
 from fastlg.data.stores import Stores, held_out_in
+from fastlg.engine.precision import residual_dtype
+from fastlg.engine.switches import takes_fused_attention
 from fastlg.errors import UserError, brief, first_line
 from fastlg.files.reading import is_file, read_regular
 from fastlg.models.build import new_model
 from fastlg.models.general.instances import expect_classes, taken
+from fastlg.models.general.residual import round_residual
 from fastlg.models.general.teaching import as_teacher
 from fastlg.models.start import NEW_HEAD, start_from
-from fastlg.models.student import Student
+from fastlg.models.student import Student, use_fused_attention
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, expect_whole, load_checkpoint
@@ -62,6 +65,14 @@ def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[C
         weights = _averaged(state, path)
     _fill(model, weights, path)
     return config, model.eval(), class_names
+
+
+def as_tested(model: nn.Module, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """``model`` itself on ``device``, computing as the evaluation of its run does. Raises UserError."""
+    use_fused_attention(model, takes_fused_attention(config.engine, device, dtype))
+    if (narrow := residual_dtype(config.engine, dtype)) is not None and not config.model.is_cnn:
+        round_residual(model.bare, config.model.name, narrow)
+    return model.to(device)
 
 
 def is_export(folder: Path) -> bool:

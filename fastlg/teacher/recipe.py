@@ -15,7 +15,8 @@ STUDENTS_OWN = (
     "zero_stage",
     "deepspeed_config",
     "checkpointing",
-)  # of engine: made for its batch and size
+    "residual",
+)  # of engine: made for its batch, size and blocks
 
 
 def teacher_config(config: Config, fingerprints: list[str]) -> Config:

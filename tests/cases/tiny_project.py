@@ -11,6 +11,7 @@ TEACHER = {
     "data": {"source": "set by the student"},
     "model": {"name": "resnet20", "image_size": 16},
     "optim": {"name": "sgd", "lr": 0.05, "min_lr": 0.0, "warmup_epochs": 0, "epochs": 1, "global_batch_size": 20},
+    "engine": {"precision": "fp32"},  # auto is bf16 on some CPUs, and numbers are compared
 }
 STUDENT = {
     "run": {"seed": 3},
@@ -22,6 +23,7 @@ STUDENT = {
         "args": {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3},
     },
     "optim": {"lr": 1.0e-3, "warmup_epochs": 1, "epochs": 2, "global_batch_size": 16},
+    "engine": {"precision": "fp32"},
     "log": {"every_steps": 2, "eval_batch_size": 25, "tensorboard": False},
 }
 

@@ -24,7 +24,7 @@ from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.protocol import autocast
 from fastlg.errors import UserError, printable
 from fastlg.ranks.pulse import Pulse
-from fastlg.run.trained import is_export, load_export, load_trained
+from fastlg.run.trained import as_tested, is_export, load_export, load_trained
 
 BATCH = 64  # images in memory at once
 
@@ -86,7 +86,7 @@ def of_network(model: nn.Module, class_names: Sequence[str], config: Config) -> 
     """Of a run's network, which gives (logits, features), in the device and precision of its ``engine`` section."""
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
-    model = model.to(device).eval()
+    model = as_tested(model, config, device, dtype).eval()
     views = _normaliser(config.augment.mean, config.augment.std, dtype)
     size = config.model.image_size
     return Predictor(lambda images: model(images)[0], class_names, size=size, views=views).on(device, dtype)

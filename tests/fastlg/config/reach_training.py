@@ -19,6 +19,7 @@ from timm.optim import create_optimizer_v2
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
+import fastlg.assemble as assembling
 import fastlg.commands.reproduce as reproducing
 import fastlg.engine.build as build_engine
 from fastlg.config import Config
@@ -27,6 +28,7 @@ from fastlg.engine.protocol import share_batch
 from fastlg.engine.switches import decide
 from fastlg.errors import UserError
 from fastlg.teacher.online import OnlineTeacher
+from fastlg_kernels.blocks import FusedBlock
 
 training = import_module("fastlg.train")  # the module; the attribute of the package is the verb
 
@@ -44,7 +46,16 @@ def paper(tmp_path, monkeypatch):
         reproducing.rows_of(7, [], "mine")
 
 
-SWITCHES = ("compile", "graph", "prefetch", "channels_last", "fold_norms", "fused_attention")
+SWITCHES = (
+    "compile",
+    "graph",
+    "prefetch",
+    "channels_last",
+    "fold_norms",
+    "fused_attention",
+    "fuse",
+    "tune_convolutions",
+)
 
 
 def recorded(tmp_path, monkeypatch, *overrides: str) -> tuple[list[dict], list[str]]:
@@ -346,6 +357,29 @@ def checkpointing(tmp_path, monkeypatch):
         assert len(calls) == 3 * times
         seen[value] = parts.unit.state_dict()
     assert all(torch.equal(own, seen["false"][name]) for name, own in seen["true"].items())
+
+
+@reaches("engine.fuse", "engine.tune_convolutions")
+def switches_of_a_gpu(tmp_path, monkeypatch):
+    decided = assembling.decide
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    for value in (True, False):
+        on = {"fuse": value, "tune_convolutions": value}
+        monkeypatch.setattr(assembling, "decide", lambda *a, on=on, **k: decided(*a, **k)._replace(**on))
+        parts = parts_of(*BARE, "model.args.embed_dim=64", "model.args.num_heads=2")
+        assert torch.backends.cudnn.benchmark is value
+        assert [isinstance(block, FusedBlock) for block in parts.unit.student.bare.blocks] == [value] * 3
+
+
+@reaches("engine.residual")
+def residual(tmp_path, monkeypatch):
+    for value, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        parts, _, views = first_batch(*ALONE, "engine.precision=bf16", f"engine.residual={value}")
+        seen = []
+        parts.unit.student.bare.blocks[1].register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0].dtype))
+        with torch.no_grad():
+            parts.engine.predict(views.student)
+        assert seen == [dtype]
 
 
 @reaches("engine.graph", "engine.prefetch")
