@@ -26,8 +26,9 @@ EXTRAS = {
     "wandb": (("wandb",), "runs told to Weights & Biases"),
     "mlflow": (("mlflow",), "runs told to MLflow"),
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "fastlg export --onnx"),
+    "frost": (("imagecorruptions",), "the photographs of that corruption, for fastlg eval --corruptions"),
 }
-DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda130"}
+DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda130", "imagecorruptions": "imagecorruptions-imaug"}
 
 
 def report() -> None:
