@@ -146,6 +146,9 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     which: Which = "last",
     onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, for any batch size.")] = False,
+    backbone: Annotated[
+        bool, typer.Option("--backbone", help="As a feature network, for detectors and segmenters.")
+    ] = False,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub, private if new.")
     ] = None,
@@ -158,8 +161,9 @@ def export(
     which = _checked(which)
     expect_run(run)
     expect_empty(out)
-    expect_exporting(onnx, push_to_hub)
+    expect_exporting(onnx, push_to_hub, backbone)
     from fastlg.commands.export import export_student
+    from fastlg.commands.hand_on.backbone import told
     from fastlg.commands.hand_on.card import how_to_load, measured_of
     from fastlg.commands.hand_on.hub import push
     from fastlg.ranks.pulse import Pulse
@@ -167,8 +171,11 @@ def export(
 
     with Pulse(lambda: f"export   {run}"):
         config, model, names = load_trained(run, which)
-        export_student(model, out, class_names=names, config=config, measured=measured_of(run, which), onnx=onnx)
+        own = {"measured": measured_of(run, which), "onnx": onnx, "backbone": backbone}
+        maps = export_student(model, out, class_names=names, config=config, **own)
     say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
+    if backbone:
+        say(f"maps     {told(maps, config.model.image_size)}")
     if push_to_hub is not None:
         with Pulse(lambda: f"pushing  {out} to {push_to_hub}"):
             address = push(out, push_to_hub)

@@ -102,14 +102,15 @@ class TrainedRun:
             changes = {**stored(data, self.config, self.class_names), **dotted(overrides)}
             return evaluate_run(self.folder, which, changes)
 
-    def export(self, out: str | PathLike, *, which: str = "last", onnx: bool = False) -> Path:
+    def export(self, out: str | PathLike, *, which: str = "last", onnx: bool = False, backbone: bool = False) -> Path:
         """Writes the bare student for plain timm, as ``fastlg export``; returns the folder. Raises UserError."""
         out = Path(out)
         expect_empty(out)
         with self._known():
             config, model, class_names = load_trained(self.folder, which)
         measured = measured_of(self.folder, which)
-        export_student(model, out, class_names=class_names, config=config, measured=measured, onnx=onnx)
+        own = {"measured": measured, "onnx": onnx, "backbone": backbone}
+        export_student(model, out, class_names=class_names, config=config, **own)
         return out
 
     def report(self, out: str | PathLike | None = None, *, which: str = "last", **overrides: Any) -> Path:

@@ -19,6 +19,7 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from fastlg import __version__
+from fastlg.commands.hand_on.backbone import Maps, check_backbone, feature_arguments
 from fastlg.commands.hand_on.card import CARD, model_card
 from fastlg.commands.hand_on.onnx import FILE, expect_onnx, write_onnx
 from fastlg.commands.line.early import expect_empty
@@ -41,7 +42,8 @@ def export_student(
     config: Config,
     measured: Mapping[str, Any] | None = None,
     onnx: bool = False,
-) -> None:
+    backbone: bool = False,
+) -> Maps | None:
     """Writes weights, ``config.json`` and a model card for ``timm.create_model("local-dir:OUT", pretrained=True)``.
 
     student      a trained models.Student; it is left as it is
@@ -50,7 +52,9 @@ def export_student(
     config       the run's config: mean and std of the images, and name and seed for the record
     measured     what the card says of accuracy and code: hand_on/card.py's ``measured_of``
     onnx         also ``model.onnx``, compared with torch by onnxruntime
+    backbone     what timm loads is the feature network, which gives maps instead of logits (hand_on/backbone.py)
 
+    Returns what maps a backbone gives.
     Students that timm lacks (T2T-ViT, PVT, CvT) are read so after ``import fastlg.models``; a user's own network is
     built by its function, which takes the weights (hand_on/card.py's ``how_to_load``).
     The folder appears whole or not at all, after timm has loaded it and given the same logits. timm's own evaluation
@@ -67,6 +71,8 @@ def export_student(
     if onnx:
         expect_onnx()
     architecture, arguments = _in_timm(student)
+    features = feature_arguments(student) if backbone else {}
+    arguments = {**arguments, **features}
     try:
         description = json.dumps(_description(student, architecture, arguments, class_names, config), indent=2) + "\n"
     except TypeError as error:
@@ -79,9 +85,11 @@ def export_student(
     try:
         save_file(timm_weights(student.bare), draft / "model.safetensors", metadata={"format": "pt"})
         (draft / "config.json").write_text(description, encoding="utf-8")
-        card = model_card(student, architecture, class_names, config, measured or {})
+        maps = check_backbone(student, draft, features) if backbone else None
+        card = model_card(student, architecture, class_names, config, measured or {}, maps=maps)
         (draft / CARD).write_text(card, encoding="utf-8")
-        _check_with_timm(student, draft)
+        if not backbone:
+            _check_with_timm(student, draft)
         if onnx:
             write_onnx(student, draft / FILE)
         draft.chmod(0o777 & ~_umask())
@@ -90,6 +98,7 @@ def export_student(
         raise RunError(f"cannot write {out_dir}: {error.strerror or first_line(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    return maps
 
 
 def timm_weights(bare: nn.Module) -> dict[str, Tensor]:

@@ -90,6 +90,8 @@ def load_export(folder: Path, source: str = "none") -> tuple[Config, Student, li
     try:
         known = json.loads(read_regular(where, MOST_DESCRIPTION))
         about, name, names = known["pretrained_cfg"], known["architecture"], list(known["label_names"])
+        if known["model_args"].get("features_only"):
+            raise UserError(f"{folder} is a backbone, which gives maps and no classes; give its run or another export")
         own = {key: value for key, value in known["model_args"].items() if key not in ("img_size", "image_size")}
         section = {"name": name, "args": own, "image_size": about["input_size"][-1], "init": "timm"}
         augment = {"mean": about["mean"], "std": about["std"]}

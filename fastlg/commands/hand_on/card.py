@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastlg import __version__
+from fastlg.commands.hand_on import backbone
 from fastlg.config import Config
 from fastlg.config.sections import scheme_of
 from fastlg.errors import printable
@@ -73,9 +74,15 @@ def measured_of(folder: Path, which: str) -> dict[str, Any]:
 
 
 def model_card(
-    student: Student, architecture: str, class_names: Sequence[str], config: Config, measured: Mapping[str, Any]
+    student: Student,
+    architecture: str,
+    class_names: Sequence[str],
+    config: Config,
+    measured: Mapping[str, Any],
+    *,
+    maps: backbone.Maps | None = None,
 ) -> str:
-    """The text of README.md; no path of the machine that trained is in it."""
+    """The text of README.md; no path of the machine that trained is in it. ``maps``: of a backbone."""
     guided = f", guided by {Path(config.teacher.recipe).stem}" if config.teacher is not None else ""
     facts = {
         "accuracy": _accuracy(config, measured),
@@ -89,13 +96,18 @@ def model_card(
         "run": f"{config.run.name}, seed {config.run.seed}",
     }
     rows = "".join(f"| {name} | {_cell(text)} |\n" for name, text in facts.items() if text)
-    snippet = _snippet(student, min(5, len(class_names)))
+    what = "A backbone for detectors and segmenters, as a classifier" if maps is not None else "An image classifier"
+    use = f"## Classify an image\n\n{_snippet(student, min(5, len(class_names)))}"
+    if maps is not None:
+        use = backbone.snippet(
+            maps, student.image_size, "import fastlg.models  # tells timm of the model\n" * _is_ours(student.bare)
+        )
     made = "`config.json` and `model.safetensors` are timm's" + "." * (not is_own(student.name))
     made += f" in form; the network is `{student.name}`." * is_own(student.name)
     return (
-        f"{_HEAD}# {architecture}, {len(class_names)} classes\n\nAn image classifier trained by "
+        f"{_HEAD}# {architecture}, {len(class_names)} classes\n\n{what} trained by "
         f"[fastlg](https://arxiv.org/abs/2207.10026){guided}. {made}\n\n"
-        f"| | |\n|---|---|\n{rows}\n## Classify an image\n\n{snippet}"
+        f"| | |\n|---|---|\n{rows}\n{use}"
     )
 
 

@@ -185,8 +185,10 @@ def expect_extras(config: Config) -> None:
             raise UserError(f"{what} is not installed: pip install 'fastlg{fix}")
 
 
-def expect_exporting(onnx: bool, hub_name: str | None) -> None:
+def expect_exporting(onnx: bool, hub_name: str | None, is_backbone: bool) -> None:
     """Raises UserError for what an export is asked for beside itself and what that needs is not installed."""
+    if onnx and is_backbone:
+        raise UserError("--onnx writes the classifier and --backbone its maps; export twice, into two folders")
     for module in ("onnx", "onnxscript", "onnxruntime") if onnx else ():
         if not is_installed(module):
             raise UserError(f"export --onnx needs {module}, which is not installed: pip install 'fastlg[onnx]'")
