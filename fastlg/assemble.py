@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from fastlg import ranks
 from fastlg.config import Config
 from fastlg.data.loaders.choose import make_loader
-from fastlg.data.loaders.of_run import new_loader, new_plan
+from fastlg.data.loaders.of_run import new_crops_loader, new_loader, new_plan
 from fastlg.data.stores import Stores
+from fastlg.data.views.crops import CropViewMaker
 from fastlg.data.views.make import ViewMaker
 from fastlg.data.views.mixing import Mixer
 from fastlg.data.views.pairs import PairSampler
 from fastlg.drloc import DenseRelativeLoc, loss_weight
 from fastlg.engine.build import check_engine, engine_kind, new_engine
 from fastlg.engine.precision import pick_device, pick_dtype, residual_dtype
-from fastlg.engine.protocol import share_batch
+from fastlg.engine.protocol import Share, share_batch
 from fastlg.engine.schedule import image_size
 from fastlg.engine.switches import Switches, decide
 from fastlg.engine.update.timm_optimizers import keeps_on_host
@@ -30,6 +31,7 @@ from fastlg.models.general.paths import draw_at_once
 from fastlg.models.general.recompute import recompute_blocks
 from fastlg.models.general.residual import round_residual
 from fastlg.models.param_groups import groups_of
+from fastlg.models.pretraining.unit import MomentumTeacher, SelfTaught, SelfTeaching
 from fastlg.models.resnet_cifar import CifarResNet
 from fastlg.models.student import Student, use_fused_attention
 from fastlg.models.synced_norm import with_synced_norms
@@ -43,6 +45,8 @@ from fastlg.run.trained import begin_from
 from fastlg.teacher.cache.format import weights_digest
 from fastlg.teacher.cache.read import CachedTeacher, FeatureCache
 from fastlg.teacher.online import OnlineTeacher
+
+ON_HOST = "a run without labels counts on the host around its updates"
 
 
 def assemble(
@@ -66,6 +70,8 @@ def assemble(
     model = new_model(config.model, config.teacher, len(stores.class_names))
     if begins:
         begin(model, config, stores, device)
+    if config.pretrain is not None:
+        return assemble_unlabelled(config, stores, model, device, dtype, share)
     cached = None
     if teacher_model is not None and features is not None:
         cached = new_cached_teacher(config, stores, features, device, share.per_rank)
@@ -123,11 +129,47 @@ def assemble(
     )
 
 
+def assemble_unlabelled(
+    config: Config, stores: Stores, model: Student, device: torch.device, dtype: torch.dtype, share: Share
+) -> Parts:
+    """The parts of a run without labels, whose teacher is the student's own running mean."""
+    switches = decide(
+        config.engine,
+        device,
+        dtype,
+        kind="plain",
+        world_size=ranks.world_size(),
+        accumulation=share.accumulation,
+        norm_stats=None,
+        optimizer=ON_HOST,
+    )
+    unit = placed(config, SelfTaught(model, config.pretrain, config.model.image_size), device, dtype, switches)
+    teacher = MomentumTeacher(unit)
+    around = SelfTeaching(unit, teacher, config.optim.epochs, config.optim.weight_decay)
+    own = {"device": device, "dtype": dtype, "share": share, "switches": switches, "around": around}
+    return Parts(
+        config=config,
+        stores=stores,
+        engine=new_engine(config.engine, config.optim, groups_of(unit, config.optim), unit, teacher, **own),
+        switches=switches,
+        unit=unit,
+        teacher=teacher,
+        plan=new_plan(config, train=True),
+        train_loader=new_crops_loader(config, stores.train, device, small_size=unit.sizes[-1]),
+        test_loader=new_loader(config, stores.test, device, train=False),
+        views=make_views(config, None, dtype=dtype),
+        teacher_id="",
+        val_loader=new_loader(config, stores.val, device, train=False) if stores.val is not None else None,
+        self_teaching=around,
+        known_loader=new_loader(config, stores.train, device, train=False),
+    )
+
+
 def begin(model: Student | CifarResNet, config: Config, stores: Stores, device: torch.device) -> None:
     """First weights that are more than a draw: a checkpoint's, or those of models/systems. Raises UserError."""
     settings = config.model
     if settings.weights is not None:
-        say(f"start    {begin_from(model, settings.weights, stores.class_names)}")
+        say(f"start    {begin_from(model, settings, stores.class_names)}")
     elif settings.init in KINDS:
         with Pulse(lambda: f"start    making {settings.init} weights"):
             say(f"start    {start_structured(model.bare, settings.init, config.run.seed)}")
@@ -157,12 +199,18 @@ def new_unit(
     """What is trained: the student and every loss, on the device and in the memory layout of the run."""
     dims = teacher.dims if teacher else []
     unit = GuidedStudent(model, dims, config.guidance, config.drloc, config.optim.label_smoothing)
+    return placed(config, unit, device, dtype, on)
+
+
+def placed(config: Config, unit: nn.Module, device: torch.device, dtype: torch.dtype, on: Switches) -> nn.Module:
+    """A unit on the device and in the memory layout of the run, as its switches and ranks want it."""
+    model = unit.student
     use_fused_attention(unit.student, on.fused_attention)
     if on.fuse:
         use_fused_blocks(unit.student)
     change_blocks(config, model, dtype, is_compiled=on.compile)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
-    if not model.is_cnn:
+    if not model.is_cnn and config.pretrain is None:  # which passes several batches before it goes back
         unit.student.draws = draw_at_once(unit.student, device, dtype, is_kept=config.engine.checkpointing)
     return unit.to(memory_format=torch.channels_last) if on.channels_last and model.is_cnn else unit
 
@@ -220,13 +268,17 @@ def check_buildable(config: Config, stores: Stores, *, begins: bool = True) -> N
     """
     device = pick_device(config.engine)
     dtype = pick_dtype(config.engine, device)
-    check_engine(config.engine, config.optim, device, dtype, norm_stats=online_statistics(config))
+    on_host = ON_HOST if config.pretrain is not None else ""
+    check_engine(config.engine, config.optim, device, dtype, norm_stats=online_statistics(config), on_host=on_host)
     if config.teacher is not None:
         check_guidance(config.guidance, device, dtype)
     model = new_model(config.model, config.teacher, len(stores.class_names))
     if begins and config.model.weights is not None:
-        begin_from(model, config.model.weights, stores.class_names)
-    unit = GuidedStudent(model, [1] * len(model.blocks) if config.teacher else [], config.guidance, config.drloc)
+        begin_from(model, config.model, stores.class_names)
+    if config.pretrain is not None:
+        unit = SelfTaught(model, config.pretrain, config.model.image_size)
+    else:
+        unit = GuidedStudent(model, [1] * len(model.blocks) if config.teacher else [], config.guidance, config.drloc)
     groups_of(unit, config.optim)
     change_blocks(config, model, dtype)
     make_views(config, None, len(stores.class_names))
@@ -252,7 +304,7 @@ def make_views(
     dtype: torch.dtype = torch.float32,
     pairs: PairSampler | None = None,
     samples: int | None = None,
-) -> ViewMaker:
+) -> ViewMaker | CropViewMaker:
     """``num_classes`` is needed where samples are mixed; without it they are not (evaluation, contact sheets).
 
     ``samples``: length of the training store where whole epochs are trained, see ViewMaker; ``pairs``: see new_pairs.
@@ -269,7 +321,7 @@ def make_views(
             seed=config.run.seed,
         )
     try:
-        return ViewMaker(
+        made = ViewMaker(
             teacher_size=teacher_size,
             rand_augment=augment.rand_augment,
             color_jitter=augment.color_jitter,
@@ -288,6 +340,9 @@ def make_views(
         )
     except ValueError as error:
         raise UserError(f"augment: {error}") from None
+    if config.pretrain is None:
+        return made
+    return CropViewMaker(made, mean=augment.mean, std=augment.std, seed=config.run.seed, dtype=dtype)
 
 
 def sizes_of(config: Config) -> Callable[[int], int] | None:

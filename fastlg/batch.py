@@ -1,4 +1,4 @@
-"""The three values that flow through a training step. All tensors live on the training device."""
+"""The values that flow through a training step. All tensors live on the training device."""
 
 from __future__ import annotations
 
@@ -25,6 +25,23 @@ class Batch(NamedTuple):
     flip: Tensor
 
 
+class CropsBatch(NamedTuple):
+    """A batch of a run without labels: several crops of every image, the two large ones first.
+
+    images      uint8 [N, 2, S, S, 3]: the large crops
+    small       uint8 [N, V, s, s, 3]: the small ones
+    labels, sample_ids  as in Batch
+    crop        float32 [N, 2 + V, 4] and flip bool [N, 2 + V]: as in Batch, of every crop
+    """
+
+    images: Tensor
+    small: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+    crop: Tensor
+    flip: Tensor
+
+
 class Views(NamedTuple):
     """What the two networks see, cut from the same augmented pixels.
 
@@ -43,6 +60,20 @@ class Views(NamedTuple):
     flip: Tensor
     pairs: Tensor
     pair_weight: Tensor
+
+
+class CropViews(NamedTuple):
+    """What the two networks of a run without labels see of a CropsBatch.
+
+    student  float [N, 2, 3, S, S], normalised; ``teacher`` is the same tensor
+    small    float [N, V, 3, s, s]: seen by the student alone
+    targets  int64 [N]: labels, which no loss reads
+    """
+
+    student: Tensor
+    teacher: Tensor
+    small: Tensor
+    targets: Tensor
 
 
 class StepOutput(NamedTuple):

@@ -87,6 +87,34 @@ def train(
 
 
 @app.command()
+def pretrain(
+    config: ConfigName,
+    overrides: Overrides = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    gpus: Gpus = None,
+) -> None:
+    """Train a config's student without labels on its own images, as a start: model.weights=RUN begins a run from it.
+
+    A config without a pretrain section is taken for its model, images, epochs and batch; the recipe is that of Gani et
+    al. 2022 (docs/systems.md).
+    """
+    from fastlg.commands.line.early import expect_run
+    from fastlg.commands.pretrain import pretrain as run
+    from fastlg.commands.pretrain import unlabelled
+
+    loaded, told = unlabelled(config, overrides or [])
+    expect_run(loaded, resume)
+    start_ranks(gpus, loaded)
+
+    from fastlg.ranks.say import say
+
+    if told:
+        say(told)
+    run(loaded, resume=resume, dry_run=dry_run)
+
+
+@app.command()
 def compare(
     config: ConfigName,
     overrides: Overrides = None,

@@ -163,7 +163,12 @@ def fit(parts: Parts, run: Run) -> None:
 
 
 def begin_epoch(parts: Parts, epoch: int) -> None:
-    """Sets the student to the size of the epoch's images, and what is left of the guidance; at 0 the teacher rests."""
+    """Sets the student to the size of the epoch's images, and what is left of the guidance; at 0 the teacher rests.
+
+    Of a run without labels, what its own schedules say.
+    """
+    if parts.self_teaching is not None:
+        return parts.self_teaching.begin_epoch(parts.engine, epoch)
     if parts.views.student_size is not None:
         parts.unit.take_size(parts.views.student_size(epoch))
     guidance, epochs = parts.config.guidance, parts.config.optim.epochs

@@ -25,6 +25,7 @@ from fastlg.config.sections import (
     ModelConfig,
     OptimConfig,
     PaperRow,
+    PretrainConfig,
     RunConfig,
     TeacherConfig,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PaperRow",
+    "PretrainConfig",
     "RunConfig",
     "TeacherConfig",
     "config_folders",

@@ -15,6 +15,7 @@ AUTO = "auto"
 BATCH, FEWEST_STEPS = 32, 10
 UPDATES_BY_ROOT, UPDATES_BY_CLASS = 100, 50
 FEW_EPOCHS = 5  # below, nothing warms up nor rises
+PRETRAIN_RATE = 1e-4 / 256  # of a sample of an update, for training without labels: Gani et al. 2022
 MANY_EPOCHS = 50  # from here on images are seen so often that they have to differ
 LITTLE_PX = 64  # images up to this side hold no more detail
 RISING = ((0.0, 0.5), (0.3, 0.75), (0.6, 1.0))  # share of the epochs, and of the side from there on
@@ -66,6 +67,8 @@ def values_of(config: Config, facts: Facts) -> dict[str, Any]:
         if optim.name not in RATES:
             raise UserError(f"optim.lr is auto, which knows {' and '.join(RATES)}, not {optim.name}; give a number")
         found["optim.lr"] = RATES[optim.name][is_guided(config)]
+        if config.pretrain is not None:
+            found["optim.lr"] = PRETRAIN_RATE * batch
     return {key: found[key] for key in waiting}
 
 

@@ -57,6 +57,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Aspect = Annotated[float, Field(ge=0.01, le=100)]
 Deviation = Annotated[float, Field(ge=0.001, le=1)]
 Alpha = Annotated[float, Field(ge=0, le=1000)]  # of a Beta distribution
+Temperature = Annotated[float, Field(ge=0.01, le=1000)]  # what answers are divided by before their softmax
 Size = Annotated[int, Field(ge=8, le=4096)]  # px
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Batch = Annotated[int, Field(ge=1, le=65_536)]

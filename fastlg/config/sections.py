@@ -32,6 +32,7 @@ from fastlg.config.fields import (
     Stage,
     Steps,
     Switch,
+    Temperature,
     Text,
 )
 from fastlg.config.timm_names import OfTimmOrOurs
@@ -169,7 +170,7 @@ class GuidanceConfig(Section):
     logits: Literal["none", "soft", "hard"] = "none"  # distillation of the teacher's logits, too
     logits_token: Literal["class", "distillation"] = "class"  # whose logits answer to the teacher's
     logits_weight: Fraction = 0.5  # share of the classification loss that it replaces
-    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0  # of soft logits
+    temperature: Temperature = 1.0  # of soft logits
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # how both weights go from theirs to 0
     until: Share = 1.0  # share of the epochs after which they are 0 and the teacher is asked no more
 
@@ -205,6 +206,33 @@ class DrlocConfig(Section):
     def _tellable(self):
         if self.normalize and self.mode != "l1":
             raise ValueError(f"normalize is true, but mode {self.mode} tells whole distances apart; use drloc.mode=l1")
+        return self
+
+
+class PretrainConfig(Section):
+    """A start without labels (``fastlg pretrain``; Gani et al. 2022, arXiv 2210.07240): the student tells from one view
+    of an image what its own running mean, the teacher, says of another. Without the section: an ordinary run."""
+
+    global_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the image's area that the two large views have
+    local_scale: tuple[Share, Share] = (0.2, 0.4)  # that the small views have, which the student alone sees
+    local_crops: Annotated[int, Field(ge=0, le=64)] = 8  # small views of an image
+    local_size: Size | None = None  # their side, px; None: half of model.image_size
+    outputs: Annotated[int, Field(ge=2, le=65_536)] = 1024  # what both networks sort views into
+    student_temperature: Temperature = 0.1  # of its answers
+    teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)  # rises from the first to the second
+    temperature_epochs: Epochs = 10  # in as many epochs
+    center_momentum: Momentum = 0.9  # of the mean of the teacher's answers, which is taken off them
+    momentum: Momentum = 0.996  # of the teacher's weights; it rises to 1 as a cosine
+    final_weight_decay: NotNegative = 0.4  # to which optim.weight_decay goes as a cosine
+    clip_each: NotNegative = 3.0  # the gradient of each parameter is scaled down to this L2 norm; 0 leaves them
+    frozen_epochs: Annotated[int, Field(ge=0, le=100_000)] = 1  # first ones, in which the last layer of the head rests
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is [{low}, {high}]; the smaller number comes first")
         return self
 
 

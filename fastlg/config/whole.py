@@ -25,6 +25,7 @@ from fastlg.config.sections import (
     ModelConfig,
     OptimConfig,
     PaperRow,
+    PretrainConfig,
     RunConfig,
     TeacherConfig,
     scheme_of,
@@ -45,6 +46,7 @@ class Config(Section):
     teacher: TeacherConfig | None = None
     guidance: GuidanceConfig = GuidanceConfig()
     drloc: DrlocConfig = DrlocConfig()
+    pretrain: PretrainConfig | None = None
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
     log: LogConfig = LogConfig()
@@ -113,6 +115,30 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _unlabelled(self):
+        if self.pretrain is None:
+            return self
+        for key, is_there, fix in (
+            ("teacher", self.teacher is not None, "null"),
+            ("drloc.weight", self.drloc.weight > 0, "0"),
+            ("model.weights", self.model.weights is not None, "null"),
+            ("model.resolution", bool(self.model.resolution), "[]"),
+            ("optim.ema", self.optim.ema > 0, "0"),
+            ("optim.sam_rho", self.optim.sam_rho > 0, "0"),
+            ("data.loader", self.data.loader in ("ffcv", "dali"), "auto"),
+        ):
+            if is_there:
+                raise ValueError(f"{key} has no place in a run without labels (pretrain); set {key}={fix}")
+        if self.model.is_cnn:
+            raise ValueError(f"pretrain is for students, but model.name is {self.model.name}; take a ViT")
+        if self.pretrain.final_weight_decay > 0 and self.optim.weight_decay == 0:
+            raise ValueError(
+                "optim.weight_decay is 0, from which nothing rises to pretrain.final_weight_decay "
+                f"{self.pretrain.final_weight_decay:g}; set that to 0, too"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_matrices(self):
         if (self.optim.name == "muon" or self.optim.of_timm) and self.engine.zero_stage > 0:
             raise ValueError(
@@ -132,6 +158,11 @@ class Config(Section):
         ):
             if value := getattr(self.optim, name):
                 raise ValueError(f"optim.{name} is {value:g}, {what}; set optim.{name}=0 or engine.kind=plain")
+        if self.pretrain is not None:
+            raise ValueError(
+                "pretrain has a teacher that follows every update, which DeepSpeed keeps to itself; set "
+                "engine.kind=plain, engine.zero_stage=0 and engine.deepspeed_config=null"
+            )
         return self
 
     @property

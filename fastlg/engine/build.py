@@ -11,7 +11,7 @@ from fastlg.engine.deepspeed import DeepSpeedEngine, library
 from fastlg.engine.deepspeed_config import merged_config
 from fastlg.engine.plain import PlainEngine
 from fastlg.engine.precision import build_optimizer
-from fastlg.engine.protocol import Engine, Share, share_batch
+from fastlg.engine.protocol import Around, Engine, Share, share_batch
 from fastlg.engine.schedule import schedule_of
 from fastlg.engine.switches import Switches, decide
 from fastlg.engine.update.timm_optimizers import check_optimizer, keeps_on_host
@@ -24,12 +24,19 @@ def engine_kind(engine: EngineConfig) -> str:
 
 
 def check_engine(
-    engine: EngineConfig, optim: OptimConfig, device: torch.device, dtype: torch.dtype, *, norm_stats: str | None
+    engine: EngineConfig,
+    optim: OptimConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    norm_stats: str | None,
+    on_host: str = "",
 ) -> None:
     """Raises UserError for shares of a batch, switches, an optimizer, a schedule or a DeepSpeed file that a run on
     ``device`` cannot have.
 
-    ``norm_stats``: of the teacher that runs at every step, None where none does.
+    ``norm_stats``: of the teacher that runs at every step, None where none does; ``on_host``: what beside the optimizer
+    keeps updates from being captured.
     """
     world_size = ranks.world_size()
     share = share_batch(optim.global_batch_size, world_size, engine.micro_batch_size)
@@ -41,7 +48,7 @@ def check_engine(
         world_size=world_size,
         accumulation=share.accumulation,
         norm_stats=norm_stats,
-        optimizer=keeps_on_host(optim),
+        optimizer=on_host or keeps_on_host(optim),
     )
     check_optimizer(optim)
     schedule_of(optim)
@@ -69,12 +76,14 @@ def new_engine(
     dtype: torch.dtype,
     share: Share,
     switches: Switches,
+    around: Around | None = None,
 ) -> Engine:
     """The engine of a run, its optimizer over the unit's parameters in ``groups``. Raises UserError."""
     optimizer = build_optimizer(groups, optim, on_device=switches.graph)
     common = {"device": device, "dtype": dtype, "accumulation": share.accumulation, "is_compiled": switches.compile}
     if engine_kind(engine) == "plain":
         own = {"clip_norm": optim.clip_norm, "ema": optim.ema, "rho": optim.sam_rho, "is_captured": switches.graph}
+        own["around"] = around
         return PlainEngine(unit, teacher, optimizer, **own, **common)
     return DeepSpeedEngine(unit, teacher, optimizer, config=_merged(engine, optim, dtype, share), **common)
 

@@ -16,6 +16,7 @@ from fastlg.engine.cast import of_products, rounded
 from fastlg.engine.graph import StepGraph
 from fastlg.engine.precision import set_rates
 from fastlg.engine.protocol import (
+    Around,
     BesideTeacher,
     autocast,
     group_keys,
@@ -39,6 +40,7 @@ class PlainEngine(BesideTeacher):
         clip_norm: gradients are scaled down to this L2 norm; 0 leaves them.
         ema: decay of the student's running mean (average.py), which then predicts; 0: the student itself does.
         rho: how far sharpness-aware updates climb (``climbed``): two forward and backward passes each; 0: none.
+        around: what is done before and after each update (protocol.Around), or None.
         is_compiled: the unit goes through torch.compile.
         is_captured: whole updates are replayed as a CUDA graph; the optimizer was built ``on_device``.
     """
@@ -55,12 +57,14 @@ class PlainEngine(BesideTeacher):
         clip_norm: float = 0.0,
         ema: float = 0.0,
         rho: float = 0.0,
+        around: Around | None = None,
         is_compiled: bool = False,
         is_captured: bool = False,
     ):
         self.unit, self.teacher, self.optimizer = unit, teacher, optimizer
         self.device, self.dtype, self.group_keys = device, dtype, group_keys(optimizer)
         self.accumulation, self.clip_norm, self.rho = accumulation, clip_norm, rho
+        self.around = around
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.trained = torch.compile(unit, dynamic=False) if is_compiled else unit
@@ -76,6 +80,12 @@ class PlainEngine(BesideTeacher):
     def set_learning_rate(self, lr: float) -> None:
         self.learning_rate = lr
         set_rates(self.optimizer, lr)
+
+    def set_weight_decay(self, decay: float) -> None:
+        """Of what is decayed at all."""
+        for group in self.optimizer.param_groups:
+            if group["weight_decay"] > 0:
+                group["weight_decay"] = decay
 
     def ask_teacher(self, is_asked: bool) -> None:
         if self.graph is not None and is_asked != self.is_asked:
@@ -93,14 +103,19 @@ class PlainEngine(BesideTeacher):
             with climbed(self.unit, self.rho):
                 set_back()
                 self._passes(parts, total)
-        if self.clip_norm:
+        if self.clip_norm or self.around is not None:
             self.scaler.unscale_(self.optimizer)
+        if self.around is not None:
+            self.around.limit()
+        if self.clip_norm:
             nn.utils.clip_grad_norm_(self.unit.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
+        if self.around is not None:
+            self.around.follow()
         return joined_outputs(outputs)
 
     def _passes(self, parts: list[tuple], total: int) -> list[StepOutput]:

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from fastlg import ranks
-from fastlg.batch import Batch, StepOutput, Views
+from fastlg.batch import Batch, CropViews, StepOutput, Views
 from fastlg.errors import UserError
 
 
 class Engine(Protocol):
     """Owns precision, gradients and the optimizer of one trainable unit, on one or many ranks.
 
-    ``unit(images, targets, guide, pairs) -> StepOutput`` is what is trained; ``teacher`` stays outside. Every method is
-    called by all ranks. States hold float32 weights and optimizer moments by parameter name, whole, so that any engine
-    on any number of ranks reads what any other wrote.
+    ``unit(images, targets, guide, beside) -> StepOutput`` is what is trained; ``teacher`` stays outside. Every method
+    is called by all ranks. States hold float32 weights and optimizer moments by parameter name, whole, so that any
+    engine on any number of ranks reads what any other wrote.
     """
 
     unit: nn.Module
@@ -49,6 +49,16 @@ class Engine(Protocol):
         wherever they lie: who keeps them copies them, as run/checkpoint.py does."""
 
     def load_state_dict(self, state: dict) -> None: ...
+
+
+class Around(Protocol):
+    """What the plain engine does beside its updates for a unit that is taught by its own past."""
+
+    def limit(self) -> None:
+        """Before an update, when gradients are whole and unscaled."""
+
+    def follow(self) -> None:
+        """After it."""
 
 
 class BesideTeacher:
@@ -101,11 +111,14 @@ def share_batch(global_batch_size: int, world_size: int, micro_batch_size: int |
     return Share(per_rank, accumulation)
 
 
-def micro_batches(views: Views, guide, accumulation: int, total: int) -> list[tuple[Tensor, Tensor, object, tuple]]:
+def micro_batches(
+    views: Views | CropViews, guide, accumulation: int, total: int
+) -> list[tuple[Tensor, Tensor, object, tuple]]:
     """What the unit is called with, of this rank's samples of a step of ``total``, in parts of nearly equal size:
     ``accumulation`` of them, or fewer where a rank has fewer samples. All ranks get equally many, for a forward pass
     may be an exchange."""
-    whole = (views.student, views.targets, guide, (views.pairs, views.pair_weight))
+    beside = (views.small,) if isinstance(views, CropViews) else (views.pairs, views.pair_weight)
+    whole = (views.student, views.targets, guide, beside)
     samples, count = len(views.student), min(accumulation, max(1, total // ranks.world_size()))
     if count == 1:
         return [whole]

@@ -8,7 +8,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fastlg.models.systems.spt_lsa import MergedPatches
+from fastlg.models.systems.spt_lsa import LocalityAttention, MergedPatches, SmallSetViT
 
 Grid = tuple[int, int]
 
@@ -36,15 +36,24 @@ class ManySizes(VisionTransformer):
 
 
 def takes_sizes(model: nn.Module) -> bool:
-    """Whether ``model`` can become a ManySizes: a plain ViT or DeiT with one patch embedding and absolute positions."""
+    """Whether ``model`` can become a ManySizes: a plain ViT or DeiT, or an SL-ViT, with one patch embedding and
+    absolute positions."""
     embed = getattr(model, "patch_embed", None)
-    kinds = type(model) in (VisionTransformer, ManySizes) and type(embed) in (PatchEmbed, MergedPatches)
+    kinds = type(model) in (VisionTransformer, ManySizes, SmallSetViT) and type(embed) in (PatchEmbed, MergedPatches)
     return kinds and model.pos_embed is not None and not model.dynamic_img_size
 
 
 def grid_at(model: VisionTransformer, size: int) -> Grid:
     """(H, W) of the patch tokens of square images of ``size`` px."""
     return tuple(size // side for side in model.patch_embed.patch_size)
+
+
+def is_blind(model: VisionTransformer, size: int) -> bool:
+    """Whether images of ``size`` px make a lone token, in an attention in which no token sees itself."""
+    high, wide = grid_at(model, size)
+    return high * wide + model.num_prefix_tokens < 2 and any(
+        isinstance(module, LocalityAttention) for module in model.modules()
+    )
 
 
 def prepare(model: VisionTransformer, size: int) -> None:

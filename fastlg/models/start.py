@@ -47,7 +47,9 @@ def start_from(model: nn.Module, checkpoint: Mapping[str, Any], where: str, *, i
     own, given = bare.state_dict(), _tensors(checkpoint, where)
     given = _named_as(bare, given)
     fitted = _resized(bare, given)
+    tables = _tables_of_its_own(own, given, fitted)
     resized = [name for name in fitted if name in own and name in given and given[name].shape != fitted[name].shape]
+    resized = [name for name in resized if name not in tables]
     heads = list(dict.fromkeys([*HEADS, *classifiers(bare)]))
     kept = _heads_to_keep(heads, own, fitted, is_other_classes)
     fitted = {name: value for name, value in fitted.items() if not _is_below(name, kept)}
@@ -56,6 +58,7 @@ def start_from(model: nn.Module, checkpoint: Mapping[str, Any], where: str, *, i
         own[name].copy_(value)
     notes = [f"{name} resized from {_shape(given[name])} to {_shape(own[name])}" for name in resized[:1]]
     notes += [f"{len(resized) - 1} more resized likewise"] if len(resized) > 1 else []
+    notes += [f"{name} stays the model's own table, another one than there" for name in tables]
     for name in kept:
         why = "tells other classes apart" if f"{name}.weight" in given else "is not there"
         notes.append(f"its {name} {why}, {NEW_HEAD}")
@@ -122,6 +125,17 @@ def _resized(bare: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
     except Exception:  # whatever timm makes of tensors of unexpected shapes; they are named next
         return dict(given)
     return dict(given)
+
+
+def _tables_of_its_own(own: dict[str, Tensor], given: dict[str, Tensor], fitted: dict[str, Tensor]) -> list[str]:
+    """What is given and not taken, for ``_resized`` put the model's own numbers in its place."""
+    changed = [name for name in fitted if name in own and name in given and fitted[name] is not given[name]]
+    return [
+        name
+        for name in changed
+        if torch.equal(fitted[name], own[name].to(fitted[name].dtype))
+        and not (given[name].shape == own[name].shape and torch.equal(given[name].to(own[name].dtype), own[name]))
+    ]
 
 
 def _filter_of(bare: nn.Module) -> Callable | None:

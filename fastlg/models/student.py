@@ -18,7 +18,7 @@ from fastlg.models.general.own import is_own
 from fastlg.models.general.paths import Draws
 from fastlg.models.general.walk import general_family, told_by_timm
 from fastlg.models.init import as_reference
-from fastlg.models.resolution import grid_at, prepare, takes_sizes
+from fastlg.models.resolution import grid_at, is_blind, prepare, takes_sizes
 
 SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096  # px, as ModelConfig has them
 
@@ -89,6 +89,11 @@ class Student(nn.Module):
         if size % math.lcm(*self.bare.patch_embed.patch_size):
             patch = " x ".join(map(str, self.bare.patch_embed.patch_size))
             raise UserError(f"model.resolution: patches of {patch} px leave out a border of {size} px; use a multiple")
+        if is_blind(self.bare, size):
+            raise UserError(
+                f"model.resolution: {self.name} has one token at {size} px, which would see nothing in "
+                "locality self-attention; leave that size out"
+            )
         prepare(self.bare, size)
         self._shapes = [shape._replace(grid=grid_at(self.bare, size)) for shape in self._shapes]
 

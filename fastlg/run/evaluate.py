@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastlg import ranks
+from fastlg.engine.protocol import autocast
+from fastlg.models.pretraining.neighbours import neighbours_of
 from fastlg.run.metrics import Accuracy, AccuracyMeter
 from fastlg.run.parts import Parts
 
@@ -22,9 +25,26 @@ def evaluate(parts: Parts, loader=None, *, latest: bool = False) -> Accuracy:
     parts.unit.eval()
     chooser = parts.test_loader if parts.val_loader is None else parts.val_loader
     predict = functools.partial(parts.engine.predict, latest=latest)
+    if parts.self_teaching is not None:
+        predict = votes_of(parts)
     accuracy = measure(predict, loader or chooser, parts.views, parts.device)
     parts.unit.train()
     return accuracy
+
+
+def votes_of(parts: Parts) -> Callable[[Tensor], Tensor]:
+    """What a run without labels answers in the place of logits: the votes of the nearest training images' classes, by
+    the features of its teacher."""
+    student = copy.deepcopy(parts.teacher.student).eval()
+
+    def features_of(images: Tensor) -> Tensor:
+        with autocast(parts.device, parts.engine.dtype):
+            return student(images)[0]
+
+    train, width = parts.stores.train, parts.teacher.head.layers[0].in_features
+    own = {"device": parts.device, "shape": (len(train), width), "classes": len(parts.stores.class_names)}
+    known = neighbours_of(features_of, parts.known_loader, parts.views, **own)
+    return lambda images: known.votes(features_of(images))
 
 
 @torch.inference_mode()

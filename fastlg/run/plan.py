@@ -14,6 +14,7 @@ from fastlg.engine.build import engine_kind
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.schedule import schedule_of
 from fastlg.errors import printable
+from fastlg.models.pretraining.neighbours import NEIGHBOURS
 from fastlg.ranks.say import say
 from fastlg.run.parts import Parts
 
@@ -145,7 +146,7 @@ def say_plan(parts: Parts, *, is_teacher: bool = False) -> None:
         f"{len(stores.class_names)} classes; store {stores.path}"
     )
     say(f"model    {config.model.name}, {parameters:,} parameters, {size} px, on {engine.device} in {precision}")
-    if parts.teacher is not None:
+    if config.teacher is not None:
         pairs = ", ".join(
             f"block {block} ~ stage {stage}"
             for block, stage in zip(parts.unit.student.blocks, parts.teacher.stages, strict=True)
@@ -157,6 +158,16 @@ def say_plan(parts: Parts, *, is_teacher: bool = False) -> None:
         say(
             f"drloc    {config.drloc.mode} loss of {config.drloc.sample_size} pairs an image on a grid of {own.side} x "
             f"{own.side}; weight {config.drloc.weight:g} after {config.drloc.warmup_epochs} epochs"
+        )
+    if (own := config.pretrain) is not None:
+        small = f" and {own.local_crops} of {parts.unit.sizes[-1]} px" if own.local_crops else ""
+        say(
+            f"pretrain without labels: 2 views of {parts.unit.sizes[0]} px{small} an image, changed as DINO's are; "
+            "augment's RandAugment, jitter, erasing, mixing and label smoothing play no part"
+        )
+        say(
+            f"         top-1 in training: both networks name the same of {own.outputs:,} outputs; in tests: by the "
+            f"classes of {NEIGHBOURS} nearest training images, the one use of labels"
         )
     optim, share = (
         config.optim,

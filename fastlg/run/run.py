@@ -20,6 +20,7 @@ from fastlg.errors import RunError, Stopped, UserError, writing
 from fastlg.files.atomic import write_whole
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.files.verify import Verification
+from fastlg.models.pretraining.neighbours import NEIGHBOURS
 from fastlg.ranks.place import place
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
@@ -164,8 +165,12 @@ class Run:
         ranks.wait_for_all()  # until rank 0 has written the checkpoints
         with Pulse(lambda: f"epoch {self.epochs}/{self.epochs}  testing"):
             last = evaluate(parts, parts.test_loader)
-            if load_checkpoint(self.folder / "checkpoints" / BEST)["position"]["epoch"] == self.epochs:
+            chosen = load_checkpoint(self.folder / "checkpoints" / BEST)
+            if chosen["position"]["epoch"] == self.epochs:
                 best = last
+            elif parts.self_teaching is not None:  # nothing follows that needs the last epoch's
+                parts.teacher.load_state_dict(chosen["teacher"])
+                best = evaluate(parts, parts.test_loader)
             else:
                 device, dtype = parts.device, parts.engine.dtype
                 model = as_tested(load_trained(self.folder, "best")[1], self.config, device, dtype)
@@ -199,10 +204,12 @@ class Run:
         self._expect_folder()
         self._tick()
         self.saver.wait()
-        position, (last, best) = self.position, self._final()
+        position, (last, best), parts = self.position, self._final(), self.parts
         chosen = {"best_chosen_on": self.parts.chooser}
         if self.parts.val_loader is not None:
             chosen |= {"val_top1_last": position.last.top1, "val_top1_best": position.top1_best}
+        if parts.self_teaching is not None:
+            chosen["measured_by"] = f"{NEIGHBOURS} nearest training images"
         if position.latest is not None:
             chosen["top1_latest_weights"] = position.latest  # on the split that chooses, at the last epoch
         summary = {

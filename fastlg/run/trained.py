@@ -6,8 +6,9 @@ from __future__ import annotations
 import errno
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastlg import ranks
-from fastlg.config import AugmentConfig, Config, config_from, read_saved_config
+from fastlg.config import AugmentConfig, Config, ModelConfig, config_from, read_saved_config
 from fastlg.config.keys import is_object
 from fastlg.data.stores import Stores, held_out_in
 from fastlg.engine.precision import residual_dtype
@@ -28,6 +29,7 @@ from fastlg.models.general.residual import round_residual
 from fastlg.models.general.teaching import as_teacher
 from fastlg.models.start import NEW_HEAD, start_from
 from fastlg.models.student import Student, use_fused_attention
+from fastlg.models.systems.parts import unwrapped
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST, expect_whole, load_checkpoint
@@ -53,6 +55,11 @@ def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[C
     other = "best" if which == "last" else "last"
     state = load_checkpoint(path, fix=fix or f"take the run's other one (--which {other}) or another run")
     config = read_saved_config(saved)
+    if config.pretrain is not None:
+        raise UserError(
+            f"{folder} was trained without labels (fastlg pretrain), so that it tells no classes apart; begin a run "
+            f"from it with model.weights={folder}"
+        )
     unit, class_names = state.get("unit"), state.get("class_names")
     if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:
         raise UserError(f"checkpoint {path} holds no weights and class names of a run; it was altered")
@@ -228,15 +235,17 @@ def _load_file(path: Path, recipe: Config, classes: list[str], *, is_asked: bool
     return model
 
 
-def begin_from(model: nn.Module, weights: Path, classes: list[str]) -> str:
-    """Copies ``model.weights`` into a fresh network; returns what to say of it. Raises UserError.
+def begin_from(model: nn.Module, settings: ModelConfig, classes: list[str]) -> str:
+    """Copies the weights that ``settings`` name into a fresh network; returns what to say of it. Raises UserError.
 
-    weights  a run folder (its last checkpoint), a folder that ``fastlg export`` wrote, or a file: safetensors, or what
-             torch.load reads with weights_only=True
+    They are a run folder (its last checkpoint; of a run without labels its teacher), a folder that ``fastlg export``
+    wrote, or a file: safetensors, or what torch.load reads with weights_only=True. Where they say which model they are
+    of, what of it these settings change without changing a shape is told, too.
     """
-    path = weights
+    path = weights = settings.weights
+    theirs: dict | None = None  # model section of the config that they were trained by, as far as it is known
     if is_file(weights / WEIGHTS):
-        path = weights / WEIGHTS
+        path, theirs = weights / WEIGHTS, _exported_model(weights)
     elif path.is_dir():
         expect_run(path)
         path = path / "checkpoints" / LAST
@@ -245,7 +254,57 @@ def begin_from(model: nn.Module, weights: Path, classes: list[str]) -> str:
     state = _read_file(path, "model.weights", "a run folder")
     trained = state.get("class_names") if isinstance(state, dict) else None
     is_other = isinstance(trained, list) and trained != list(classes)
-    return start_from(model, state, f"model.weights {weights}", is_other_classes=is_other)
+    where, own = f"model.weights {weights}", state.get("config") if isinstance(state, dict) else None
+    if isinstance(own, dict) and isinstance(own.get("model"), dict):
+        theirs = own["model"]
+    if isinstance(own, dict) and own.get("pretrain") is not None and isinstance(state.get("teacher"), dict):
+        return _begin_unlabelled(model, settings, state["teacher"], theirs, where)
+    said = start_from(model, state, where, is_other_classes=is_other)
+    return "; ".join([said, *changed_meaning(theirs or {}, settings)])
+
+
+def _begin_unlabelled(model: nn.Module, settings: ModelConfig, teacher: dict, theirs: dict, where: str) -> str:
+    """From what a run without labels hands on. Raises UserError for one of another model."""
+    if theirs.get("name") != settings.name:
+        raise UserError(
+            f"{where} was trained without labels as {brief(theirs.get('name'))}, but model.name is {settings.name}; "
+            "set the same model.name and model.args as there"
+        )
+    said = start_from(model, {key: own for key, own in teacher.items() if key.startswith("student.")}, where)
+    left = [name for name in teacher if not name.startswith("student.")]
+    return "; ".join([f"{said}; left there: {', '.join(left)}", *changed_meaning(theirs, settings)])
+
+
+HARMLESS = ("img_size", "image_size")  # positions are resized, which is said
+
+
+def changed_meaning(theirs: Mapping[str, Any], settings: ModelConfig) -> list[str]:
+    """What of a model is another one than that of which its weights are, though they fit: its name and arguments.
+
+    theirs  the model section of the config that trained them; {} where it is not known
+    """
+    if not theirs:
+        return []
+    args = theirs.get("args") if isinstance(theirs.get("args"), dict) else {}
+    (name, given, _), (other, own, _) = (
+        unwrapped(str(theirs.get("name")), args),
+        unwrapped(settings.name, settings.args),
+    )
+    told = [] if name == other else [f"they are of {brief(name)}"]
+    for key in sorted({*given, *own} - set(HARMLESS), key=str):
+        if given.get(key) != own.get(key) and "drop" not in str(key):
+            before, now = (brief(each[key]) if key in each else "not set" for each in (given, own))
+            told.append(f"model.args.{brief(key)} was {before} and is {now}")
+    return [f"{', '.join(told)}: the same weights may compute something else"] if told else []
+
+
+def _exported_model(folder: Path) -> dict | None:
+    """Name and arguments of the model that ``fastlg export`` wrote; None where its description is damaged."""
+    try:
+        known = json.loads(read_regular(folder / DESCRIPTION, MOST_DESCRIPTION))
+        return {"name": known["architecture"], "args": dict(known["model_args"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _read_file(path: Path, field: str, instead: str) -> dict:

@@ -7,6 +7,7 @@ import torch
 from fastlg import ranks
 from fastlg.config import Config
 from fastlg.data.loaders.choose import make_loader
+from fastlg.data.loaders.crops import CropsLoader
 from fastlg.data.loaders.plan import SamplePlan
 from fastlg.data.store.store import Store
 
@@ -33,3 +34,19 @@ def new_loader(config: Config, store: Store, device: torch.device, *, train: boo
     """Loader of this rank's part of one split."""
     plan = new_plan(config, train=train)
     return make_loader(config.data.loader, store, device=device, workers=config.data.workers, **vars(plan))
+
+
+def new_crops_loader(config: Config, store: Store, device: torch.device, *, small_size: int) -> CropsLoader:
+    """Loader of this rank's part of the training split, several crops of each image, as ``pretrain`` says."""
+    own = config.pretrain
+    return CropsLoader(
+        config.data.loader,
+        store,
+        device=device,
+        workers=config.data.workers,
+        plan=vars(new_plan(config, train=True)),
+        large_scale=own.global_scale,
+        small_scale=own.local_scale,
+        small_size=small_size,
+        small_crops=own.local_crops,
+    )

@@ -50,6 +50,8 @@ class SamplePlan:
     interpolation     how training crops are resized: bicubic or bilinear
     drop_last         leave the last partial training batch out, as the reference does
     rank, world_size  this process among those that share every step
+    crops, first_crop  how many crops of a training sample follow each other in a batch, each with draws of its own,
+                      and the number of the first among all the crops of it that there are
     """
 
     size: int
@@ -63,6 +65,8 @@ class SamplePlan:
     drop_last: bool = True
     rank: int = 0
     world_size: int = 1
+    crops: int = 1
+    first_crop: int = 0
 
     def __post_init__(self):
         for name in ("size", "batch_size", "world_size"):
@@ -105,13 +109,21 @@ class SamplePlan:
         return epoch_order(self.seed, epoch, count) if self.train else torch.arange(count)
 
     def draw(self, sample_ids: Tensor, sizes: Tensor, epoch: int) -> Draw:
-        """Boxes and flips of the given samples; ``sizes`` int64 [count, 2] of the whole store."""
+        """Boxes and flips of the given samples, of each its ``crops`` in a row; ``sizes`` int64 [count, 2] of the whole
+        store."""
         own = sizes[sample_ids]
         if not self.train:
             boxes = torch.cat([torch.zeros_like(own), own], dim=1)
             return Draw(sample_ids, boxes, torch.zeros(len(sample_ids), dtype=torch.bool))
-        boxes = draw_crops(self.seed, epoch, sample_ids, own, scale=self.scale, ratio=self.ratio)
-        return Draw(sample_ids, boxes, draw_flips(self.seed, epoch, sample_ids, self.flip))
+        numbers = range(self.first_crop, self.first_crop + self.crops)
+        given = self.seed, epoch, sample_ids
+        boxes = [draw_crops(*given, own, scale=self.scale, ratio=self.ratio, number=number) for number in numbers]
+        flips = [draw_flips(*given, self.flip, number=number) for number in numbers]
+        return Draw(
+            sample_ids.repeat_interleave(self.crops),
+            torch.stack(boxes, dim=1).flatten(0, 1),
+            torch.stack(flips, dim=1).flatten(),
+        )
 
     def blocks(self, sizes: Tensor, epoch: int, start_batch: int = 0) -> Iterator[tuple[Draw, list[int]]]:
         """Many batches at a time, from ``start_batch`` on: what they draw, and the samples in each of them."""
@@ -119,7 +131,9 @@ class SamplePlan:
         count = max(1, _BLOCK_SAMPLES // self.batch_size)
         for first in range(start_batch, len(slices), count):
             block = slices[first : first + count]
-            yield self.draw(torch.cat([order[s] for s in block]), sizes, epoch), [s.stop - s.start for s in block]
+            each = self.crops if self.train else 1
+            counts = [each * (s.stop - s.start) for s in block]
+            yield self.draw(torch.cat([order[s] for s in block]), sizes, epoch), counts
 
     def batches(self, sizes: Tensor, epoch: int, start_batch: int = 0) -> Iterator[Draw]:
         """All batches of this process from ``start_batch`` on."""
@@ -135,6 +149,7 @@ def draw_crops(
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    number: int = 0,
 ) -> Tensor:
     """Random resized crop boxes, distributed as timm's RandomResizedCropAndInterpolation.get_params draws them.
 
@@ -143,11 +158,12 @@ def draw_crops(
         sizes: int64 [N, 2], height and width of each image in pixels.
         scale: range of the box's share of the image's area.
         ratio: range of the box's width / height; its logarithm is uniform.
+        number: which of a sample's crops, where it has several.
 
     Returns:
         int64 [N, 4]: y, x, height, width in source pixels.
     """
-    seeds = sample_seeds(seed, epoch, sample_ids, "crop")
+    seeds = sample_seeds(seed, epoch, sample_ids, _purpose("crop", number))
     height, width = sizes.double().unbind(1)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     boxes = _centre_crops(height, width, ratio)
@@ -176,16 +192,23 @@ def _centre_crops(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> 
     return torch.stack([torch.floor((height - h) / 2), torch.floor((width - w) / 2), h, w], dim=1).long()
 
 
-def draw_flips(seed: int, epoch: int, sample_ids: Tensor, flip: float | str = 0.5) -> Tensor:
+def draw_flips(seed: int, epoch: int, sample_ids: Tensor, flip: float | str = 0.5, *, number: int = 0) -> Tensor:
     """Which samples are mirrored, bool [N]: each with probability ``flip``, or ``alternating``.
 
     That is every second epoch, one half of the samples in the even ones and the other half in the odd ones (K. Jordan,
     arXiv 2404.00498): two epochs show both sides of every image, where independent draws repeat one in half the cases.
+    ``number`` as in ``draw_crops``.
     """
+    purpose = _purpose("flip", number)
     if flip == "alternating":
-        is_first = uniforms(sample_seeds(seed, 0, sample_ids, "flip"), 1)[:, 0] < 0.5
+        is_first = uniforms(sample_seeds(seed, 0, sample_ids, purpose), 1)[:, 0] < 0.5
         return is_first ^ bool(epoch % 2)
-    return uniforms(sample_seeds(seed, epoch, sample_ids, "flip"), 1)[:, 0] < flip
+    return uniforms(sample_seeds(seed, epoch, sample_ids, purpose), 1)[:, 0] < flip
+
+
+def _purpose(what: str, number: int) -> str:
+    """Of the seeds of a sample's ``number``-th crop."""
+    return f"{what} {number}" if number else what
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

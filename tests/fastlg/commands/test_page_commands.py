@@ -50,7 +50,7 @@ ALONE = ("configs", "doctor")  # commands that need no arguments
 
 def shortened(words: list[str]) -> list[str]:
     """The command on tiny images: what it says itself stays, but for how long it trains."""
-    if words[1] not in ("train", "compare", "cache", "sweep", "reproduce") or words[2].startswith("runs/"):
+    if words[1] not in ("train", "pretrain", "compare", "cache", "sweep", "reproduce") or words[2].startswith("runs/"):
         return words
     given = dict(word.split("=", 1) for word in words if re.match(r"[a-z_.]+=", word))
     is_whole = words[1] == "cache" or TRAINED & set(words)

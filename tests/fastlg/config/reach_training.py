@@ -436,3 +436,71 @@ def timeout(tmp_path, monkeypatch):
     with pytest.raises(Met) as met:
         training.train(config_of(*ALONE, f"run.root={tmp_path}", "engine.timeout_s=37"))
     assert met.value.args == (timedelta(seconds=37),) and stores == [timedelta(seconds=37)]
+
+
+def pretraining(*overrides: str):
+    """Parts of a run without labels, of two small views."""
+    own = ("pretrain.local_crops=2", "pretrain.outputs=20")
+    return parts_of(*ALONE, "optim.epochs=4", *own, *overrides)
+
+
+@reaches("pretrain.global_scale", "pretrain.local_scale", "pretrain.local_crops", "pretrain.local_size")
+def crops_without_labels(tmp_path, monkeypatch):
+    shares = ("pretrain.global_scale=[0.6,0.6]", "pretrain.local_scale=[0.25,0.25]")
+    for count, size in ((2, 16), (1, 24)):
+        parts = pretraining(*shares, f"pretrain.local_crops={count}", f"pretrain.local_size={size}")
+        batch = next(iter(parts.train_loader.epoch(0)))
+        assert batch.small.shape[1:] == (count, size, size, 3) and batch.images.shape[1:] == (2, 32, 32, 3)
+        area = batch.crop[..., 2] * batch.crop[..., 3]
+        assert (area[:, :2] - 0.6).abs().max() < 0.05 and (area[:, 2:] - 0.25).abs().max() < 0.05
+    assert pretraining().unit.sizes == (32, 16)
+
+
+@reaches(
+    "pretrain.outputs",
+    "pretrain.student_temperature",
+    "pretrain.teacher_temperature",
+    "pretrain.temperature_epochs",
+    "pretrain.center_momentum",
+    "pretrain.momentum",
+    "pretrain.final_weight_decay",
+    "pretrain.clip_each",
+    "pretrain.frozen_epochs",
+)
+def teaching_without_labels(tmp_path, monkeypatch):
+    """Each by what one update makes of it, from the same start, on the same views."""
+    options = {
+        "outputs": 30,
+        "student_temperature": 0.2,
+        "teacher_temperature": [0.1, 0.2],
+        "temperature_epochs": 2,
+        "center_momentum": 0.5,
+        "momentum": 0.5,
+        "final_weight_decay": 0.9,
+        "clip_each": 0.001,
+        "frozen_epochs": 4,
+    }
+    sgd = ("optim.name=sgd", "optim.momentum=0", "optim.lr=0.5")  # AdamW does not see how long a gradient is
+
+    def after_a_step(*overrides: str, epoch: int = 3) -> dict[str, torch.Tensor]:
+        parts = pretraining(*sgd, *overrides)
+        training.begin_epoch(parts, epoch)
+        views = parts.views(next(iter(parts.train_loader.epoch(0))), 0)
+        parts.engine.step(views, None, len(views.student))
+        weights = {name: own.detach() for name, own in parts.unit.named_parameters()}
+        return {**weights, **{f"teacher.{name}": own for name, own in parts.teacher.state_dict().items()}}
+
+    before = after_a_step()
+    changed = {}
+    for key, value in options.items():
+        after = after_a_step(f"pretrain.{key}={value}")
+        changed[key] = {name for name, own in before.items() if not torch.equal(own, after[name])}
+    everywhere = {name for name in before if not name.startswith("teacher.")}
+    for key in ("student_temperature", "teacher_temperature", "temperature_epochs", "clip_each"):
+        assert len(changed[key] & everywhere) > 0.7 * len(everywhere), key
+    assert changed["outputs"] >= {"head.last.weight", "teacher.center"}
+    assert changed["center_momentum"] == {"teacher.center"}
+    assert changed["momentum"] and all(name.startswith("teacher.") for name in changed["momentum"])
+    assert "head.layers.0.weight" in changed["final_weight_decay"]
+    assert "head.layers.0.bias" not in changed["final_weight_decay"]
+    assert changed["frozen_epochs"] == {"head.last.weight", "teacher.head.last.weight"}

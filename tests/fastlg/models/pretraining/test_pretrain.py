@@ -1,0 +1,146 @@
+"""``fastlg pretrain``: a student learns without labels, goes on to the same bits, and begins another run by name."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from reach import BARE, first_batch
+from refusals import refused
+from resuming import assert_same_run, cut_before_step
+
+from fastlg.commands.pretrain import unlabelled
+from fastlg.run.checkpoint import load_checkpoint
+from fastlg.train import begin_epoch
+
+SMALL = ("pretrain.local_crops=2", "pretrain.outputs=24", "optim.global_batch_size=38", "optim.epochs=2")
+STILL = ("model.drop_path=0", "optim.lr=1e-3", "engine.device=cpu")
+
+
+@pytest.fixture(scope="module")
+def here(shared_project):
+    """The project with a run without labels in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shared_project)
+        patch.setenv("FASTLG_CACHE", str(shared_project / "cache"))
+        from fastlg.train import train
+
+        train(unlabelled("student.yaml", [*SMALL, *STILL, "run.name=start"])[0])
+    return shared_project
+
+
+@pytest.fixture(autouse=True)
+def inside(here, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("FASTLG_CACHE", str(here / "cache"))
+
+
+def checkpoint(name):
+    return load_checkpoint(Path("runs", name, "checkpoints", "last.pt"))
+
+
+def test_an_update_moves_unit_teacher_and_center_as_the_authors_do():
+    """Two updates of the engine beside the same in plain torch, one parameter and one image at a time."""
+    own = ("pretrain.local_crops=1", "pretrain.outputs=6", "pretrain.clip_each=0.05", "pretrain.momentum=0.9")
+    options = ("teacher=null", *BARE, *own, "optim.name=sgd", "optim.momentum=0", "optim.lr=0.5", "optim.epochs=4")
+    parts, _, views = first_batch(*options, "optim.weight_decay=0.1")
+    unit, teacher = parts.unit, parts.teacher
+    for epoch in (0, 1):
+        begin_epoch(parts, epoch)
+        parts.engine.set_learning_rate(0.5)
+        before = {name: own.detach().clone() for name, own in unit.named_parameters()}
+        followed = {name: own.clone() for name, own in teacher.named_parameters()}
+        center = teacher.center.clone()
+        said = teacher.head(teacher.student(views.student.flatten(0, 1))[0]).unflatten(0, (-1, 2))
+        shares = ((said - center) / (0.04 + 0.03 * epoch / 9)).softmax(dim=-1)
+        answers = [unit.head(unit.student(view)[0]) for view in (*views.student.unbind(1), *views.small.unbind(1))]
+        pairs = [(i, v) for i in range(2) for v in range(3) if i != v]
+        loss = sum(-(shares[:, i] * (answers[v] / 0.1).log_softmax(1)).sum(1).mean() for i, v in pairs) / len(pairs)
+        gradients = dict(zip(before, torch.autograd.grad(loss, list(unit.parameters())), strict=True))
+        out = parts.engine.step(views, None, len(views.student))
+        assert out.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert torch.allclose(teacher.center, 0.9 * center + 0.1 * said.mean(dim=(0, 1)), atol=1e-6)
+        decay = 0.4 + (0.1 - 0.4) * (1 + math.cos(math.pi * epoch / 4)) / 2
+        for name, weight in unit.named_parameters():
+            slope = gradients[name] * min(1.0, 0.05 / (gradients[name].norm().item() + 1e-6))
+            decayed = weight.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
+            wanted = before[name] - 0.5 * (slope + (decay * before[name] if decayed else 0))
+            wanted = before[name] if epoch == 0 and name == "head.last.weight" else wanted
+            assert torch.allclose(weight, wanted, atol=2e-6), name
+            rate = 1 - (1 - 0.1 * (1 + math.cos(math.pi * epoch / 4)) / 2)
+            assert torch.allclose(dict(teacher.named_parameters())[name], followed[name].lerp(weight, rate), atol=1e-6)
+    assert not any(own.requires_grad for own in teacher.parameters())
+
+
+def test_a_cut_run_goes_on_to_the_same_bits_and_parts_of_a_batch_change_nothing(fastlg, monkeypatch):
+    every = (*SMALL, *STILL, "model.drop_path=0.1", "log.checkpoint_steps=1", "log.every_steps=1")
+    assert fastlg("pretrain", "student.yaml", *every, "run.name=whole")[0] == 0
+    with cut_before_step(monkeypatch, 4):
+        assert fastlg("pretrain", "student.yaml", *every, "run.name=cut")[0] == 130
+    assert fastlg("pretrain", "student.yaml", *every, "run.name=cut")[0] == 0
+    assert_same_run(Path("runs/whole"), Path("runs/cut"))
+    whole, cut = checkpoint("whole")["teacher"], checkpoint("cut")["teacher"]
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    assert fastlg("pretrain", "student.yaml", *SMALL, *STILL, "engine.micro_batch_size=19", "run.name=parts")[0] == 0
+    start, parts = checkpoint("start")["teacher"], checkpoint("parts")["teacher"]
+    assert all(torch.allclose(value, parts[name], atol=1e-6) for name, value in start.items())
+
+
+FROZEN = ("optim.lr=1e-30", "optim.min_lr=0", "optim.weight_decay=0", "optim.epochs=1", "optim.global_batch_size=39")
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_its_teacher_begins_a_run_by_name_and_what_has_no_counterpart_is_told(guided, fastlg):
+    options = (*FROZEN, "run.name=next", "model.weights=runs/start", *(() if guided else ("teacher=null",)))
+    if guided:
+        options = (*options, "--dry-run")
+    status, out, err = fastlg("train", "student.yaml", *options)
+    assert status == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("start ")]
+    assert "its head is not there, so that a new one begins" in line
+    assert "left there: center, head.layers.0.weight" in line and line.endswith("head.last.weight")
+    if not guided:
+        taught = checkpoint("start")["teacher"]
+        begun = {name: value for name, value in checkpoint("next")["unit"].items() if "bare.head" not in name}
+        assert len(begun) == sum(name.startswith("student.") for name in taught)
+        assert all(torch.equal(value, taught[name]) for name, value in begun.items())
+        moved = checkpoint("start")["unit"]["student.bare.blocks.0.mlp.fc1.weight"]
+        assert not torch.equal(begun["student.bare.blocks.0.mlp.fc1.weight"], moved), "the teacher, not the student"
+
+
+def test_what_has_no_place_is_refused_in_a_line(fastlg):
+    again, start = ("train", "student.yaml", "teacher=null", "--dry-run"), "model.weights=runs/start"
+    refused(fastlg(*again, start, "model.name=deit_tiny_patch16_224"), "without labels as vit_tiny_patch16_224")
+    refused(fastlg(*again, start, "model.args.depth=2"), "blocks.2.norm1.weight is not in the model")
+    for command in (("eval", "runs/start"), ("export", "runs/start", "out"), ("predict", "runs/start", ".")):
+        refused(fastlg(*command), "trained without labels", "model.weights=runs/start")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("optim.ema=0.9", ["optim.ema has no place", "set optim.ema=0"]),
+        ("optim.sam_rho=0.1", ["optim.sam_rho has no place"]),
+        ("model.weights=runs/start", ["model.weights has no place"]),
+        ("model.resolution=[[0,16],[0.5,32]]", ["model.resolution has no place"]),
+        ("engine.kind=deepspeed", ["DeepSpeed", "engine.kind=plain"]),
+        ("data.loader=ffcv", ["data.loader has no place", "data.loader=auto"]),
+        ("optim.weight_decay=0", ["pretrain.final_weight_decay"]),
+        ("model.name=resnet20 model.args={}", ["pretrain is for students"]),
+        ("pretrain.local_size=20", ["pretrain.local_size", "set pretrain.local_size=32"]),
+        ("engine.graph=true", ["engine.graph"]),
+        ("pretrain.global_scale=[0.9,0.5]", ["the smaller number comes first"]),
+    ],
+)
+def test_settings_that_contradict_it_are_refused(overrides, words, fastlg):
+    refused(fastlg("pretrain", "student.yaml", "--dry-run", "run.name=no", *overrides.split()), *words)
+
+
+def test_a_config_gives_model_images_epochs_and_batch_and_the_authors_the_rest():
+    config, told = unlabelled("student.yaml", ["optim.epochs=40", "optim.global_batch_size=64", "optim.min_lr=0"])
+    assert (config.run.name, config.teacher, config.optim.epochs) == ("student_pretrained", None, 40)
+    assert config.optim.lr == pytest.approx(1e-4 * 64 / 256) and config.optim.warmup_epochs == 6
+    assert (config.optim.min_lr, config.optim.weight_decay, config.pretrain.final_weight_decay) == (0, 0.04, 0.4)
+    assert "optim.lr 2.5e-05" in told and "its teacher is left out" in told
