@@ -75,7 +75,7 @@ def test_every_branch_agrees_with_float64(pairs, family):
 
 
 @pytest.mark.parametrize("pairs", SHAPES)
-def test_64_bit_offsets_within_a_tile(pairs, monkeypatch):
+def test_64_bit_offsets_within_a_tile(pairs, monkeypatch, overflow_is_an_error):
     monkeypatch.setattr(guidance_triton, "needs_64_bit", lambda *_: True)
     check(draw(2, SHAPES[pairs][1:2], prefix=1))
 
@@ -112,7 +112,7 @@ axes = st.integers(1, 24)
 
 
 @settings(max_examples=8)
-@given(axes, axes, axes, axes, st.integers(1, 70), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2), st.data())
+@given(axes, axes, axes, axes, st.integers(1, 70), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2), st.data())
 def test_any_shape_agrees_with_float64(height, width, rows, columns, channels, dim, batch, prefix, data):
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans(), label="fused"):
@@ -152,7 +152,7 @@ LAYOUTS = {  # of tokens [2, 25, 6] or maps [2, 6, H, W]: which of their axes li
 
 @pytest.mark.parametrize("axis", LAYOUTS)
 @pytest.mark.parametrize("size", [(3, 3), (8, 8)], ids=["flat", "window"])
-def test_offsets_beyond_32_bits(size, axis, family):
+def test_offsets_beyond_32_bits(size, axis, family, overflow_is_an_error):
     inputs = draw(2, [((5, 5), 6, 6, size)])
     which, strides = LAYOUTS[axis]
     values = inputs.students[0].detach() if which == "student" else inputs.teachers[0]
@@ -198,7 +198,7 @@ def test_frozen_parts_are_left_out_and_get_no_gradient(family):
 
 
 def test_the_same_input_gives_the_same_bits(family):
-    inputs = draw(5, [FLAT[0], WINDOWS[0]], prefix=1)
+    inputs = draw(5, [FLAT[1], WINDOWS[3]], prefix=1)
     first, second = (check(inputs) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
