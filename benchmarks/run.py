@@ -50,6 +50,7 @@ SECONDS = {
     "scaling": (0, 110, 0, 110),
     "first_light": (0, 60, 0, 170),
     "students": (0, 90, 0, 150),
+    "cpu": (0, 600, 0, 5),
 }
 MODULES = {  # below benchmarks/: the file whose rows(bench) it is
     "training": "cases.training.end_to_end",
@@ -67,6 +68,7 @@ MODULES = {  # below benchmarks/: the file whose rows(bench) it is
     "scaling": "scaling.study",
     "first_light": "cases.first_light",
     "students": "cases.training.students",
+    "cpu": "cases.training.cpu_ladder",
 }
 TOTAL = (52, 285, 70, 460)  # seconds of a whole run; nothing new starts when the rest is too short for it
 

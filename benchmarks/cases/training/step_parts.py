@@ -14,7 +14,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -65,6 +65,7 @@ class TakenApart:
         self.ours, self.parts, self.engine = ours, ours.parts, ours.parts.engine
         self.batches, self.epoch = None, 0
         self.views = self.batch = self.guide = self.out = None
+        self.weights = ExitStack()
         self.calls: dict[str, Callable[[], None]] = {
             "teacher": self.teach,
             "student forward": self.forward,
@@ -85,11 +86,14 @@ class TakenApart:
         self.guide = self.engine.guide(self.views, self.batch)
 
     def forward(self) -> None:
+        self.weights.enter_context(self.engine.weights())
         with autocast(self.engine.device, self.engine.dtype):
             self.out = self.engine.trained(self.views.student, self.views.targets, self.guide)
 
     def backward(self) -> None:
         self.out.loss.backward()
+        self.out = self.out._replace(loss=self.out.loss.detach())  # a graph would stay beside the next step's
+        self.weights.close()
 
     def update(self) -> None:
         self.engine.optimizer.step()
@@ -110,7 +114,7 @@ class TakenApart:
             for name, call in self.calls.items():
                 call()
                 clock(name)
-        self.ours.meter.update(self.out._replace(loss=self.out.loss.detach()), self.steps)
+        self.ours.meter.update(self.out, self.steps)
         clock("other")
         self.steps += 1
         if self.parts.switches.graph and self.steps == WARM_UP:

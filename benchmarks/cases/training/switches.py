@@ -2,7 +2,7 @@
 
     python benchmarks/run.py switches
 
-On a GPU the six switches, two passes per update, and bf16; rivals of one switch take turns. On a CPU those that a CPU
+On a GPU the eight switches, two passes per update, and bf16; rivals of one switch take turns. On a CPU those that a CPU
 has, and all rivals take turns, since they fit into memory together; graph and prefetch need CUDA and are left out by
 name. Norms can be folded with running statistics only, so both rivals of that switch use them.
 """
@@ -16,7 +16,16 @@ from typing import NamedTuple
 from benchmarks.harness.bench import Bench
 from benchmarks.harness.ours import Ours, config_of
 
-SWITCHES = ("compile", "graph", "prefetch", "channels_last", "fold_norms", "fused_attention")
+SWITCHES = (
+    "compile",
+    "graph",
+    "prefetch",
+    "channels_last",
+    "fold_norms",
+    "fused_attention",
+    "fuse",
+    "tune_convolutions",
+)
 RUNNING = "teacher.norm_stats=running"
 Overrides = tuple[str, ...]
 
@@ -59,8 +68,7 @@ def pairs_for(bench: Bench, batch: int) -> list[Pair]:
     graph = ("engine.graph=false",) if bench.gpu else ()  # two passes cannot be captured: compare what is the same
     passes = (*graph, f"engine.micro_batch_size={batch // 2}")
     pairs.append(Pair("accumulation", graph, passes, ("one pass", "two passes")))
-    full = ("engine.precision=fp32",) if bench.gpu else ()  # what a CPU takes by itself
-    pairs.append(Pair("precision", full, ("engine.precision=bf16",), ("fp32", "bf16")))
+    pairs.append(Pair("precision", ("engine.precision=fp32",), ("engine.precision=bf16",), ("fp32", "bf16")))
     return pairs
 
 
