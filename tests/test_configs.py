@@ -23,6 +23,7 @@ def step_of(path: Path) -> str:
     """All that the first step of a config depends on, given other images and the same few numbers."""
     tree = load_config(str(path)).model_dump(mode="json", exclude={"run", "data", "paper"})
     tree["model"]["fraction"] = tree["guidance"]["weight"] = 0
+    del tree["augment"]["mean"], tree["augment"]["std"]
     return json.dumps({**tree, "optim": tree["optim"]["name"]}, sort_keys=True)
 
 

@@ -29,7 +29,8 @@ def sweep(name: str, settings: Sequence[str], *, jobs: int = 1, dry_run: bool = 
     Raises UserError before anything is trained.
     """
     axes, constant = read_settings(settings)
-    seeds = seeds_of(",".join(axes.pop(SEED)) + ",", 0) if SEED in axes else None
+    given = ",".join(axes.pop(SEED, []))
+    seeds = seeds_of(f"{given},", 0, f"{SEED}={brief(given)}") if given else None
     called, constant = without_name(constant)
     if (count := math.prod(map(len, axes.values()))) > MOST_ROWS:
         raise UserError(f"{count:,} combinations are too many; at most {MOST_ROWS:,}")

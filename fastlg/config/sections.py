@@ -312,8 +312,9 @@ class LogConfig(Section):
 
 
 class PaperRow(Section):
-    """The row of a table of arXiv 2207.10026 that a config repeats. Nothing of a run depends on it."""
+    """The row of a table that a config is: of arXiv 2207.10026, or that of the neighbouring systems. Nothing of a run
+    depends on it."""
 
-    table: Annotated[int, Field(ge=1, le=9)]  # its number
+    table: Annotated[int, Field(ge=1, le=9)] | Literal["systems"]  # its number; systems: docs/systems.md
     row: Text  # its name there
     top1: Annotated[float, Field(ge=0, le=100)] | None = None  # %, as published

@@ -21,7 +21,7 @@ Overlay = Annotated[
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="table1 to table9 of arXiv 2207.10026.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="table1 to table9 of arXiv 2207.10026, or systems.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Of every row, e.g. optim.epochs=10.")
     ] = None,
@@ -33,7 +33,8 @@ def reproduce(
 ) -> None:
     """Train or resume every row of a table of the paper, and show paper against measured.
 
-    What is complete is taken as it is; the same command goes on. Leaves RUNS/paper/TABLE.md, .tex, .csv and .json.
+    systems is a table of its own: neighbouring systems, alone and guided. What is complete is taken as it is; the same
+    command goes on. Leaves RUNS/paper/TABLE.md, .tex, .csv and .json.
     """
     from fastlg.commands.reproduce import reproduce as run
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from fastlg import ranks
+from fastlg.assemble import check_buildable
 from fastlg.commands.many import forms
 from fastlg.commands.many.pool import Pool, slots_for
 from fastlg.commands.many.rows import Single, expect_same_images, singles_of
 from fastlg.commands.many.table import Table
-from fastlg.config import Config, dotted, load_config
+from fastlg.config import Config, EngineConfig, dotted, load_config
 from fastlg.engine.precision import uses_cuda
 from fastlg.errors import RunError, UserError
 from fastlg.ranks.place import place
@@ -81,7 +83,7 @@ def expect_writable(table: Table, folder: Path, name: str) -> None:
 def list_costs(table: Table, singles: list[Single]) -> None:
     """Every run with its epochs, the teachers they share, and what is left to train."""
     say(table.title)
-    left, teachers = 0, {}
+    left, doomed, known, teachers = 0, 0, {}, {}
     for single in singles:
         epochs, is_teacher = single.config.optim.epochs, single.config.model.is_cnn and single.config.teacher is None
         if is_teacher:
@@ -89,6 +91,8 @@ def list_costs(table: Table, singles: list[Single]) -> None:
             say(f"  {single.label}, seed {single.seed}: the teacher, see below")
             continue
         at, state = _progress(single.config)
+        if state == "to train" and (why := obstacle(single.config, known)):
+            doomed, state = doomed + 1, f"will fail: {why}"
         left += epochs - at
         say(f"  {single.label}, seed {single.seed}: {epochs:,} epochs, {state}; {single.config.run_dir}")
         if single.config.teacher is not None and single.config.teacher.weights is None:
@@ -100,8 +104,29 @@ def list_costs(table: Table, singles: list[Single]) -> None:
         say(f"  teacher {name} {on}: {epochs:,} epochs unless it is there; for {len(users)} of the runs")
     own = sum(json.loads(key)[1] for key in teachers)
     say(f"total    {len(singles)} runs, {left:,} epochs left; {len(teachers)} teachers, {own:,} epochs at most")
+    if doomed:
+        say(f"warning  {doomed} of the runs cannot be built, and will fail; see above")
     for line in (*table.header(), *(line for line in table.notes() if not line.startswith("not run"))):
         say(line)
+
+
+BUILT_OF = ("augment", "model", "teacher", "guidance", "drloc", "pretrain", "optim")
+CLASSES = [str(number) for number in range(10)]  # of images that nobody has looked at yet
+
+
+def obstacle(config: Config, known: dict[str, str]) -> str:
+    """Why the parts of a run cannot be built, whatever its images and wherever it will run, which may be elsewhere; ""
+    where they can. ``known``: those seen before."""
+    anywhere = {"engine": EngineConfig(device="cpu"), "guidance": config.guidance.model_copy(update={"impl": "auto"})}
+    config = config.model_copy(update=anywhere)
+    key = json.dumps(config.model_dump(mode="json", include=set(BUILT_OF)), sort_keys=True)
+    if key not in known:
+        known[key] = ""
+        try:
+            check_buildable(config, SimpleNamespace(class_names=CLASSES), begins=False)
+        except UserError as error:
+            known[key] = str(error)
+    return known[key]
 
 
 def _teacher_key(recipe: Config, of: Config) -> str:

@@ -12,6 +12,7 @@ from fastlg.config import dotted, read_tree
 from fastlg.errors import UserError, brief
 
 BY_MODEL = "by_model"
+PATH = 200  # characters of a path that a message shows
 
 
 class Overlay(NamedTuple):
@@ -19,10 +20,18 @@ class Overlay(NamedTuple):
 
     of_all: tuple[str, ...] = ()
     by_model: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (model.name, in which * is any text, its overrides)
+    path: Path | None = None
 
     def of(self, model: str) -> list[str]:
         """Those of a row that trains ``model``."""
         return [*self.of_all, *(text for _, own in self.matching([model]) for text in own)]
+
+    def told_of(self, error: UserError, model: str) -> UserError:
+        """``error`` of a row that trains ``model``, beginning with the file where an override of that is to blame."""
+        who, _, what = str(error).partition(": ")
+        if self.path is None or not any(brief(text) in who for text in self.of(model)):
+            return error
+        return UserError(f"{brief(self.path, PATH)}: {what} (of {model})")
 
     def matching(self, models: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
         """What is given by model, of these models alone."""
@@ -49,18 +58,25 @@ def read_overlay(path: Path, known: Sequence[str]) -> Overlay:
            which is one for all rows.
     """
     tree = read_tree(path)
+    if not dotted(tree):
+        raise UserError(f"{brief(path, PATH)} holds nothing; give sections as a config has them, or leave --with out")
+    for key, why in (("paper", "is which row a config is"), ("extends", "is for configs")):
+        if key in tree:
+            raise UserError(f"{brief(path, PATH)} states {key}, which {why}; leave it out")
     by_model = tree.pop(BY_MODEL, {})
     if not isinstance(by_model, dict) or not all(isinstance(own, dict) for own in by_model.values()):
-        raise UserError(f"{brief(path)}: {BY_MODEL} holds sections by model.name, as in {BY_MODEL}: {{pit_*: {{...}}}}")
+        raise UserError(
+            f"{brief(path, PATH)}: {BY_MODEL} holds sections by model.name, as in {BY_MODEL}: {{pit_*: {{...}}}}"
+        )
     for name in by_model:
         if not fnmatch.filter(known, name):
             raise UserError(
-                f"{brief(path)}: {BY_MODEL} names {brief(name)}, which no row trains; rows train "
+                f"{brief(path, PATH)}: {BY_MODEL} names {brief(name)}, which no row trains; rows train "
                 f"{', '.join(sorted(set(known)))}"
             )
-    found = Overlay(_texts(tree), tuple((name, _texts(own)) for name, own in by_model.items()))
+    found = Overlay(_texts(tree), tuple((name, _texts(own)) for name, own in by_model.items()), path)
     if any(key.removeprefix(f"[{name}] ") == "run.name" for name in ("", *by_model) for key in found.as_dict()):
-        raise UserError(f"{brief(path)} states run.name, the folder of all rows; give it on the command line")
+        raise UserError(f"{brief(path, PATH)} states run.name, the folder of all rows; give it on the command line")
     return found
 
 

@@ -132,12 +132,17 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def seeds_of(text: str | None, first: int) -> list[int]:
-    """``--seeds 3``: three, from ``first`` on; ``--seeds 0,5,7``: these. None: ``first`` alone. Raises UserError."""
+def seeds_of(text: str | None, first: int, said: str = "") -> list[int]:
+    """``--seeds 3``: three, from ``first`` on; ``--seeds 0,5,7``: these. None: ``first`` alone. Raises UserError.
+
+    ``said``: as they were given, where that was not by --seeds.
+    """
     if text is None:
         return [first]
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not all(re.fullmatch(r"[0-9]{1,10}", word) for word in words):
+        if said:
+            raise UserError(f"{said} is no list of seeds; give whole numbers")
         raise UserError(f"--seeds is {brief(text)}; give how many (--seeds 3) or which (--seeds 0,5,7)")
     seeds = [int(word) for word in words]
     if "," not in text and seeds:
@@ -148,7 +153,8 @@ def seeds_of(text: str | None, first: int) -> list[int]:
     if not seeds:
         raise UserError(f"--seeds is {brief(text) or 'empty'}, which names no seed; give --seeds 3 or --seeds 0,5,7")
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-        raise UserError(f"--seeds is {brief(text)}, which names seed {twice[0]} twice; name each once")
+        what = f"{said} names" if said else f"--seeds is {brief(text)}, which names"
+        raise UserError(f"{what} seed {twice[0]} twice; name each once")
     return seeds
 
 
