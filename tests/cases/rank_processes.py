@@ -34,7 +34,8 @@ class Fate(NamedTuple):
 
 
 class Process:
-    """One forked process that runs ``main``. ``finish()`` gives (exit status or -signal, stdout, stderr)."""
+    """One forked process that runs ``main``. ``finish()`` gives (exit status or -signal, stdout, stderr); the rest is
+    as of subprocess.Popen."""
 
     def __init__(self, context, main: Callable[[], None], environ: dict[str, str], folder: Path, prints: Path, fate):
         self.prints = prints
@@ -48,8 +49,26 @@ class Process:
         assert self.process.exitcode is not None, f"hangs: {self.output()}"
         return self.process.exitcode, *self.output()
 
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
     def output(self) -> tuple[str, str]:
         return tuple((self.prints / name).read_text() for name in ("out", "err"))
+
+
+def forking_context() -> multiprocessing.context.ForkServerContext:
+    """Of multiprocessing; one server of a process serves all that it starts, by torch.multiprocessing, too."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as fastlg.cli does before torch is imported
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 class Ranks:
@@ -58,10 +77,7 @@ class Ranks:
     def __init__(self, folder: Path, prints: Path):
         self.folder, self.prints = folder, prints
         self.started: list[Process | subprocess.Popen] = []
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as fastlg.cli does before torch is imported
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
+        self.context = forking_context()
 
     def __enter__(self) -> Ranks:
         return self

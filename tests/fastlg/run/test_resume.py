@@ -11,6 +11,7 @@ import time
 
 import pytest
 from patience import HANG_S, wait_until
+from rank_processes import Ranks
 from resuming import assert_same_run, finish, wait_for_rows
 
 from fastlg.run.checkpoint import load_checkpoint
@@ -18,11 +19,8 @@ from fastlg.run.checkpoint import load_checkpoint
 STEPS = 19  # an epoch: 78 images in batches of 4, the last partial one dropped
 
 
-def command_of(name, *overrides):
+def words_of(name, *overrides):
     return [
-        sys.executable,
-        "-m",
-        "fastlg",
         "train",
         "student.yaml",
         f"run.name={name}",
@@ -34,44 +32,40 @@ def command_of(name, *overrides):
     ]
 
 
-def environment_of(folder):
-    return {**os.environ, "OMP_NUM_THREADS": "1", "FASTLG_CACHE": str(folder / "cache")}
-
-
-def start(folder, *overrides, name="student"):
-    return subprocess.Popen(
-        command_of(name, *overrides),
-        cwd=folder,
-        env=environment_of(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture(scope="module")
+def processes(shared_project, tmp_path_factory):
+    with Ranks(shared_project, tmp_path_factory.mktemp("prints")) as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(shared_project):
+def start(processes):
+    """Starts a training in a process of its own."""
+    return lambda *overrides, name: processes.one(*words_of(name, *overrides))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared_project, start):
     """The run nobody disturbed; its teacher is shared by the others."""
-    status, out, err = finish(start(shared_project, name="whole"))
+    status, out, err = start(name="whole").finish()
     assert status == 0, err
     return shared_project / "runs" / "whole"
 
 
-def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(shared_project, uninterrupted):
+def test_sigkill_at_random_places_and_resume_end_in_the_same_bits(shared_project, start, uninterrupted):
     generator = random.Random(os.environ.get("FASTLG_TEST_SEED", time.time_ns()))
     run = shared_project / "runs" / "killed"
     kills, after = 0, 0
     for _ in range(3):
-        process = start(shared_project, name="killed")
+        process = start(name="killed")
         after += generator.randint(1, 16)
         wait_for_rows(run, after, process)
         time.sleep(generator.random() * 0.02)  # anywhere inside a step or a save
         process.kill()
-        status, _, _ = finish(process)
+        status, _, _ = process.finish()
         kills += status == -signal.SIGKILL
     assert kills >= 1
-    status, out, err = finish(start(shared_project, name="killed"))
+    status, out, err = start(name="killed").finish()
     assert status == 0, err
     assert_same_run(uninterrupted, run)
 
@@ -90,16 +84,16 @@ LEVERS = (
 
 
 @pytest.mark.parametrize("levers", [(), LEVERS], ids=["muon", "muon and every lever"])
-def test_killed_in_its_second_epoch_a_run_resumes_to_the_same_bits(shared_project, levers):
+def test_killed_in_its_second_epoch_a_run_resumes_to_the_same_bits(shared_project, start, levers):
     muon = ("optim.name=muon", "optim.clip_norm=1.0", "optim.epochs=2", *levers)
     runs, whole, killed = shared_project / "runs", f"muon{len(levers)}", f"muon{len(levers)}-killed"
-    status, _, err = finish(start(shared_project, *muon, name=whole))
+    status, _, err = start(*muon, name=whole).finish()
     assert status == 0, err
-    process = start(shared_project, *muon, name=killed)
+    process = start(*muon, name=killed)
     wait_for_rows(runs / killed, STEPS + 5, process)
     process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    status, out, err = finish(start(shared_project, *muon, name=killed))
+    assert process.finish()[0] == -signal.SIGKILL
+    status, out, err = start(*muon, name=killed).finish()
     assert status == 0 and "resumed" in out, err
     assert_same_run(runs / whole, runs / killed)
     saved = load_checkpoint(runs / whole / "checkpoints" / "last.pt")["engine"]["optimizer"]
@@ -108,18 +102,18 @@ def test_killed_in_its_second_epoch_a_run_resumes_to_the_same_bits(shared_projec
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_a_signal_saves_leaves_with_its_status_and_the_same_command_goes_on(
-    shared_project, uninterrupted, number, status
+    shared_project, start, uninterrupted, number, status
 ):
     name = f"stopped{number}"
     run = shared_project / "runs" / name
-    process = start(shared_project, "log.checkpoint_steps=0", name=name)
+    process = start("log.checkpoint_steps=0", name=name)
     wait_for_rows(run, 3, process)
     process.send_signal(number)
-    code, out, err = finish(process)
+    code, out, err = process.finish()
     assert code == status and err.startswith("fastlg: stopped by"), (code, err)
     position = load_checkpoint(run / "checkpoints" / "last.pt")["position"]
     assert 0 < position["epoch"] * STEPS + position["batch"] < 3 * STEPS
-    code, out, err = finish(start(shared_project, "log.checkpoint_steps=0", name=name))
+    code, out, err = start("log.checkpoint_steps=0", name=name).finish()
     assert code == 0 and "resumed" in out, err
     assert_same_run(uninterrupted, run)
 
@@ -133,15 +127,14 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 @pytest.mark.parametrize("hang_up", ["SIG_DFL", "SIG_IGN"], ids=["alone", "below nohup"])
-def test_a_terminal_that_is_closed_loses_nothing(shared_project, uninterrupted, hang_up):
+def test_a_terminal_that_is_closed_loses_nothing(shared_project, start, uninterrupted, hang_up):
     name, overrides = f"closed-{hang_up}", ("log.checkpoint_steps=0", "data.workers=2")
-    run, command = shared_project / "runs" / name, command_of(name, *overrides)
+    run, command = shared_project / "runs" / name, ["-m", "fastlg", *words_of(name, *overrides)]
     terminal, side = os.openpty()
-    at_it = [sys.executable, "-c", AT_A_TERMINAL, hang_up, *command[1:]]
+    at_it = [sys.executable, "-c", AT_A_TERMINAL, hang_up, *command]
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), side)
-    process = subprocess.Popen(
-        at_it, cwd=shared_project, env=environment_of(shared_project), **streams, start_new_session=True
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FASTLG_CACHE": str(shared_project / "cache")}
+    process = subprocess.Popen(at_it, cwd=shared_project, env=environment, **streams, start_new_session=True)
     os.close(side)
     wait_until(lambda: b"epoch 2/" in os.read(terminal, 1 << 16), lambda: process.poll() is None)
     os.close(terminal)
@@ -149,20 +142,23 @@ def test_a_terminal_that_is_closed_loses_nothing(shared_project, uninterrupted, 
     if hang_up == "SIG_DFL":
         position = load_checkpoint(run / "checkpoints" / "last.pt")["position"]
         assert 0 < position["epoch"] * STEPS + position["batch"] < 3 * STEPS
-        code, out, err = finish(start(shared_project, *overrides, name=name))
+        code, out, err = start("log.checkpoint_steps=0", name=name).finish()
         assert code == 0 and "resumed" in out, err
     assert_same_run(uninterrupted, run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_process_group_saves_though_workers_hear_it_too(shared_project, uninterrupted, number):
+def test_a_signal_to_the_whole_process_group_saves_though_workers_hear_it_too(
+    shared_project, processes, start, uninterrupted, number
+):
     name = f"group{number}"
     run = shared_project / "runs" / name
-    process = start(shared_project, "data.workers=2", name=name)
+    command = ("-m", "fastlg", *words_of(name, "data.workers=2"))
+    process = processes.real(*command)
     wait_for_rows(run, 3, process)
     os.killpg(process.pid, number)
     code, out, err = finish(process)
     assert code == 128 + number and err.startswith("fastlg: stopped by"), (code, err)
-    code, out, err = finish(start(shared_project, "data.workers=2", name=name))
+    code, out, err = finish(processes.real(*command)) if number == signal.SIGTERM else start(name=name).finish()
     assert code == 0 and "resumed" in out, err
     assert_same_run(uninterrupted, run)
