@@ -55,6 +55,14 @@ def fastlg(monkeypatch, capfd):
     return run
 
 
+@pytest.fixture
+def forked_runs(monkeypatch):
+    """The runs of many that the command starts are forked: for tests of what becomes of them, not of how they start."""
+    from forked_runs import ForkingSubprocess
+
+    monkeypatch.setattr("fastlg.commands.many.pool.subprocess", ForkingSubprocess)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Two test processes on two cores must not fight; results do not depend on it within a test."""

@@ -22,7 +22,7 @@ def top1(folder) -> float:
     return json.loads((folder / "summary.json").read_text())["top1_last"]
 
 
-def test_a_comparison_over_seeds_gives_a_verdict_from_the_images_themselves(project, fastlg):
+def test_a_comparison_over_seeds_gives_a_verdict_from_the_images_themselves(project, fastlg, forked_runs):
     status, out, err = fastlg(*COMPARE)
     assert status == 0, (out, err)
     both = project / "runs" / "both"

@@ -27,7 +27,7 @@ SMALL = (  # a row of the paper's tables as small as the tiny project's student
 )
 
 
-def test_one_that_fails_stops_no_other_and_the_table_says_why(project, fastlg):
+def test_one_that_fails_stops_no_other_and_the_table_says_why(project, fastlg, forked_runs):
     arguments = ("sweep", "student.yaml", "model.args.depth=2,3", "teacher.overrides.optim.epochs=1", "--jobs", "2")
     refused(fastlg(*arguments), "1 of 2 runs failed", "model.args.depth=2", "no block 2", status=1)
     (group,) = project.glob("runs/student-sweep-*")
@@ -41,7 +41,7 @@ def test_one_that_fails_stops_no_other_and_the_table_says_why(project, fastlg):
     assert len(logs) == 2 and sum("no block 2" in text for text in logs.values()) == 1
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_bits_of_runs_that_were_not(project, fastlg):
+def test_killed_in_the_middle_it_goes_on_to_the_bits_of_runs_that_were_not(project, fastlg, forked_runs):
     shared = ("teacher=null", "optim.epochs=10", "run.name=group")
     command = [sys.executable, "-m", "fastlg", "sweep", "student.yaml", "optim.lr=1e-3,2e-3", *shared]
     first, second = (project / "runs" / "group" / f"optim.lr={rate}" / "seed3" for rate in ("1e-3", "2e-3"))
@@ -98,7 +98,7 @@ def content(project, pattern: str) -> dict:
     return json.loads(path.read_text())
 
 
-def test_rows_of_a_table_share_their_teacher_which_is_a_row_itself(project, fastlg, image_folder):
+def test_rows_of_a_table_share_their_teacher_which_is_a_row_itself(project, fastlg, forked_runs, image_folder):
     images = f"data.source={image_folder}"
     table = ("reproduce", "table2", images, *SMALL, "run.name=group")
     status, out, err = fastlg(*table, "--rows", "CIFAR-100: DeiT-Ti, guided")
