@@ -104,7 +104,9 @@ def load_export(folder: Path, source: str = "none") -> tuple[Config, Student, li
         augment = {"mean": about["mean"], "std": about["std"]}
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise UserError(f"{where} is not what fastlg export writes; give its folder, or a run") from None
-    config = config_from({"data": {"source": source}, "model": section, "augment": augment}, str(where))
+    engine = {"precision": "fp32"}  # as whoever loads it with timm computes
+    known = {"data": {"source": source}, "model": section, "augment": augment, "engine": engine}
+    config = config_from(known, str(where))
     with torch.random.fork_rng(devices=[]):
         student = new_model(config.model, None, len(names))
     try:
