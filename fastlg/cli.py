@@ -16,6 +16,7 @@ from fastlg.commands.line.ending import run_app, show_version
 from fastlg.commands.line.start import start_ranks
 from fastlg.commands.many import arguments as many
 from fastlg.commands.report.arguments import report
+from fastlg.commands.testing import arguments as testing
 
 app = typer.Typer(
     name="fastlg",
@@ -145,27 +146,7 @@ app.command()(many.sweep)
 app.command()(hand_on.predict)
 
 
-@app.command("eval")
-def evaluate(run: RunFolder, overrides: Overrides = None, which: Which = "last") -> None:
-    """Measure a trained run on its test split.
-
-    data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders.
-    """
-    from fastlg.commands.line.early import expect_source
-    from fastlg.config import parse_overrides
-    from fastlg.ranks.say import say
-    from fastlg.run.folder import expect_run
-
-    which, parsed = _checked(which), parse_overrides(overrides or [])
-    expect_run(run)
-    expect_source(parsed.get("data.source"))
-    from fastlg.commands.evaluate import evaluate_run
-
-    result = evaluate_run(run, which, parsed)
-    say(
-        f"{run} ({which}): top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
-        f"cross entropy {result.loss:.4f}  over {result.count:,} images"
-    )
+app.command("eval")(testing.evaluate)
 
 
 @app.command()

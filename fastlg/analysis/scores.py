@@ -54,6 +54,12 @@ def most_confused(matrix: np.ndarray, most: int) -> list[tuple[int, int, int]]:
     return [own for own in found if own[2]]
 
 
+def most_involved(matrix: np.ndarray, most: int) -> np.ndarray:
+    """Classes, ascending: all, or the ``most`` that are taken for others or have others taken for them most often."""
+    wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
+    return np.sort(np.argsort(-wrong, kind="stable")[:most])
+
+
 class Calibration(NamedTuple):
     """Of ``bins`` equal intervals of confidence, each open below and closed above; NaN where a bin is empty.
 

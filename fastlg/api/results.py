@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
@@ -19,6 +19,9 @@ from fastlg.commands.hand_on.predict import Predictor, of_network
 from fastlg.commands.line.early import expect_empty
 from fastlg.commands.many.table import MEASURED
 from fastlg.commands.report.go import write_report
+from fastlg.commands.testing.choice import chosen_corruptions, out_folder, pair_of
+from fastlg.commands.testing.go import evaluate as tested
+from fastlg.commands.testing.outcome import Evaluation
 from fastlg.config import Config, dotted, read_saved_config
 from fastlg.errors import UserError
 from fastlg.models.general.instances import offered
@@ -93,14 +96,41 @@ class TrainedRun:
         """
         return predicted(self._predictor, images, top_k)
 
-    def evaluate(self, data: Any = None, *, which: str = "last", **overrides: Any) -> Accuracy:
+    def evaluate(
+        self,
+        data: Any = None,
+        *,
+        which: str = "last",
+        details: bool = False,
+        against: TrainedRun | str | PathLike | None = None,
+        corruptions: bool | Sequence[str] = False,
+        severities: Sequence[int] | None = None,
+        out: str | PathLike | None = None,
+        **overrides: Any,
+    ) -> Accuracy | Evaluation:
         """Top-1 and top-5 in percent, cross entropy and count: of the run's test split, or of ``data``, as in train.
+
+        details      an ``Evaluation`` instead: ``scores`` (calibration error, NLL, Brier beside top-1 and top-5),
+                     ``classes``, ``confusion``; as with any of what follows
+        against      another run on the same images: ``evidence``, and ``classes`` with the difference
+        corruptions  also on corrupted images: True for all 15, or their names; ``corruptions``, and against another run
+                     ``mce`` and ``relative_mce``. What was measured is kept in the run's folder
+        severities   some of 1 to 5; None: all
+        out          a folder for the tables and pictures of ``fastlg eval``; None: none are written
 
         Raises UserError.
         """
+        names = None if isinstance(corruptions, bool) else ",".join(corruptions)
+        steps = None if severities is None else ",".join(map(str, severities))
+        chosen = chosen_corruptions(corruptions is not False, names, None, steps)
+        other = None if against is None else Path(getattr(against, "folder", against))
+        folder, other = (self.folder, None) if other is None else pair_of(self.folder, other)
         with self._known():
             changes = {**stored(data, self.config, self.class_names), **dotted(overrides)}
-            return evaluate_run(self.folder, which, changes)
+            if not (details or chosen or other or out):
+                return evaluate_run(folder, which, changes)
+            place = None if out is None else out_folder(Path(out), folder, True)
+            return tested(folder, which, changes, against=other, corruptions=chosen, out=place)
 
     def export(self, out: str | PathLike, *, which: str = "last", onnx: bool = False, backbone: bool = False) -> Path:
         """Writes the bare student for plain timm, as ``fastlg export``; returns the folder. Raises UserError."""
@@ -153,6 +183,10 @@ class Comparison:
     def gain(self) -> float:
         """Points of top-1 that guidance adds."""
         return self.summary["guided"]["top1_last"] - self.summary["unguided"]["top1_last"]
+
+    def evaluate(self, data: Any = None, **more: Any) -> Evaluation:
+        """The guided run against the unguided one; arguments as in ``TrainedRun.evaluate``."""
+        return self.guided.evaluate(data, against=self.unguided, **more)
 
     @property
     def table(self) -> Rows:

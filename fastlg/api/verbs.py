@@ -19,7 +19,8 @@ from fastlg.commands.compare import compare as train_both
 from fastlg.commands.hand_on.predict import predictor_of
 from fastlg.commands.sweep import compare_seeds
 from fastlg.commands.sweep import sweep as train_all
-from fastlg.config import Config, dotted
+from fastlg.commands.testing.outcome import Evaluation
+from fastlg.config import Config
 from fastlg.data.stores import open_stores
 from fastlg.derived import derived
 from fastlg.errors import Silenced, Stopped, UserError
@@ -146,16 +147,16 @@ def evaluate(
     data: Any = None,
     *,
     model: nn.Module | None = None,
-    which: str = "last",
-    **overrides: Any,
-) -> Accuracy:
+    **more: Any,
+) -> Accuracy | Evaluation:
     """Top-1 and top-5 (in percent), cross entropy and count of a run on its test split, or on ``data``.
 
-    ``model``: the object that was trained, where one was given. Classes of ``data`` are matched by name. Raises
-    UserError.
+    ``model``: the object that was trained, where one was given. Classes of ``data`` are matched by name. ``more``:
+    which, details, against, corruptions, severities, out, and dotted keys, as ``TrainedRun.evaluate`` takes them.
+    Raises UserError.
     """
     own = run if isinstance(run, TrainedRun) else open_run(run, model)
-    return own.evaluate(data, which=which, **dotted(overrides))
+    return own.evaluate(data, **more)
 
 
 @_verb

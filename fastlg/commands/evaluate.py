@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -26,21 +27,44 @@ from fastlg.run.report import Pulse
 from fastlg.run.trained import as_tested, load_trained
 
 
-def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
-    """Evaluates a trained run on its test split (``fastlg eval``); ``overrides`` are dotted keys.
+class Tested(NamedTuple):
+    """A trained run and what it is tested on.
 
-    With another data.source its test split is measured, or all of its images where it has no splits; classes are
-    matched by name, and some may be missing. Raises UserError.
+    config       the run's, with what was overridden of data and engine
+    network      on the CPU, in evaluation mode
+    class_names  in label order
+    store        the test images
+    """
+
+    folder: Path
+    which: str
+    config: Config
+    network: nn.Module
+    class_names: list[str]
+    store: Store
+
+
+def to_test(folder: Path, which: str, overrides: dict) -> Tested:
+    """A run and its test split; ``overrides`` are dotted keys.
+
+    With another data.source its test split is meant, or all of its images where it has no splits; classes are matched
+    by name, and some may be missing. Raises UserError.
     """
     foreign = [key for key in overrides if not key.startswith(("data.", "engine.", "log.eval_batch_size"))]
     if foreign:
         raise UserError(
             f"eval cannot change {foreign[0]}: it is part of the trained run; data.* and engine.* may differ"
         )
+    trained, model, class_names = load_trained(folder, which)
+    store = open_store(_test_store(trained, overrides, class_names), "test")
+    return Tested(folder, which, trained.replace(overrides), model, class_names, store)
+
+
+def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:
+    """Top-1, top-5 and cross entropy of a trained run; arguments and errors as in ``to_test``."""
     with Pulse(lambda: f"testing  {folder}"):
-        trained, model, class_names = load_trained(folder, which)
-        store = open_store(_test_store(trained, overrides, class_names), "test")
-        return over(measure, trained.replace(overrides), model, store)
+        own = to_test(folder, which, overrides)
+        return over(measure, own.config, own.network, own.store)
 
 
 def classify_run(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -54,14 +78,29 @@ def classify_run(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(store.labels, dtype=np.int64), found.numpy()
 
 
+class Pass:
+    """A network and the images of a store, where and as precise as the config says; called once per pass over them.
+
+    size  of the images that the loader gives, px; None: what the network sees
+    """
+
+    def __init__(self, config: Config, model: nn.Module, store: Store, *, size: int | None = None):
+        self.device = pick_device(config.engine)
+        self.dtype = pick_dtype(config.engine, self.device)
+        self.loader = new_loader(config, store, self.device, train=False, size=size)
+        self.views = make_views(config, None, dtype=self.dtype)
+        self.model = as_tested(model, config, self.device, self.dtype)
+
+    def __call__(self, what: Callable, change: Callable | None = None):
+        """``what``, of run/evaluate.py; ``change``: what is made of the loader before it is read."""
+        loader = self.loader if change is None else change(self.loader)
+        with autocast(self.device, self.dtype):
+            return what(lambda images: self.model(images)[0], loader, self.views, self.device)
+
+
 def over(what: Callable, config: Config, model: nn.Module, store: Store):
-    """``what``, of run/evaluate.py, over the images of a store, where and as precise as the config says."""
-    device = pick_device(config.engine)
-    dtype = pick_dtype(config.engine, device)
-    loader, views = new_loader(config, store, device, train=False), make_views(config, None, dtype=dtype)
-    model = as_tested(model, config, device, dtype)
-    with autocast(device, dtype):
-        return what(lambda images: model(images)[0], loader, views, device)
+    """One ``Pass``."""
+    return Pass(config, model, store)(what)
 
 
 def _test_store(trained: Config, overrides: dict, class_names: list[str]) -> Path:

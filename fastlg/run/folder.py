@@ -29,7 +29,8 @@ REPORT = "report.html"  # what fastlg report wrote
 # of a run, and never makes the folder foreign.
 OF_RUN = (LOCK, "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "views.png", "predictions.npz", REPORT)
 ANALYSIS = "analysis"  # what fastlg analyze found
-FOLDERS_OF_RUN = ("checkpoints", "tensorboard", ANALYSIS)
+EVALUATION = "evaluation"  # what fastlg eval found
+FOLDERS_OF_RUN = ("checkpoints", "tensorboard", ANALYSIS, EVALUATION)
 SHOWN = ("top1_last", "top1_best", "images_per_s", "wall_s", "epochs")  # numbers of a summary that are told
 MAX_SUMMARY = 1 << 20  # bytes
 OF_COMPARE = (LOCK, "summary.json", "curves.png", "compare.md", "compare.tex", "compare.csv", "compare.json", REPORT)
@@ -132,7 +133,7 @@ def expect_compare_folder(folder: Path) -> None:
     """Raises UserError for a folder that holds a single run, or anything else than a comparison."""
     if (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds a single run; choose another run.name for the comparison")
-    if strange := _strangers(folder, OF_COMPARE, (*PARTS_OF_COMPARE, ANALYSIS)):
+    if strange := _strangers(folder, OF_COMPARE, (*PARTS_OF_COMPARE, ANALYSIS, EVALUATION)):
         raise UserError(
             f"{folder} holds {strange}, which is no part of a comparison; choose another run.name or empty it"
         )

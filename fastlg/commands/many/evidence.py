@@ -49,8 +49,9 @@ def weigh(first: np.ndarray, second: np.ndarray) -> Evidence:
     )
 
 
-def verdict(found: Evidence, what: str) -> str:
-    """One line: the difference where it holds, or the noise that it does not stand out from."""
+def verdict(found: Evidence, what: str, others: str = "whether other seeds agree: --seeds 3") -> str:
+    """One line: the difference where it holds, or the noise that it does not stand out from; ``others`` is said of a
+    single seed."""
     seeds, images = len(found.differences), f"{found.images:,} test images"
     interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f} over the images"
     change = f"{found.mean:+.1f}" + ("" if found.std is None else f" ± {found.std:.1f}")
@@ -59,7 +60,7 @@ def verdict(found: Evidence, what: str) -> str:
         return f"{what}: no difference beyond the noise of {images} ({chance})"
     if found.p_seeds is None:
         chance = f"{interval}, p = {_p(found.p_images)} by {images}"
-        return f"{what}: {change} points of top-1 with this seed ({chance}); whether other seeds agree: --seeds 3"
+        return f"{what}: {change} points of top-1 with this seed ({chance}); {others}"
     if found.p_seeds >= LEVEL:
         chance = f"{change} points of top-1, p = {_p(found.p_seeds)}; by {images} p = {_p(found.p_images)}"
         return f"{what}: no difference beyond the noise of {seeds} seeds ({chance}); more seeds may tell"

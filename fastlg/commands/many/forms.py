@@ -62,17 +62,17 @@ def markdown(table: Table) -> str:
     for title in columns:
         marks.append("---:" if title in (*MEASURED.values(), "paper %", "seeds") else "---")
     rows = [columns, marks, *table.grid()]
-    lines = [f"| {' | '.join(_in_cell(cell) for cell in cells)} |" for cells in rows]
-    notes = [f"* {_on_line(line)}" for line in (*table.header(), *table.notes())]
-    return "\n".join([f"**{_on_line(table.title)}**", "", *lines, "", *notes, ""])
+    lines = [f"| {' | '.join(in_cell(cell) for cell in cells)} |" for cells in rows]
+    notes = [f"* {on_line(line)}" for line in (*table.header(), *table.notes())]
+    return "\n".join([f"**{on_line(table.title)}**", "", *lines, "", *notes, ""])
 
 
-def _on_line(text: str) -> str:
+def on_line(text: str) -> str:
     return re.sub(r"([\\`*_<|\[\]])", r"\\\1", printable(text))
 
 
-def _in_cell(text: str) -> str:
-    return text if set(text) <= {"-", ":"} else _on_line(text)
+def in_cell(text: str) -> str:
+    return text if set(text) <= {"-", ":"} else on_line(text)
 
 
 def latex(table: Table) -> str:

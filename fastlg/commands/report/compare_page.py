@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fastlg.analysis.scores import calibration, confusion, per_class
+from fastlg.analysis.scores import confusion, per_class
 from fastlg.commands.many.evidence import Evidence, verdict, weigh
 from fastlg.commands.many.table import figures, spread
 from fastlg.commands.report.charts import Line
-from fastlg.commands.report.facts import Answers, Facts, Had, facts_of
+from fastlg.commands.report.facts import Facts, Had, facts_of
 from fastlg.commands.report.looks import attention_of, views_of
 from fastlg.commands.report.markup import Markup, join, note, page, paragraph, table, tag
 from fastlg.commands.report.places import Pair
@@ -28,6 +28,7 @@ from fastlg.commands.report.sections import (
     percent,
     provenance,
 )
+from fastlg.commands.testing.answers import Answers
 from fastlg.config import dotted
 from fastlg.run.folder import PARTS_OF_COMPARE
 
@@ -136,7 +137,7 @@ def _runs(pairs: list[Pairing]) -> Markup:
             cells = [f"{part} {pair.name}".strip(), f"{own.epochs_done} of {own.config.optim.epochs}"]
             if own.answers:
                 answers = own.answers.value
-                error = calibration(answers.confidence.clip(0, 1), answers.right).error
+                error = answers.calibrated().error
                 cells += [f"{answers.top1:.2f}", f"{answers.top(5):.2f}", f"{100 * error:.1f}"]
             else:
                 cells += ["-", "-", "-"]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastlg.commands.evaluate import expect_classes, over
+from fastlg.commands.evaluate import expect_classes
+from fastlg.commands.testing.answers import Answers, answers_of
 from fastlg.config import Config, read_saved_config
 from fastlg.data.stores import Stores, open_stores
 from fastlg.errors import RunError, UserError, first_line, shortened
@@ -41,37 +39,6 @@ def tried(make: Callable[[], Any]) -> Had:
         return Had(None, shortened(str(error), 1000))
     except Exception as error:
         return Had(None, f"{first_line(error)} ({type(error).__name__})")
-
-
-class Answers(NamedTuple):
-    """What a network says of every test image; each [N].
-
-    labels      int64
-    predicted   int64
-    confidence  float64, the probability of ``predicted``
-    of_true     float64, that of the label
-    rank        int64, how many classes are likelier than the label
-    loss        float64, cross entropy
-    """
-
-    labels: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
-    of_true: np.ndarray
-    rank: np.ndarray
-    loss: np.ndarray
-
-    @property
-    def right(self) -> np.ndarray:
-        return self.predicted == self.labels
-
-    @property
-    def top1(self) -> float:
-        """In percent, as all of these."""
-        return 100 * float(self.right.mean())
-
-    def top(self, most: int) -> float:
-        return 100 * float((self.rank < most).mean())
 
 
 @dataclass
@@ -153,24 +120,6 @@ def _saved(path: Path) -> dict:
 
 def _answers(config: Config, network: nn.Module, class_names: list[str], stores: Stores) -> Answers:
     expect_classes(stores.class_names, class_names, config.data.source)
-    found = over(partial(look, count=len(stores.test)), config, network, stores.test).numpy()
+    found, _ = answers_of(config, network, stores.test)
     network.cpu()
-    labels = np.asarray(stores.test.labels, dtype=np.int64)
-    predicted, rank = found[:, 0].astype(np.int64), found[:, 3].astype(np.int64)
-    return Answers(labels, predicted, found[:, 1], found[:, 2], rank, found[:, 4])
-
-
-@torch.inference_mode()
-def look(predict: Callable[[Tensor], Tensor], loader, views, device: torch.device, count: int) -> Tensor:
-    """float64 [count, 5] on the CPU, rows in the order of the store: class, its probability, the label's, how many
-    classes are likelier than the label, cross entropy. One sync."""
-    found = torch.zeros(count, 5, dtype=torch.float64, device=device)
-    for batch in loader.epoch(0):
-        logs = predict(views(batch, 0, train=False).student).double().log_softmax(dim=1)
-        labels = batch.labels.to(device)
-        own = logs.gather(1, labels[:, None])
-        best = logs.max(dim=1)
-        rank = (logs > own).sum(dim=1)
-        rows = (best.indices, best.values.exp(), own[:, 0].exp(), rank, -own[:, 0])
-        found[batch.sample_ids.to(device)] = torch.stack([row.double() for row in rows], dim=1)
-    return found.cpu()
+    return found

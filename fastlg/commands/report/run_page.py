@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastlg.analysis.scores import calibration
 from fastlg.commands.report.charts import Line
 from fastlg.commands.report.facts import Facts
 from fastlg.commands.report.looks import attention_of, views_of
@@ -64,7 +63,7 @@ def _numbers(own: Facts) -> list[tuple[str, str]]:
     told: list[tuple[str, str]] = []
     if own.answers:
         answers = own.answers.value
-        error = calibration(answers.confidence.clip(0, 1), answers.right).error
+        error = answers.calibrated().error
         told += [
             ("top-1 on the test split", f"{answers.top1:.2f} %"),
             ("top-5", f"{answers.top(5):.2f} %"),

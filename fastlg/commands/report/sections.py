@@ -9,11 +9,12 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from fastlg.analysis.scores import Calibration, PerClass, calibration, confusion, most_confused, per_class
+from fastlg.analysis.scores import Calibration, PerClass, confusion, most_confused, most_involved, per_class
 from fastlg.analysis.subject import evenly
 from fastlg.commands.report.charts import LABELLED, Line, chart, draw_confusion, draw_curves, draw_reliability, points
-from fastlg.commands.report.facts import Answers, Facts, tried
+from fastlg.commands.report.facts import Facts, tried
 from fastlg.commands.report.markup import Markup, bar, escaped, facts, image, join, note, paragraph, table, tag
+from fastlg.commands.testing.answers import Answers
 from fastlg.data.store.store import Store
 from fastlg.files.reading import read_text
 
@@ -65,11 +66,9 @@ def classes(answers: Answers, names: Sequence[str]) -> Markup:
 
 def confusion_picture(matrix: np.ndarray, names: Sequence[str], of: str = "") -> Markup:
     """All classes, or those in which most is confused."""
-    wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
-    chosen = np.arange(len(names))
+    chosen = most_involved(matrix, LABELLED)
     said = f"all {len(names):,} classes; numbers are images, colours shares of a row."
     if len(names) > LABELLED:
-        chosen = np.sort(np.argsort(-wrong, kind="stable")[:LABELLED])
         said = f"the {LABELLED} of {len(names):,} classes in which most is confused; colours are shares among these."
     part = matrix[np.ix_(chosen, chosen)]
     alt = f"Confusion matrix{of and ' of '}{of}: true classes down, what they are taken for across"
@@ -115,7 +114,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 def calibrated(sides: Sequence[tuple[str, Answers]]) -> Markup:
     """Reliability and expected calibration error of each side."""
-    found = [(name, calibration(own.confidence.clip(0, 1), own.right)) for name, own in sides]
+    found = [(name, own.calibrated()) for name, own in sides]
     told = [name if len(sides) > 1 else "" for name, _ in sides]
     words = [_said(name, own, answers) for name, (_, own), (_, answers) in zip(told, found, sides, strict=True)]
     return join((reliability(found), *words))
@@ -136,7 +135,8 @@ def _said(name: str, own: Calibration, answers: Answers) -> Markup:
     who = f"{name}: expected" if name else "Expected"
     return paragraph(
         f"{who} calibration error {percent(own.error, 2)} ({len(own.images)} bins; Guo et al. 2017). Mean confidence "
-        f"{percent(sure)}, accuracy {percent(right)}: on the whole {side}."
+        f"{percent(sure)}, accuracy {percent(right)}: on the whole {side}. Negative log-likelihood {answers.nll:.3f}, "
+        f"Brier score {answers.brier:.3f}."
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from importlib import util
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,19 +12,7 @@ from torch import Tensor
 
 from fastlg.data.corruptions.draws import Draws
 from fastlg.data.corruptions.filters import along_both, moved, to_bytes, zoomed
-from fastlg.errors import UserError
-
-PHOTOGRAPHS = (
-    "frost1.png",
-    "frost2.png",
-    "frost3.png",
-    "frost4.jpg",
-    "frost5.jpg",
-)  # the authors' sixth is never drawn
-FROST = (
-    "the corruption frost is made of photographs that come with imagecorruptions-imaug, which is not installed: "
-    "pip install 'fastlg[frost]', or leave it out with --without frost"
-)
+from fastlg.data.corruptions.photographs import photograph_files
 
 
 def snow(images: Tensor, own: tuple, draws: Draws) -> Tensor:
@@ -68,16 +54,6 @@ def _photographs(zoom: float, side: int) -> tuple[Tensor, ...]:
             whole = along_both(whole[None].float(), rows, columns)[0].round().to(torch.uint8)
         found.append(whole)
     return tuple(found)
-
-
-def photograph_files() -> list[Path]:
-    """Where the photographs of frost lie. Raises UserError where they are not installed."""
-    spec = util.find_spec("imagecorruptions")
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    files = [Path(places[0]) / "frost" / name for name in PHOTOGRAPHS] if places else []
-    if not files or not all(path.is_file() for path in files):
-        raise UserError(FROST)
-    return files
 
 
 def _linear_matrix(side: int, factor: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from fastlg import ranks
@@ -30,9 +32,10 @@ def new_plan(config: Config, *, train: bool) -> SamplePlan:
     )
 
 
-def new_loader(config: Config, store: Store, device: torch.device, *, train: bool):
-    """Loader of this rank's part of one split."""
+def new_loader(config: Config, store: Store, device: torch.device, *, train: bool, size: int | None = None):
+    """Loader of this rank's part of one split; ``size`` in px, None: what the network sees."""
     plan = new_plan(config, train=train)
+    plan = plan if size is None else replace(plan, size=size)
     return make_loader(config.data.loader, store, device=device, workers=config.data.workers, **vars(plan))
 
 

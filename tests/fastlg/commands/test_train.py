@@ -105,7 +105,7 @@ def test_compare_trains_both_students_on_the_same_budget(project, fastlg):
     gain = summary["guided"]["top1_last"] - summary["unguided"]["top1_last"]
     assert written["evidence"]["differences"] == pytest.approx([gain]) and written["evidence"]["images"] == 33
     assert written["findings"][0] in out and written["findings"][0] in (folder / "compare.tex").read_text()
-    refused = fastlg("eval", folder)
+    refused = fastlg("export", folder, "out")
     assert refused[0] == 2 and "runs/student/unguided or" in refused[2] and "runs/student/guided" in refused[2]
 
 

@@ -14,9 +14,10 @@ from refusals import refused
 
 from fastlg.commands.report import charts
 from fastlg.commands.report.compare_page import Pairing, _changed
-from fastlg.commands.report.facts import Answers, Had, facts_of
+from fastlg.commands.report.facts import Had, facts_of
 from fastlg.commands.report.go import write_report
 from fastlg.commands.report.sections import calibrated, classes
+from fastlg.commands.testing.answers import Answers
 from fastlg.config import load_config, save_config
 from fastlg.train import train
 
@@ -119,7 +120,7 @@ def test_of_a_thousand_classes_a_part_is_shown_and_says_so():
     labels = generator.permutation(np.arange(1000).repeat(3))
     predicted = np.where(generator.random(3000) < 0.5, labels, generator.integers(0, 1000, 3000))
     sure = generator.random(3000)
-    answers = Answers(labels, predicted, sure, sure, labels * 0, sure)
+    answers = Answers(labels, predicted, sure, sure, labels * 0, sure, sure)
     page = read(classes(answers, [f"class {number}" for number in range(1000)]))
     rows = [len(table.all("tr")) - 1 for table in page.all("table")]
     assert rows == [12, 30] and "of 1,000 classes" in page.text and len(page.all("picture")) == 1
@@ -171,9 +172,9 @@ def test_images_that_guidance_mends_and_breaks_stand_apart_the_largest_change_fi
     labels = before.answers.value.labels
     other, sure, step = (labels + 1) % 3, np.full(33, 0.5), np.arange(33) / 100
     wrong, right = np.where(np.arange(33) < 8, other, labels), np.where(np.arange(33) >= 30, other, labels)
-    before.answers = Had(Answers(labels, wrong, sure, sure, labels * 0, sure))
+    before.answers = Had(Answers(labels, wrong, sure, sure, labels * 0, sure, sure))
     of_true = np.where(np.arange(33) < 8, sure + step, sure - step)
-    after.answers = Had(Answers(labels, right, sure, of_true, labels * 0, sure))
+    after.answers = Had(Answers(labels, right, sure, of_true, labels * 0, sure, sure))
     page = read(_changed(Pairing("", before, after)))
     mended, broken = page.all("ul")
     assert [image.attributes["alt"].split(":")[0] for image in mended.all("img")] == [

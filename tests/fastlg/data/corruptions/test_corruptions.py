@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastlg.data.corruptions import photographs as pictures
 from fastlg.data.corruptions import weather
 from fastlg.data.corruptions.apply import corrupt
 from fastlg.data.corruptions.draws import Draws
@@ -182,7 +183,7 @@ def jpeg_compression(x, c, draw):
 
 def frost(x, c, draw, zoom=0.2):
     which, top, left = (draw("uniform", ()) for _ in range(3))
-    path = weather.photograph_files()[int(which * 5)]
+    path = pictures.photograph_files()[int(which * 5)]
     whole = np.asarray(Image.open(path).convert("RGB")).astype(float)
     height, width = (round(zoom * length) for length in whole.shape[:2])
     rows, columns = ((np.arange(length) + 0.5) / zoom - 0.5 for length in (height, width))
@@ -197,7 +198,7 @@ def photographs(tmp_path, monkeypatch):
     folder = tmp_path / "imagecorruptions"
     (folder / "frost").mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('only its photographs are looked at')")
-    for number, name in enumerate(weather.PHOTOGRAPHS):
+    for number, name in enumerate(pictures.PHOTOGRAPHS):
         pixels = np.random.default_rng(number).integers(0, 256, (200 + number, 230, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((230, 200 + number)).save(folder / "frost" / name)
     monkeypatch.syspath_prepend(tmp_path)
@@ -253,6 +254,6 @@ def test_what_cannot_be_corrupted_is_refused(monkeypatch):
     ):
         with pytest.raises(ValueError, match="severity|images are"):
             corrupt(given, IDS[:1], name, severity)
-    monkeypatch.setattr(weather.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pictures.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'fastlg\[frost\]', or leave it out"):
-        weather.photograph_files()
+        pictures.photograph_files()

@@ -1,0 +1,50 @@
+"""The command line of ``eval``; cli.py hangs it up. Imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastlg.commands.line.arguments import Overrides, Which
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME, or a comparison's.")],
+    overrides: Overrides = None,
+    which: Which = "last",
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Another run beside it, on the same images.")
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also the 15 common corruptions at severities 1 to 5.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(metavar="A,B,...", help="Of the corruptions only these.")] = None,
+    without: Annotated[str | None, typer.Option(metavar="A,B,...", help="All of them but these.")] = None,
+    severities: Annotated[str | None, typer.Option(metavar="1,3,...", help="Of the severities only these.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For tables and pictures; RUN/evaluation of two runs.")
+    ] = None,
+) -> None:
+    """Measure a trained run on its test split: accuracy, calibration, classes; robustness, and another run beside it.
+
+    data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders. A
+    comparison's folder has its guided run held against the unguided one.
+    """
+    from fastlg.commands.line.early import expect_source
+    from fastlg.commands.testing.choice import chosen_corruptions, out_folder, pair_of
+    from fastlg.config import parse_overrides
+    from fastlg.errors import UserError
+
+    if which not in ("last", "best"):
+        raise UserError(f"--which is {which}; it is last or best")
+    parsed = parse_overrides(overrides or [])
+    folder, other = pair_of(run, against)
+    chosen = chosen_corruptions(corruptions, only, without, severities)
+    place = out_folder(out, run.expanduser(), corruptions or other is not None)
+    expect_source(parsed.get("data.source"))
+
+    from fastlg.commands.testing.go import evaluate as test
+
+    test(folder, which, parsed, against=other, corruptions=chosen, out=place)
