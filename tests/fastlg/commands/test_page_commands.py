@@ -23,6 +23,7 @@ READ_ONLY = {  # words of fastlg's commands that are read alone -> why
     "--install-completion": "writes into the home folder",
     "runs/own": "is said to be refused: tests/fastlg/api/test_python_page.py runs that page",
     "models": "builds ten models: test_models_command.py",
+    "--corruptions": "tests every image up to 75 times: tests/fastlg/commands/testing",
 }
 WIDTHS = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 STUDENT = {
