@@ -1,8 +1,7 @@
-"""A short training of the tiny project by any engine, and its outcome as numbers. Runnable as one rank of many."""
+"""A short training of the tiny project by any engine, and its outcome as numbers, in one rank of many, too."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from fastlg.models.resnet_cifar import resnet20
 from fastlg.run.metrics import Meter
 from fastlg.train import batches, begin_epoch
 
-STEPS = 20
+STEPS = 14
 PLAIN = ("model.drop_path=0", "augment.rand_augment=null", "engine.device=cpu", "optim.warmup_epochs=0")
 DRLOC = ("drloc.weight=0.5", "drloc.warmup_epochs=1", "drloc.hidden=32", "drloc.total_epochs=9")
 TWO_RANKS = {
@@ -42,7 +41,7 @@ TWO_RANKS = {
 }
 RISES = ("optim.epochs=5", "model.resolution=[[0, 16], [0.4, 32]]")
 TWO_RANKS["rising resolution"] = RISES
-FADES = ("optim.epochs=6", "guidance.schedule=linear", "guidance.until=0.5")  # in 20 steps of 4 an epoch it also ends
+FADES = ("optim.epochs=6", "guidance.schedule=linear", "guidance.until=0.5")  # in 14 steps of 4 an epoch it also ends
 TWO_RANKS["guidance that ends, averaged weights"] = (*FADES, "optim.ema=0.9")
 TWO_RANKS["sharpness, accumulation, clipped"] = (
     "optim.sam_rho=0.5",
@@ -108,11 +107,11 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-if __name__ == "__main__":  # one rank; the environment says which
-    torch.set_num_threads(1)
+def train_cases(path: Path) -> None:
+    """As the rank that the environment says: the cases for so many ranks, whose first writes outcomes to ``path``."""
     Path("bf16.json").write_text('{"bf16": {"enabled": true}, "train_batch_size": "auto"}')
     with ranks.joined(cuda=False, timeout_s=HANG_S):
         cases = TWO_RANKS if ranks.world_size() == 2 else ONE_RANK
         outcomes = {name: trained(*overrides) for name, overrides in cases.items()}
         if ranks.is_first():
-            torch.save(outcomes, Path(sys.argv[1]))
+            torch.save(outcomes, path)

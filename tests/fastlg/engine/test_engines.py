@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
-import engine_cases
 import pytest
 import torch
-from engine_cases import DRLOC, TWO_RANKS, trained
-from patience import HANG_S
+from engine_cases import DRLOC, TWO_RANKS, train_cases, trained
+from rank_processes import Ranks
 
 from fastlg.assemble import assemble
 from fastlg.config import load_config
@@ -21,7 +16,6 @@ from fastlg.data.stores import open_stores
 from fastlg.engine.deepspeed_config import merged_config
 from fastlg.errors import UserError
 
-CASES = Path(engine_cases.__file__)
 deepspeed = pytest.importorskip("deepspeed", reason="pip install 'fastlg[deepspeed]'")
 
 
@@ -96,46 +90,33 @@ def test_a_switch_changes_no_result(name, baseline):
 def test_a_compiled_run_learns_as_the_eager_one(baseline, monkeypatch):
     """By a backend that runs the captured graphs as they are: generating code for them takes a minute."""
     reference = baseline(*DRLOC)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     assert_same(reference, trained("engine.compile=true", *DRLOC), 1e-4)
 
 
-def outcomes(project, path, world_size: int) -> dict:
-    """What engine_cases.py trained in ``world_size`` gloo processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "FASTLG_CACHE": str(project / "cache"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(CASES), str(path)],
-            cwd=project,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        output = [process.communicate(timeout=HANG_S)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert path.is_file(), "\n".join(output)[-4000:]
-    return torch.load(path, weights_only=True)
+@pytest.fixture(scope="module")
+def outcomes(shared_project, tmp_path_factory):
+    """What engine_cases.py trained in so many gloo processes."""
+    with Ranks(shared_project, tmp_path_factory.mktemp("prints")) as start:
+
+        def of(world_size: int) -> dict:
+            path = tmp_path_factory.mktemp("outcomes") / "outcomes.pt"
+            processes = start.call_in_all(partial(train_cases, path), world_size)
+            ends = [process.finish() for process in processes]
+            assert path.is_file(), "\n".join(out + err for _, out, err in ends)[-4000:]
+            return torch.load(path, weights_only=True)
+
+        yield of
 
 
 @pytest.fixture(scope="module")
-def of_one_rank(shared_project, tmp_path_factory):
-    return outcomes(shared_project, tmp_path_factory.mktemp("one") / "outcomes.pt", 1)
+def of_one_rank(outcomes):
+    return outcomes(1)
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(shared_project, tmp_path_factory):
-    return outcomes(shared_project, tmp_path_factory.mktemp("two") / "outcomes.pt", 2)
+def of_two_ranks(outcomes):
+    return outcomes(2)
 
 
 @pytest.mark.parametrize("stage", range(4))
