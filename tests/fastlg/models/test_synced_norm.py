@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from rank_processes import forking_context
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -49,7 +50,8 @@ def test_two_ranks_normalise_as_one():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(one_rank, (port,), nprocs=2)
+    forking_context()
+    mp.start_processes(one_rank, (port,), nprocs=2, start_method="forkserver")
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm3d(2), nn.BatchNorm2d(2, track_running_stats=False), nn.SyncBatchNorm(2)])

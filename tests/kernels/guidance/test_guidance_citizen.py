@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from guidance_truth import draw, relative, truth
+from rank_processes import forking_context
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastlg_kernels import GuidanceLoss, guidance_loss
@@ -168,6 +169,7 @@ def test_triton_on_the_cpu_is_refused_with_the_reason():
 
 
 def _ddp_worker(rank, rendezvous, out):
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     torch.manual_seed(0)
@@ -181,8 +183,9 @@ def _ddp_worker(rank, rendezvous, out):
 
 
 def test_two_ddp_processes_see_the_gradient_of_the_whole_batch(tmp_path):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_ddp_worker, (str(tmp_path / "rendezvous"), str(tmp_path / "grads.pt")), nprocs=2)
+    forking_context()
+    files = str(tmp_path / "rendezvous"), str(tmp_path / "grads.pt")
+    mp.start_processes(_ddp_worker, files, nprocs=2, start_method="forkserver")
     torch.manual_seed(0)
     module = GuidanceLoss([5], [3], grids=[(4, 6)]).double()
     inputs = draw(4, PAIRS[:1], torch.float64, prefix=1)
