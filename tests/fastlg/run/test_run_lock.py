@@ -29,6 +29,7 @@ TRAIN = (
     "log.checkpoint_steps=2",
     "log.every_steps=1",
 )
+ALONE = (*TRAIN, "teacher=null")
 TWO = ("--gpus", "2")
 HERE = socket.gethostname()
 
@@ -43,6 +44,16 @@ def project(tmp_path, image_folder):
 def start(project, tmp_path_factory):
     with Ranks(project, tmp_path_factory.mktemp("prints")) as ranks:
         yield ranks
+
+
+@pytest.fixture(scope="module")
+def whole(image_folder, tmp_path_factory):
+    """The run of ``ALONE`` that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_project(folder, image_folder)
+    with Ranks(folder, tmp_path_factory.mktemp("prints")) as ranks:
+        assert ranks.one(*ALONE, "run.name=whole").finish()[0] == 0
+    return folder / "runs" / "whole"
 
 
 def halted(start, *arguments: str, step: int):
@@ -66,34 +77,30 @@ def refused(process, folder: str, holder) -> None:
     assert "wait for it or stop it" in err and "run.name" in err and out.count("waiting  ") == 1
 
 
-def test_the_second_command_is_refused_by_name_and_the_first_ends_in_the_same_bits(start, project):
-    alone = (*TRAIN, "teacher=null")
-    assert start.one(*alone, "run.name=whole").finish()[0] == 0
-    first = halted(start, *alone, "run.name=held", step=5)
-    for launcher in ((), TWO):
-        refused(start.one(*alone, *launcher, "run.name=held"), "runs/held", first)
+def test_the_second_command_is_refused_by_name_and_the_first_ends_in_the_same_bits(start, project, whole):
+    first = halted(start, *ALONE, "run.name=held", step=5)
+    for second in [start.one(*ALONE, *launcher, "run.name=held") for launcher in ((), TWO)]:
+        refused(second, "runs/held", first)
     os.kill(first.pid, signal.SIGCONT)
     assert first.finish()[0] == 0, first.output()
-    assert_same_run(project / "runs" / "whole", project / "runs" / "held")
+    assert_same_run(whole, project / "runs" / "held")
     assert not (project / "runs" / "held" / LOCK).exists()
 
 
-def test_a_killed_command_blocks_no_resume_though_its_data_workers_still_live(start, project):
-    alone = (*TRAIN, "teacher=null")
-    assert start.one(*alone, "run.name=whole").finish()[0] == 0
+def test_a_killed_command_blocks_no_resume_though_its_data_workers_still_live(start, project, whole):
     workers = ("data.loader=torch", "data.workers=2")
-    killed = start.real("-m", "fastlg", *alone, *workers, "run.name=killed")
+    killed = start.real("-m", "fastlg", *ALONE, *workers, "run.name=killed")
     wait_for_rows(project / "runs" / "killed", 3, killed)
     killed.kill()
     killed.wait()
     assert (project / "runs" / "killed" / LOCK).read_text() == f"{killed.pid} {HERE}\n"
-    status, out, err = start.one(*alone, "run.name=killed").finish()
+    status, out, err = start.one(*ALONE, "run.name=killed").finish()
     assert status == 0 and "resumed" in out, (out, err)
-    assert_same_run(project / "runs" / "whole", project / "runs" / "killed")
+    assert_same_run(whole, project / "runs" / "killed")
 
 
 def test_ranks_that_outlive_their_killed_launcher_do_not_refuse_the_next_command(start, project):
-    command = (*TRAIN, "teacher=null", "run.name=orphans", *TWO)
+    command = (*ALONE, "run.name=orphans", *TWO)
     first = start.one(*command)
     lock = project / "runs" / "orphans" / LOCK
     wait_until(lock.is_file, first.process.is_alive)
@@ -124,8 +131,8 @@ def test_who_needs_a_teacher_that_another_command_trains_waits_for_it_with_one_l
 def test_who_waits_for_a_teacher_takes_over_when_its_trainer_is_killed(start, project):
     compare = ("compare", *TRAIN[1:])
     first = halted(start, *compare, "run.name=a", step=2)
-    refused(start.one(*compare, "run.name=a"), "runs/a", first)
-    second = start.one(*TRAIN, "run.name=b")
+    late, second = start.one(*compare, "run.name=a"), start.one(*TRAIN, "run.name=b")
+    refused(late, "runs/a", first)
     wait_for_word("waiting", second)
     os.kill(first.pid, signal.SIGKILL)
     assert second.finish()[0] == 0, second.output()
