@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fastlg.data.sources.base import import_extra
 from fastlg.errors import RunError, first_line
@@ -17,6 +18,7 @@ from fastlg.models import Student
 
 FILE = "model.onnx"
 TOLERANCE = 1e-3  # of the largest logit: another library's float32 kernels
+LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 SIZES = (1, 3)  # of the batches that are compared
 
 
@@ -39,24 +41,59 @@ def write_onnx(student: Student, path: Path) -> None:
     images = torch.randn(max(SIZES), 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                bare,
-                (images[:2],),
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-            )
-            program.save(str(path))
-            want = {count: bare(images[:count]) for count in SIZES}
+            network = bare if isinstance(bare(images[:1]), torch.Tensor) else _Logits(bare)
+            _exported(network, images[:2]).save(str(path))
+            want = {count: network(images[:count]) for count in SIZES}
     except OSError:
         raise
     except Exception as error:  # whatever torch's exporter makes of a network
-        raise RunError(f"torch {torch.__version__} cannot write {student.name} as ONNX: {first_line(error)}") from None
+        why = first_line(_cause(error))
+        raise RunError(f"torch {torch.__version__} cannot write {student.name} as ONNX: {why}") from None
     finally:
         student.train(training).to(device)
     _check(path, images, want)
+
+
+class _Logits(nn.Module):
+    """A user's own network, without the features that it gives beside its logits."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)[0]
+
+
+def _exported(network: nn.Module, images: torch.Tensor):
+    """What torch makes of a network; attention in plain steps where the fused call has no ONNX, as of five axes."""
+    how = {
+        "input_names": ["images"],
+        "output_names": ["logits"],
+        "dynamic_shapes": ({0: torch.export.Dim("batch")},),
+    }
+    try:
+        return torch.onnx.export(network, (images,), dynamo=True, verbose=False, **how)
+    except Exception:
+        fused = [
+            module for module in network.modules() if getattr(module, "fused_attn", False)
+        ]  # as timm's layers say it
+        if not fused:
+            raise
+    try:
+        for module in fused:
+            module.fused_attn = False
+        return torch.onnx.export(network, (images,), dynamo=True, verbose=False, **how)
+    finally:
+        for module in fused:
+            module.fused_attn = True
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first of the errors that led to this one: the exporter's own last words are advice to its authors."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _check(path: Path, images: torch.Tensor, want: dict[int, torch.Tensor]) -> None:
@@ -76,11 +113,12 @@ def _check(path: Path, images: torch.Tensor, want: dict[int, torch.Tensor]) -> N
 @contextlib.contextmanager
 def _quiet():
     """The exporter's own reports, of steps that end well."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

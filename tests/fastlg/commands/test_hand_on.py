@@ -11,14 +11,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from any_students import any_student
 from PIL import Image
 from refusals import refused
-from test_export import CASES, NAMES, trained
+from test_export import NAMES, trained
 
 from fastlg.commands.export import export_student
 from fastlg.commands.hand_on import onnx as onnx_export
 from fastlg.config import Config
 from fastlg.errors import RunError
+from fastlg.models import Student
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 needs_onnx = pytest.mark.skipif(
@@ -75,22 +77,63 @@ def test_a_card_without_measurements_says_so_and_nothing_private(tmp_path):
     assert r"a\|b, c\nd" in card, "a name breaks no table"
 
 
+OWN = """
+from torch import nn
+
+
+class Pooled(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        maps = self.patches(images)
+        return self.head(maps.mean((2, 3))), [maps]
+
+
+def pooled(num_classes):
+    return Pooled(num_classes)
+"""
+
+
 @needs_onnx
-@pytest.mark.parametrize("case", ["vit", "pit", "t2t"])
-def test_onnxruntime_gives_the_logits_for_any_batch(case, tmp_path):
+@pytest.mark.parametrize("case", ["vit", "pit", "t2t", "hiera_tiny_224", "own_of_onnx:pooled"])
+def test_onnxruntime_gives_the_logits_for_any_batch(case, tmp_path, monkeypatch, caplog):
+    """The fourth attends over five axes, the last gives its features beside its logits."""
     import onnxruntime
 
-    student = trained(case)
+    (tmp_path / "own_of_onnx.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = {
+        "hiera_tiny_224": any_student,
+        "own_of_onnx:pooled": lambda name: Student(name, num_classes=5, image_size=16),
+    }
+    student = made.get(case, trained)(case).train()
     export_student(student, tmp_path / "out", class_names=NAMES, config=settings(), onnx=True)
     assert student.training and sorted(path.name for path in (tmp_path / "out").iterdir())[-1] == "model.safetensors"
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    size = CASES[case][1]
+    assert [own for own in caplog.records if own.levelno >= 30] == [], "it ended well"
+    size = student.image_size
     for count in (1, 2, 7):
         images = torch.randn(count, 3, size, size)
         with torch.no_grad():
-            want = student.eval().bare(images)
+            want = student.eval()(images)[0]
         (found,) = session.run(None, {"images": images.numpy()})
         np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+def test_what_torch_cannot_write_is_one_line_with_the_first_cause(tmp_path, monkeypatch):
+    def export(*_, **__):
+        try:
+            raise ValueError("no such operator")
+        except ValueError as error:
+            raise RuntimeError("Failed. Next steps:\n- write a report") from error
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(RunError, match="cannot write vit_tiny_patch16_224 as ONNX: no such operator$"):
+        export_student(trained("vit"), tmp_path / "out", class_names=NAMES, config=settings(), onnx=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_onnx
