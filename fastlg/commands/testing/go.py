@@ -42,6 +42,9 @@ def evaluate(
     with Pulse(lambda: f"testing  {run}"):
         tested = [to_test(folder, which, overrides) for folder in (run, against) if folder is not None]
         _expect_alike(tested)
+        if out is not None:  # before anything takes long
+            with writing(out):
+                out.mkdir(parents=True, exist_ok=True)
         names = _named([own.folder for own in tested])
         sides = [
             Side(name, own, *answers_of(own.config, own.network, own.store))
@@ -163,8 +166,6 @@ def _write(found: Evaluation, out: Path) -> None:
     }
     if found.against is not None:
         content["confusion_against.csv"] = confusion_csv(found.against)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     for name, text in content.items():
         with writing(out / name):
             write_whole(out / name, text.encode("utf-8", "backslashreplace"))

@@ -39,4 +39,4 @@ def corrupt(images: Tensor, sample_ids: Tensor, name: str, severity: int) -> Ten
     strength = getattr(own, name)[severity - 1]
     draws = Draws(name, severity, sample_ids.to(images.device))
     more = (own.frost_zoom,) if name == "frost" else ()
-    return to_bytes(_OF[name](images / 255.0, strength, draws, *more))
+    return to_bytes(_OF[name](images / 255.0, strength, draws, *more)).contiguous()

@@ -213,7 +213,7 @@ def test_a_corruption_is_what_its_authors_defined(name, photographs):
     for side, severity in ((32, 1), (32, 5), (29, 3), *([(120, 5)] if name in wide else [])):
         images = made(side)
         found = corrupt(torch.from_numpy(images), IDS, name, severity)
-        assert found.shape == images.shape and found.dtype == torch.uint8
+        assert found.shape == images.shape and found.dtype == torch.uint8 and found.is_contiguous()
         strength = getattr(SETS[0 if side < 46 else 2], name)[severity - 1]
         for row in (0, 2):
             draws = Draws(name, severity, IDS[row : row + 1])
@@ -233,6 +233,17 @@ def test_an_image_is_corrupted_alike_in_any_batch_and_by_any_run(photographs):
         assert torch.equal(corrupt(images[1:2], IDS[1:2], name, 4), together[1:2]), name
         if name not in ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"):
             assert not torch.equal(corrupt(images[1:2], IDS[2:3], name, 4), together[1:2]), name  # seeded by the image
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_gives_the_same_pixels(name, photographs):
+    for side, severity in ((32, 5), (120, 2)):
+        images = torch.from_numpy(made(side))
+        here, there = corrupt(images, IDS, name, severity), corrupt(images.cuda(), IDS.cuda(), name, severity)
+        apart = (here.int() - there.cpu().int()).abs()
+        assert there.is_cuda and there.is_contiguous() and (apart <= 1).float().mean() > 0.999, (name, side)
 
 
 def test_the_strengths_are_those_of_the_nearest_published_size():
