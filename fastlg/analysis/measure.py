@@ -81,11 +81,16 @@ def measure(
         if seen is not None and found.images:
             found.blocks, found.middle = seen.distance.result(), seen.middle
             found.rollouts = seen.rolled(found.notes)
+            if of_class is not None and found.dense is None:
+                found.notes.append(f"no dense rollout, so that --class {of_class} changes nothing: {NO_DENSE}")
     finally:
         student.guide(guided)
         student.train(training)
     found.cka = similarity.result() if similarity is not None else None
     return found
+
+
+NO_DENSE = "its blocks differ in their grids, keys or tokens, or its head scores no single token"
 
 
 class _Seen:

@@ -165,11 +165,17 @@ def _description(
             "crop_mode": "squash",
             "mean": list(config.augment.mean),
             "std": list(config.augment.std),
-            "first_conv": source.get("first_conv"),
+            "first_conv": _there(source.get("first_conv"), student.bare),
             "classifier": source.get("classifier"),
         },
         "fastlg": {"version": __version__, "run": config.run.name, "seed": config.run.seed},
     }
+
+
+def _there(named: Any, bare: nn.Module) -> Any:
+    """timm's name of a first convolution, or names, where the network still has it: parts of it may be in its place."""
+    names = (named,) if isinstance(named, str) else tuple(named or ())
+    return named if set(names) <= {name for name, _ in bare.named_modules()} else None
 
 
 @torch.inference_mode()

@@ -48,16 +48,22 @@ def create(
     if is_own(name):
         settings = {"num_classes": num_classes, "image_size": image_size, "drop_path": drop_path}
         return build_own(name, **settings, model_args=model_args)
-    name, model_args, base = parts.unwrapped(name, model_args)
+    called, (name, model_args, base) = name, parts.unwrapped(name, model_args)
     if ":" in name or "/" in name or not timm.is_model(name.split(".")[0]):
-        hint = did_you_mean(name.split(".")[0], timm.list_models(), "try deit_tiny_patch16_224")
+        field = "model.args.base" if base else "model.name"
+        hint = did_you_mean(name.split(".")[0], timm.list_models(), "try deit_tiny_patch16_224;")
         raise UserError(
-            f"model.name {brief(name)} is no model of timm {timm.__version__}; {hint} fastlg models lists them, and "
+            f"{field} {brief(name)} is no model of timm {timm.__version__}; {hint} fastlg models lists them, and "
             "your own is given as module:function"
         )
     arguments = _checked_arguments(name, image_size, model_args)
     _refuse_long(arguments)
     own, drop = parts.take(name, arguments), {"drop_path_rate": drop_path}
+    if base and not own:
+        raise UserError(
+            f"model.name {called} is named by parts that it then lacks; set {parts.given_by(called)}, or "
+            f"model.name={name} for the model without"
+        )
     if not name.startswith(PREFIXES):
         fitting = _fitting(name, {**arguments, **drop, "num_classes": num_classes})
         arguments = {key: value for key, value in arguments.items() if key in fitting}

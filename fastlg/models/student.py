@@ -70,7 +70,7 @@ class Student(nn.Module):
         if family is None:
             family = general_family(self.bare, name, image_size, num_classes)
             self.undecayed, self.outer = told_by_timm(self.bare)
-        self._walk, self._shapes = family.walk, family.shapes(self.bare, image_size)
+        self._walk, self._shapes, self._family = family.walk, family.shapes(self.bare, image_size), family
         if any(min(shape.grid) < 1 for shape in self._shapes):
             raise UserError(f"model.image_size {image_size} px is too small for {name}; its last grids would be empty")
         if not family.fits(self.bare, image_size):
@@ -84,8 +84,15 @@ class Student(nn.Module):
 
         Raises UserError for models that take one size, and for sizes that leave a border unseen.
         """
+        if getattr(self.bare, "takes_any_size", False):
+            if not self._family.fits(self.bare, size):
+                raise UserError(f"model.resolution: {self.name} leaves out a border of {size} px; use another size")
+            self._shapes = self._family.shapes(self.bare, size)
+            return
         if not takes_sizes(self.bare):
-            raise UserError(f"model.resolution: {self.name} takes images of one size; use a vit_* or deit_*, or none")
+            raise UserError(
+                f"model.resolution: {self.name} takes images of one size; use a vit_*, deit_*, sl_vit_* or dhvt_*"
+            )
         if size % math.lcm(*self.bare.patch_embed.patch_size):
             patch = " x ".join(map(str, self.bare.patch_embed.patch_size))
             raise UserError(f"model.resolution: patches of {patch} px leave out a border of {size} px; use a multiple")

@@ -24,6 +24,7 @@ class DynamicHybridViT(TokenModel):
     """
 
     reference_names = ((r"\.attn\.head_embed$", ".attn.pos_embed"),)
+    takes_any_size = True
 
     def __init__(
         self,
@@ -244,11 +245,24 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: DynamicHybridViT) -> dict[str, Tensor]:
+    """Raises ValueError for images of other channels: the affine layer before the patches has one number for each, and
+    no other numbers do the same to a single one."""
+    given, own = state_dict.get("patch_embed.pre_affine.alpha"), model.patch_embed.pre_affine.alpha
+    if given is not None and given.shape != own.shape:
+        raise ValueError(
+            f"weights for images of {given.shape[1]} channels do not fit in_chans={own.shape[1]}; leave in_chans out "
+            "and repeat the channel: images.expand(-1, 3, -1, -1)"
+        )
+    return state_dict
+
+
 def _create(variant: str, pretrained: bool, **arguments) -> DynamicHybridViT:
     _, patch, dim, heads = VARIANTS[variant]
     own = {"patch_size": patch, "embed_dim": dim, "num_heads": heads, **arguments}
     features = {"out_indices": 3, "feature_cls": "getter"}
-    return build_model_with_cfg(DynamicHybridViT, variant, pretrained, feature_cfg=features, **own)
+    fitted = {"pretrained_filter_fn": checkpoint_filter_fn, "feature_cfg": features}
+    return build_model_with_cfg(DynamicHybridViT, variant, pretrained, **fitted, **own)
 
 
 @register_model

@@ -27,6 +27,11 @@ def unwrapped(name: str, model_args: Mapping[str, Any]) -> tuple[str, Mapping[st
     return base, given, {"base": base}
 
 
+def given_by(entry: str) -> str:
+    """How the parts are given that ``entry``, one of ENTRIES, is named by."""
+    return "model.args.life=true" if entry == life.ENTRY else "model.args.spt=true or model.args.lsa=true"
+
+
 def take(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Takes the parts out of ``arguments``, in place; of a model that has them by its own design, none."""
     if name.startswith(tuple(spt_lsa.OWN)):

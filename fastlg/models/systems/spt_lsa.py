@@ -136,6 +136,33 @@ class SmallSetViT(VisionTransformer):
             nn.init.normal_(token)
 
 
+def fitted_weights(state_dict: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+    """Weights trained at another image size, as timm fits them; and those of RGB images for a model of grey ones, which
+    then computes what the weights' own makes of three equal channels."""
+    given, own = state_dict.get("patch_embed.merge.weight"), getattr(model.patch_embed, "merge", None)
+    if given is not None and own is not None and given.shape[1] == 3 * own.in_features:
+        state_dict = {**state_dict, **_grey(state_dict, own)}
+    return checkpoint_filter_fn(state_dict, model)
+
+
+def _grey(state_dict: dict[str, Tensor], own: nn.Linear) -> dict[str, Tensor]:
+    """The patches' layers for one channel: three equal ones have the mean and deviation of one, so that the LayerNorm's
+    factors and offsets can go into the product behind it. Raises ValueError where that has no offset."""
+    weight, names = state_dict["patch_embed.merge.weight"], ("weight", "bias")
+    before = [state_dict.get(f"patch_embed.before.{name}") for name in names]
+    scaled = weight if before[0] is None else weight * before[0]
+    found = {"patch_embed.merge.weight": scaled.unflatten(1, (-1, 3)).sum(dim=2)}
+    if before[0] is not None:
+        if own.bias is None:
+            raise ValueError(
+                "shifted patches without a bias have no weights for in_chans=1; repeat the channel instead"
+            )
+        ones = torch.ones(own.in_features, dtype=weight.dtype)
+        found |= {"patch_embed.before.weight": ones, "patch_embed.before.bias": torch.zeros_like(ones)}
+        found["patch_embed.merge.bias"] = state_dict["patch_embed.merge.bias"] + weight @ before[1]
+    return found
+
+
 def has_spt_or_lsa(model: nn.Module) -> bool:
     return any(isinstance(module, (MergedPatches, LocalityAttention)) for module in model.modules())
 
@@ -213,7 +240,7 @@ def vit_spt_lsa(
 
     features = {"out_indices": 3, "feature_cls": "getter"}
     return build_model_with_cfg(
-        build, ENTRY, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **kwargs
+        build, ENTRY, pretrained, pretrained_filter_fn=fitted_weights, feature_cfg=features, **kwargs
     )
 
 
@@ -225,7 +252,7 @@ def _create(variant: str, pretrained: bool, **arguments: Any) -> SmallSetViT:
         SmallSetViT,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=fitted_weights,
         feature_cfg=features,
         **{**own, **arguments},
     )

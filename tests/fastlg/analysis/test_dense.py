@@ -36,6 +36,7 @@ def test_a_students_maps_are_of_its_own_tokens_and_classes(case, has_them):
     images = images_for(student, 2)
     found = measure(student, [(images, images[:0])], shown=2, class_names=list("abcd"), of_class="c")
     assert (found.dense is not None) == has_them and found.rollouts is not None
+    assert any("--class c changes nothing" in note for note in found.notes) != has_them
     if not has_them:
         return
     assert found.dense.labels == ["c", "c"]
