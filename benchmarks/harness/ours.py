@@ -26,14 +26,15 @@ TEACHER_SIZE = 32  # px
 
 
 def config_of(bench: Bench, name: str, batch: int, *overrides: str) -> Config:
-    """A shipped CIFAR-100 config on made images. On a CPU nothing runs beside the step: no loader processes."""
+    """A shipped config, of cifar100/ or by its whole name, on made images. On a CPU nothing runs beside the step: no
+    loader processes."""
     common = [
         f"data.source={store_of(bench)}",
         f"optim.global_batch_size={batch}",
         f"engine.device={bench.device.type}",
     ]
     common += [f"data.workers={workers_of(bench)}", f"run.root={bench.folder / 'runs'}"]
-    return load_config(f"cifar100/{name}", [*common, *bench.overrides, *overrides])
+    return load_config(name if "/" in name else f"cifar100/{name}", [*common, *bench.overrides, *overrides])
 
 
 def store_of(bench: Bench) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Sequence
 
 from benchmarks.cases.training.end_to_end import NAMES
 from benchmarks.harness.bench import Bench, peak_mib, wall
@@ -25,8 +26,13 @@ CASES = [  # (label, config, overrides)
 
 
 def rows(bench: Bench) -> None:
+    take_steps(bench, CASES)
+
+
+def take_steps(bench: Bench, cases: Sequence[tuple[str, str, tuple[str, ...]]]) -> None:
+    """A row for each case. Raises ArithmeticError, after all of them, for a loss that did not fall."""
     batch, fell = 128 if bench.gpu else 4, {}
-    for label, name, overrides in CASES:
+    for label, name, overrides in cases:
         if bench.fits(label, 15 if bench.gpu else 5):
             losses = one(bench, label, config_of(bench, name, batch, "optim.warmup_epochs=0", *overrides))
             fell[label] = all(map(math.isfinite, losses)) and losses[-1] < losses[0]
