@@ -4,8 +4,8 @@
 
     agreement   guided steps of DeiT-Ti on the same batches with every switch off, with a CUDA graph, compiled, and as a
                 run has it: the losses, and how far they lie from those with everything off (drop path is off)
-    throughput  three short epochs as ``fastlg train`` takes them: images/s, memory at the peak and kept by the
-                allocator after each, seconds to the first step; the share of each kernel in the device's time
+    throughput  three short epochs (--quick: one) as ``fastlg train`` takes them: images/s, memory at the peak and kept
+                by the allocator after each, seconds to the first step; the share of each kernel in the device's time
     input       the same epochs without a step: cut, augmented, both views made
 
 Whatever fails is named, with its traceback on the terminal, and the rest goes on.
@@ -26,7 +26,7 @@ from benchmarks.harness.ours import Ours, config_of
 
 OFF = tuple(f"engine.{name}=false" for name in ("compile", "graph", "prefetch", "channels_last", "fold_norms"))
 STEPS = 8  # three before a graph is captured, then replays
-EPOCHS = 3
+EPOCHS = 3  # of a quick run one
 KERNELS = 24  # most that a row names
 
 
@@ -110,7 +110,7 @@ def throughput(bench: Bench, batch: int) -> None:
     times, memory = [], []
     if bench.gpu:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(EPOCHS):
+    for _ in range(1 if bench.quick else EPOCHS):
         times.append(an_epoch(ours, bench, ours.step, steps))
         if bench.gpu:
             memory.append([torch.cuda.max_memory_allocated() >> 20, torch.cuda.memory_reserved() >> 20])
@@ -138,7 +138,7 @@ def an_epoch(ours: Ours, bench: Bench, step: Callable[[], object], steps: int) -
 def only_input(bench: Bench, batch: int) -> None:
     ours = Ours(config_of(bench, "deit_tiny", batch, "engine.compile=false"))
     steps = len(ours.parts.train_loader)
-    times = [an_epoch(ours, bench, ours.next_pair, steps) for _ in range(1 + EPOCHS)][1:]
+    times = [an_epoch(ours, bench, ours.next_pair, steps) for _ in range(1 + (1 if bench.quick else EPOCHS))][1:]
     bench.add("input, full augmentation", "fastlg", times, batch=batch, kind="input")
 
 
