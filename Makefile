@@ -17,7 +17,7 @@ train: $(READY)  ## teacher, unguided and guided student on 5,000 MNIST images: 
 	@$(BIN)/fastlg compare quickstart
 
 test: $(READY)  ## the test suite (no GPU needed)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 mutants: $(READY)  ## single faults on purpose, one at a time: which of them does the suite let pass? (WORDS=...)
 	@$(BIN)/python tests/mutate.py $(WORDS)

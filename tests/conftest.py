@@ -19,21 +19,39 @@ with contextlib.suppress(ImportError):  # a machine that runs a part of the test
     settings.load_profile("any machine")  # no clock decides, however busy the machine is
 
 
-LONG = (  # minutes each: begun first, so that no process is left alone with one at the end
-    "test_engines.py",
-    "test_guidance_triton.py",
-    "test_resume.py",
+LONG = (  # half a minute each, or more: begun first, so that no process is left alone with one at the end
     "test_ranks_killed.py",
-    "test_models_own.py",
-    "test_augment_triton.py",
-    "test_loader_leaks.py",
-    "test_many_runs.py",
+    "test_resume.py",
+    "test_engines.py",
     "test_gpu_stages.py",
+    "test_guidance_triton.py",
+    "test_models_own.py",
+    "test_page_commands.py",
+    "test_many_runs.py",
+    "test_run_lock.py",
+    "test_augment_triton.py",
+    "test_quiet.py",
+    "test_recipe.py",
+    "test_bench.py",
 )
+TOGETHER = ("tests/fastlg/commands/report/",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Files that share what a session makes for them go to one process, which makes it once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return os.path.dirname(file) if file.startswith(TOGETHER) else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
