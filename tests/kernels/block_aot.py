@@ -16,12 +16,16 @@ from aot import MULTIPROCESSORS, OPTIONS, Launch, Recorder, Usage, usage  # noqa
 
 from fastlg_kernels.attention import launch as attention
 from fastlg_kernels.attention.tiles import choose
+from fastlg_kernels.mlp import launch as mlp
+from fastlg_kernels.mlp import tiles as mlp_tiles
+from fastlg_kernels.mlp.plain import Half
 from fastlg_kernels.norm import launch as norm
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 KERNELS = {
     norm: ("forward_kernel", "backward_kernel", "sum_kernel"),
     attention: ("forward_kernel", "backward_kernel"),
+    mlp: ("forward_kernel", "backward_kernel", "weights_kernel", "sum_kernel"),
 }
 SHARED_LIMIT = 99 * 1024  # bytes, of compute capability 8.6, 8.9 and 12.0: the smallest
 
@@ -47,6 +51,16 @@ def attention_pass(length: int, heads: int, dim: int, dtype: torch.dtype, *, odd
     attention.backward(attention.forward(qkv, dim**-0.5), qkv, dim**-0.5)
 
 
+def mlp_pass(channels: int, hidden: int, stream: torch.dtype, dtype: torch.dtype, keeps: bool = True) -> None:
+    """Forward and backward of ``add_mlp`` with parameters of the stream's dtype."""
+    x, branch = on_no_device(64, 197, channels, dtype=stream), on_no_device(64, 197, channels, dtype=dtype)
+    keep = on_no_device(64) if keeps else None
+    shapes = ((channels,), (channels,), (hidden, channels), (hidden,), (channels, hidden), (channels,))
+    half = Half(x, branch, keep, keep, *(on_no_device(*shape, dtype=stream) for shape in shapes))
+    out = mlp.forward(half, 1e-6, dtype)
+    mlp.backward(out, half, 1e-6, dtype, keeps or dtype != stream, True)
+
+
 CASES: dict[str, tuple[Callable, tuple]] = {
     "norm C192 fp32 stream": (norm_pass, (192, FP32, BF16, BF16)),
     "norm C192 bf16 stream": (norm_pass, (192, BF16, BF16, BF16)),
@@ -57,6 +71,12 @@ CASES: dict[str, tuple[Callable, tuple]] = {
     "norm C768 fp32 stream": (norm_pass, (768, FP32, BF16, BF16)),
     "norm C1536 fp32": (norm_pass, (1536, FP32, FP32, FP32)),
     "norm C4096 fp32": (norm_pass, (4096, FP32, FP32, FP32)),
+    "mlp C192 fp32 stream": (mlp_pass, (192, 768, FP32, BF16)),
+    "mlp C192 bf16 stream": (mlp_pass, (192, 768, BF16, BF16)),
+    "mlp C192 fp16": (mlp_pass, (192, 768, FP16, FP16, False)),
+    "mlp C128 fp32 stream": (mlp_pass, (128, 512, FP32, BF16)),
+    "mlp C64 fp32 stream": (mlp_pass, (64, 256, FP32, BF16)),
+    "mlp C48 bf16 stream": (mlp_pass, (48, 96, BF16, BF16)),
     "attention L197 D64 bf16": (attention_pass, (197, 3, 64, BF16)),
     "attention L197 D64 fp16": (attention_pass, (197, 3, 64, FP16)),
     "attention L256 D64 bf16": (attention_pass, (256, 12, 64, BF16)),
@@ -83,12 +103,14 @@ def record(monkeypatch, family: str, case: str) -> list[Launch]:
     return launches
 
 
-def fits(used: Usage, case: str) -> bool:
+def fits(used: Usage, family: str, case: str) -> bool:
     """Nothing spills, and it fits on the smallest of the chips, or takes no more than its table says."""
     limit, (function, arguments) = SHARED_LIMIT, CASES[case]
     if function is attention_pass:
         length, _, dim, *_ = arguments
         limit = choose(used.kernel.removesuffix("_kernel"), length, dim).shared
+    if function is mlp_pass and used.kernel != "sum_kernel":
+        limit = mlp_tiles.choose(used.kernel.removesuffix("_kernel"), family, arguments[1]).shared
     return used.stack == 0 and used.registers <= 255 and used.shared <= limit
 
 
@@ -104,7 +126,7 @@ def main() -> int:
             with pytest.MonkeyPatch.context() as patch:
                 launches = record(patch, family, case)
             for used in (usage(launch, int(family[2:])) for launch in launches):
-                count, failed = count + 1, failed + (not fits(used, case))
+                count, failed = count + 1, failed + (not fits(used, family, case))
                 row = f"{family:6} {case:32} {used.kernel:22} {used.registers:4} {used.stack:5} {used.shared:7}"
                 print(row, flush=True)
     print(f"{count} launches, {failed} spill or do not fit")

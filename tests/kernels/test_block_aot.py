@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
 import block_aot  # noqa: E402
 
 # of each operator what a DeiT-Ti takes; block_aot.py as a script goes through all
-CASES = [("sm90", "norm C192 fp32 stream"), ("sm90", "attention L197 D64 bf16")]
+CASES = [("sm90", "norm C192 fp32 stream"), ("sm90", "attention L197 D64 bf16"), ("sm90", "mlp C192 fp32 stream")]
 
 
 @pytest.mark.parametrize(("family", "case"), CASES)
@@ -22,7 +22,7 @@ def test_no_spills_and_it_fits(monkeypatch, family, case):
     assert {launch.kernel.fn.__name__ for launch in launches} >= {"forward_kernel", "backward_kernel"}
     for launch in launches:
         used = block_aot.usage(launch, int(family[2:]))
-        assert block_aot.fits(used, case), used
+        assert block_aot.fits(used, family, case), used
 
 
 @pytest.mark.parametrize("family", block_aot.MULTIPROCESSORS)

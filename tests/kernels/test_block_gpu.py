@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import attention_truth
+import mlp_truth
 import norm_truth
 import pytest
 import torch
 
-from fastlg_kernels import add_layer_norm, short_attention
+from fastlg_kernels import add_layer_norm, add_mlp, short_attention
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
@@ -46,16 +47,38 @@ def test_attention_of_float32_runs_torch_and_says_why_triton_cannot():
         short_attention(qkv, impl="triton")
 
 
-def test_both_are_replayed_as_a_cuda_graph():
+@pytest.mark.parametrize(
+    ("shape", "hidden"), [((64, 197, 192), 768), ((3, 5, 192), 768), ((7, 50, 128), 512), ((2, 9, 48), 96)], ids=str
+)
+@pytest.mark.parametrize(("stream", "dtype"), [(FP32, BF16), (BF16, BF16), (FP16, FP16)], ids=str)
+def test_mlp_agrees_with_float64_and_repeats_itself(stream, dtype, shape, hidden):
+    for keeps, joins in ((True, True), (False, True), (True, False)):
+        inputs = mlp_truth.draw(shape, hidden, dtype, stream=stream, keeps=keeps, joins=joins, device="cuda")
+        first, second = (mlp_truth.check(inputs, 2 * LIMITS[dtype], impl="triton") for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_mlp_of_float32_runs_torch_and_says_why_triton_cannot():
+    inputs = mlp_truth.draw((2, 9, 64), 64, device="cuda")
+    mlp_truth.check(inputs, 1e-5)
+    with pytest.raises(RuntimeError, match="on a GPU they multiply bfloat16 and float16"):
+        mlp_truth.ours(inputs, impl="triton")
+
+
+def test_all_are_replayed_as_a_cuda_graph():
     x, branch = torch.randn(4, 50, 192, device="cuda"), torch.randn(4, 50, 192, device="cuda", dtype=BF16)
     weight, bias, keep = torch.rand(192, device="cuda"), torch.rand(192, device="cuda"), torch.ones(4, device="cuda")
     layer = torch.nn.Linear(192, 576, device="cuda", dtype=BF16)
+    fc1, fc2 = (torch.nn.Linear(*sizes, device="cuda") for sizes in ((192, 768), (768, 192)))
+    pairs = [(fc.weight, fc.bias) for fc in (fc1, fc2)]
     leaves = [x.requires_grad_(), branch.requires_grad_(), weight.requires_grad_(), *layer.parameters()]
+    leaves += [*fc1.parameters(), *fc2.parameters()]
 
     def step():
         total, normed = add_layer_norm(x, branch, weight, bias, keep=keep, dtype=BF16)
         out = short_attention(layer(normed).unflatten(-1, (3, 3, 64)))
-        return torch.autograd.grad((total.mean() + out.float().square().mean()), leaves)
+        total = add_mlp(total, out, (weight, bias), *pairs, keep=keep, keep_mlp=keep, dtype=BF16)
+        return torch.autograd.grad((total.square().mean() + out.float().square().mean()), leaves)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.cases.kernels.block_bytes import Bytes
-from fastlg_kernels import add_layer_norm, fuse, short_attention, unfuse
-from fastlg_kernels.blocks import FusedBlock, drawn_keep
+from fastlg_kernels import add_layer_norm, add_mlp, fuse, short_attention, unfuse
+from fastlg_kernels.blocks import FusedBlock, FusedMlpBlock, drawn_keep
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_classes": 5}
 
@@ -53,7 +53,7 @@ def test_it_is_undone_at_any_time_and_done_twice_it_is_done_once():
     images = torch.randn(2, 3, 32, 32)
     expected = model(images)
     assert fuse(fuse(model)) is model
-    fused = [module for module in model.modules() if isinstance(module, FusedBlock)]
+    fused = [module for module in model.modules() if isinstance(module, FusedMlpBlock)]
     assert len(fused) == 2 and [type(block) for block in fused] != kinds
     torch.testing.assert_close(copy.deepcopy(model)(images), expected)
     with pytest.raises(ValueError, match=r"takes no attention mask; call fastlg_kernels.unfuse\(model\)"):
@@ -102,6 +102,33 @@ def test_what_it_cannot_fuse_is_refused_by_name_and_left_as_it_was():
     assert not any(isinstance(module, FusedBlock) for module in last.modules())
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"proj_drop_rate": 0.1}, "it has dropout of 0.1"),
+        ({"act_layer": "gelu_tanh"}, r"its activation is GELU\w*\("),
+        ({"scale_mlp_norm": True}, "it has norm, a LayerNorm"),
+        ({"proj_bias": False}, "its layers have no biases"),
+        ({"embed_dim": 256, "num_heads": 4}, "256 channels are more than 192"),
+        ({"mlp_layer": timm.layers.SwiGLU}, "it is a SwiGLU"),
+    ],
+)
+def test_an_mlp_that_is_not_known_is_left_as_it_is_and_named(options, reason):
+    model = network(**options)
+    with pytest.warns(UserWarning, match=f"^blocks.0.mlp, blocks.1.mlp: not fused, the rest is: {reason}"):
+        fuse(model)
+    assert all(isinstance(block, FusedBlock) and not isinstance(block, FusedMlpBlock) for block in model.blocks)
+    assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_the_mlp_is_fused_where_products_are_half_precision():
+    block, tokens = fuse(network()).blocks[0], torch.randn(2, 17, 64)
+    for cast, dtype, expected in ((True, None, True), (False, None, False), (False, torch.bfloat16, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast), Bytes() as counted:
+            block.to(dtype or torch.float32)(tokens.to(dtype or torch.float32))
+        assert ("add_mlp_forward" in counted.names) == expected == ("add_norm_forward" not in counted.names)
+
+
 def test_bytes_are_counted_once_read_and_once_written():
     qkv = torch.zeros(2, 9, 3, 2, 32, requires_grad=True)
     with Bytes() as counted:
@@ -114,3 +141,11 @@ def test_bytes_are_counted_once_read_and_once_written():
     tokens, channels, statistics = 2 * 9 * 64 * 4, 64 * 4, 2 * 2 * 9 * 4
     # x, branch, total, normed; of backward the gradient of normed, total, and one gradient for both
     assert counted.parts["layer norm"] == (4 + 3) * tokens + (2 + 3) * channels + 2 * statistics
+    with Bytes() as counted:
+        layers = [torch.zeros(*shape, requires_grad=True) for shape in ((64, 64), (64,), (64, 64), (64,))]
+        add_mlp(x, branch, (weight, bias), layers[:2], layers[2:]).view(-1).sum().backward()
+    # x, branch, result; of backward its gradient, x, branch, one gradient for both, and what its kernels leave: norm
+    # and gradient for the weights' kernel, and one tile's sums for three vectors, two layers and a bias
+    sums = 3 * 64 + 2 * 64 * 64 + 64
+    passed = 7 * tokens + 2 * (2 * 64 + 4) * channels + (2 * 64 + 4) * channels
+    assert counted.parts["mlp"] == passed + 2 * (2 * tokens + 4 * sums)

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-FILES = ("norm/norm_interpreted.py", "attention/attention_interpreted.py", "fused_step_interpreted.py")
+FILES = (
+    "norm/norm_interpreted.py",
+    "attention/attention_interpreted.py",
+    "mlp/mlp_interpreted.py",
+    "fused_step_interpreted.py",
+)
 POISON = """
 import torch
 torch.use_deterministic_algorithms(True)

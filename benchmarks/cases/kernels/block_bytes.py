@@ -6,7 +6,7 @@ Counted from shapes on tensors without memory, in bfloat16 autocast: every opera
 tensors once and writes its results once; views move nothing. So an operation that reads a tensor twice, or keeps its
 partial sums in memory, counts too little: torch's own attention and norms on a GPU do, and ``add_layer_norm`` leaves
 2 * C floats per program of its backward pass (4 programs per multiprocessor), a few KB per image at this batch. What
-torch.compile would save is not in the table, and no time is.
+the kernels of ``add_mlp`` leave for one another, and their partial sums, are counted, as on an H100. No time is.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastlg_kernels import GuidanceLoss, fuse
+from fastlg_kernels.mlp.tiles import choose
 
 BLOCKS, TEACHER = [0, 6, 11], {16: 32, 32: 16, 64: 8}  # guided blocks; channels and side of the teacher's maps
+MULTIPROCESSORS = 132  # of an H100
 PARTS = {  # by words of an operation's name, first hit
     "attention": ("scaled_dot_product", "attention_forward", "attention_backward", "softmax"),
+    "mlp": ("add_mlp",),
     "layer norm": ("native_layer_norm", "add_norm"),
     "guidance": ("guidance",),
     "matrix products": ("mm", "convolution"),
@@ -57,10 +60,24 @@ class Bytes(TorchDispatchMode):
             if name in ("zeros_like", "ones_like", "new_zeros", "fill_", "zero_", "bernoulli_"):
                 read = {}  # only written
             written = {id(t): t.nbytes for t in tree_leaves(result) if isinstance(t, Tensor)}
-            moved = sum(read.values()) + sum(written.values())
+            moved = sum(read.values()) + sum(written.values()) + left_between(name, args)
             self.parts[part_of(name)] += moved
             self.names[name] += moved
         return result
+
+
+def left_between(name: str, arguments: tuple) -> int:
+    """Bytes that the kernels of ``add_mlp_backward`` write for one another and read once, on an H100."""
+    if name != "add_mlp_backward":
+        return 0
+    x, fc1, dtype = arguments[1], arguments[7], arguments[12]
+    hidden, channels = fc1.shape
+    rows = x.numel() // channels
+    tiles = -(-rows // choose("backward", "sm90", hidden).tokens)
+    row = choose("weights", "sm90", hidden)
+    splits = min(-(-rows // row.tokens), max(1, MULTIPROCESSORS // (hidden // row.hidden)))
+    sums = tiles * 3 * channels + splits * (2 * channels * hidden + hidden)
+    return 2 * (2 * rows * channels * dtype.itemsize + 4 * sums)
 
 
 def part_of(name: str) -> str:

@@ -16,6 +16,7 @@ from .augment.views import ViewDraw, draw_views, teacher_view, train_views
 from .blocks import fuse, unfuse
 from .guidance.api import guidance_loss
 from .layers import GuidanceLoss, distillation_loss
+from .mlp.api import add_mlp
 from .norm.api import add_layer_norm
 from .rng import sample_seeds
 
@@ -24,6 +25,7 @@ __all__ = [
     "RaggedImages",
     "ViewDraw",
     "add_layer_norm",
+    "add_mlp",
     "apply_op",
     "distillation_loss",
     "draw_rand_augment",

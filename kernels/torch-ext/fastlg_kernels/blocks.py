@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from .attention.api import HEAD_DIMS, MOST_TOKENS, short_attention
+from .mlp.api import add_mlp
+from .mlp.tiles import obstacle as mlp_sizes_obstacle
 from .norm.api import add_layer_norm
 
 TIMM_BLOCK = ("timm.models.vision_transformer", "Block")
@@ -25,8 +28,26 @@ class FusedBlock:
         attended = attn.proj_drop(attn.proj(short_attention(qkv, scale=attn.scale)))
         norm = self.norm2
         keep = drawn_keep(self.drop_path1, x)
+        if self.fuses_mlp(x):
+            fc1, fc2 = ((layer.weight, layer.bias) for layer in (self.mlp.fc1, self.mlp.fc2))
+            keeps = {"keep": keep, "keep_mlp": drawn_keep(self.drop_path2, x)}
+            return add_mlp(x, attended, (norm.weight, norm.bias), fc1, fc2, **keeps, eps=norm.eps)
         x, normed = add_layer_norm(x, attended, norm.weight, norm.bias, keep=keep, eps=norm.eps)
         return x + self.drop_path2(self.mlp(normed))
+
+    def fuses_mlp(self, x: Tensor) -> bool:
+        return False
+
+
+class FusedMlpBlock(FusedBlock):
+    """The same for a block whose MLP is one that ``add_mlp`` knows."""
+
+    def fuses_mlp(self, x: Tensor) -> bool:
+        """Where products are bfloat16 or float16: the kernels know no others, and torch alone would only make the
+        hidden layer twice."""
+        is_cast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if is_cast else self.mlp.fc1.weight.dtype
+        return dtype.itemsize == 2
 
 
 def drawn_keep(drop_path: nn.Module, x: Tensor) -> Tensor | None:
@@ -39,18 +60,23 @@ def drawn_keep(drop_path: nn.Module, x: Tensor) -> Tensor | None:
 
 
 @lru_cache
-def _fused_class(of: type) -> type:
-    return type(f"Fused{of.__name__}", (FusedBlock, of), {"__module__": __name__})
+def _fused_class(of: type, kind: type[FusedBlock]) -> type:
+    return type(f"Fused{of.__name__}", (kind, of), {"__module__": __name__, "fused_from": of})
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Run the blocks of ``model`` on ``short_attention`` and ``add_layer_norm``; returns the model itself.
+    """Run the blocks of ``model`` on ``short_attention``, and on ``add_mlp`` or, where the MLP is one that it does not
+    know, ``add_layer_norm``; returns the model itself.
 
     model  any network with blocks of timm's ``vision_transformer.Block``: ViT, DeiT and what else is built of them
 
     Parameters, buffers, hooks and the names in the state dict stay; ``unfuse(model)`` takes it back, at any time. Done
     twice it is done once. A fused model can be copied and compiled; ``torch.save`` its state dict, not the model.
-    Stochastic depth draws its factors with the device's generator, in another order than timm.
+    Stochastic depth draws its factors with the device's generator, in another order than timm. Hooks of the modules
+    inside a block (its norm2, its attention, its MLP's layers) are not called. MLPs are fused where products are
+    bfloat16 or float16, under autocast or by the weights' dtype; those with another activation than the exact GELU,
+    dropout, a norm or no biases, with more than 192 channels or other layers than nn.Linear stay as they are, and a
+    warning says which and why.
 
     Raises ValueError, the model being left as it was, where there is no such block, or a block holds what the parts do
     not know: layer scale, normalised queries and keys, a gate, dropout of attention, other heads than of 32 or 64
@@ -64,9 +90,14 @@ def fuse(model: nn.Module) -> nn.Module:
     for name, block in blocks.items():
         if obstacle := _obstacle(block) or (tokens > MOST_TOKENS and f"{tokens} tokens are more than {MOST_TOKENS}"):
             raise ValueError(f"{name or type(model).__name__} cannot be fused: {obstacle}; leave this model as it is")
-    for block in blocks.values():
+    left = {}
+    for name, block in blocks.items():
         if not isinstance(block, FusedBlock):
-            block.__class__ = _fused_class(type(block))
+            if reason := _mlp_obstacle(block.mlp):
+                left.setdefault(reason, []).append(f"{name}.mlp" if name else "mlp")
+            block.__class__ = _fused_class(type(block), FusedBlock if reason else FusedMlpBlock)
+    for reason, names in left.items():
+        warnings.warn(f"{', '.join(names)}: not fused, the rest is: {reason}", stacklevel=2)
     return model
 
 
@@ -74,13 +105,13 @@ def unfuse(model: nn.Module) -> nn.Module:
     """Undo ``fuse``; returns the model itself. A model that is not fused stays what it is."""
     for module in model.modules():
         if isinstance(module, FusedBlock):
-            module.__class__ = type(module).__mro__[2]
+            module.__class__ = type(module).fused_from
     return model
 
 
 def _is_block(module: nn.Module) -> bool:
     """Whether it is timm's own block: a subclass may compute something else."""
-    kind = type(module).__mro__[2] if isinstance(module, FusedBlock) else type(module)
+    kind = type(module).fused_from if isinstance(module, FusedBlock) else type(module)
     return (kind.__module__, kind.__name__) == TIMM_BLOCK
 
 
@@ -104,3 +135,20 @@ def _obstacle(block: nn.Module) -> str:
     if not obstacle and (norm.weight is None or norm.bias is None):
         obstacle = "its norm2 has no weight or no bias"
     return obstacle
+
+
+def _mlp_obstacle(mlp: nn.Module) -> str:
+    """What this MLP holds that ``add_mlp`` does not know; "" where there is nothing."""
+    if type(mlp).__name__ != "Mlp":
+        return f"it is a {type(mlp).__name__}"
+    rates, act = [drop.p for drop in (mlp.drop1, mlp.drop2)], mlp.act
+    if type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
+        return "its layers are not plain nn.Linear"
+    facts = (
+        (type(act).__name__ != "GELU" or getattr(act, "approximate", "none") != "none", f"its activation is {act}"),
+        (any(rates), f"it has dropout of {max(rates)}"),
+        (not isinstance(mlp.norm, nn.Identity), f"it has norm, a {type(mlp.norm).__name__}"),
+        (mlp.fc1.bias is None or mlp.fc2.bias is None, "its layers have no biases"),
+    )
+    obstacle = next((words for is_so, words in facts if is_so), "")
+    return obstacle or mlp_sizes_obstacle(mlp.fc1.in_features, mlp.fc1.out_features)

@@ -16,7 +16,9 @@ from fastlg.models.resnet_cifar import resnet56
 
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 README = KERNELS / "README.md"
-PARTS = {"Residual and layer norm", "Attention over few tokens", "Any timm ViT"}  # of a transformer block
+PARTS = {  # of a transformer block
+    "Residual and layer norm", "Attention over few tokens", "The MLP's half of a block", "Any timm ViT",
+}  # fmt: skip
 
 
 def examples() -> dict[str, str]:
@@ -118,6 +120,15 @@ def test_attention_example_attends():
     expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 197, 192)
     torch.testing.assert_close(scope["out"], expected, rtol=1e-4, atol=1e-5)
     assert layer.weight.grad.isfinite().all() and layer.weight.grad.any()
+
+
+def test_mlp_example_joins_normalises_and_adds():
+    torch.manual_seed(0)
+    x, branch = torch.randn(2, 9, 192), torch.randn(2, 9, 192)
+    norm, mlp = torch.nn.LayerNorm(192, eps=1e-6), timm.layers.Mlp(192, 768)
+    scope = paste("The MLP's half of a block", x=x, branch=branch, norm=norm, mlp=mlp)
+    torch.testing.assert_close(scope["out"], x + branch + mlp(norm(x + branch)), rtol=2e-2, atol=2e-2)
+    assert all(parameter.grad.any() for parameter in (*norm.parameters(), *mlp.parameters()))
 
 
 def test_two_lines_fuse_a_timm_vit():
