@@ -51,10 +51,13 @@ class FusedMlpBlock(FusedBlock):
 
 
 def drawn_keep(drop_path: nn.Module, x: Tensor) -> Tensor | None:
-    """Factors [N] of a timm DropPath for this batch, None where it drops nothing."""
+    """Factors [N] of a timm DropPath for this batch, None where it drops nothing. One that has ``factors(x)``, [N] or
+    None, is asked first."""
     rate = getattr(drop_path, "drop_prob", 0.0) or 0.0
     if not drop_path.training or rate == 0.0:
         return None
+    if hasattr(drop_path, "factors") and (drawn := drop_path.factors(x)) is not None:
+        return drawn.float()
     keep = x.new_empty((x.shape[0],), dtype=torch.float32).bernoulli_(1 - rate)
     return keep.div_(1 - rate) if rate < 1 and drop_path.scale_by_keep else keep
 
