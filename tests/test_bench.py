@@ -19,7 +19,7 @@ import fastlg.commands.bench
 import fastlg.ranks.say
 import fastlg_kernels
 from benchmarks import run, speedrun
-from benchmarks.cases.training import step_parts, students
+from benchmarks.cases.training import cpu_ladder, step_parts, students
 from benchmarks.harness import bench as harness
 from benchmarks.harness import counting, ours, reference_style, report
 from fastlg.cli import main
@@ -291,6 +291,32 @@ def test_the_step_taken_apart_is_the_engines_step_and_its_parts_add_up(config, m
     theirs = dict(split.parts.unit.named_parameters())
     for name, parameter in whole.parts.unit.named_parameters():
         torch.testing.assert_close(theirs[name], parameter, msg=name)
+
+
+def test_the_cpus_ladder_measures_every_rung_against_its_foot(bench, monkeypatch):
+    taken = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def step(self):
+            taken.append(self.name)
+
+        open = close = lambda self: None
+
+    monkeypatch.setattr(cpu_ladder, "reference", lambda _, batch, **style: Fake(tuple(style.values())))
+    monkeypatch.setattr(cpu_ladder, "made", lambda _, batch, overrides: lambda: Fake(overrides))
+    before, ticks = len(bench.rows), iter(range(10_000))
+    bench.begin("cpu", HANG_S)
+    cpu_ladder.ladder(bench, lambda: float(next(ticks)), {"clock": "ticks"})
+    rows = bench.rows[before:]
+    assert [made.provider for made in rows] == [*cpu_ladder.STYLES, *cpu_ladder.FORMS]
+    assert all(made.ratio == 1 and made.batch == 32 and made.extra["clock"] == "ticks" for made in rows)
+    assert taken == 4 * list(dict.fromkeys(taken)) and len(set(taken)) == len(rows), "in turns, no rung twice"
+    for overrides in cpu_ladder.FORMS.values():
+        assert ours.config_of(bench, "deit_tiny", 3, *overrides).engine.precision != "auto"
+    del bench.rows[before:]
 
 
 def test_a_speed_run_goes_on_after_its_slice(config, monkeypatch, tmp_path):
