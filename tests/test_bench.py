@@ -19,11 +19,11 @@ import fastlg.commands.bench
 import fastlg.ranks.say
 import fastlg_kernels
 from benchmarks import run, speedrun
-from benchmarks.cases.training import cpu_ladder, step_parts, students
+from benchmarks.cases.training import cpu_ladder, step_parts, students, systems
 from benchmarks.harness import bench as harness
 from benchmarks.harness import counting, ours, reference_style, report
 from fastlg.cli import main
-from fastlg.config import save_config
+from fastlg.config import save_config, shipped_configs
 from fastlg.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +117,15 @@ def test_students_take_steps_that_help_or_the_benchmark_fails(bench, monkeypatch
     monkeypatch.setattr(students, "CASES", students.CASES[:1])
     with pytest.raises(ArithmeticError, match="did not fall: tiny"):
         students.rows(bench)
+
+
+def test_every_guided_system_takes_steps_at_its_published_size(bench):
+    shipped = {name for name in shipped_configs() if name.startswith(systems.GUIDED)}
+    assert shipped <= {name for _, name, _ in systems.CASES}
+    for label, name, overrides in systems.CASES:
+        config = ours.config_of(bench, name, 4, *overrides)
+        assert config.teacher is not None and config.optim.global_batch_size == 4, label
+        assert (config.model.image_size == 224) == ("DeiT" in label or "224" in label), label
 
 
 def test_the_command_hands_its_arguments_over_and_passes_the_status_on(tmp_path, monkeypatch):

@@ -83,6 +83,6 @@ def _answers(block: nn.Module, tokens: Tensor, above: Tensor, dtype: torch.dtype
     grads = torch.autograd.grad(out.float(), [tokens, *parameters.values()], above, allow_unused=True)
     named = {
         "the output": out,
-        **{f"the gradient of {own}": grad for own, grad in zip(("its input", *parameters), grads)},
+        **{f"the gradient of {own}": grad for own, grad in zip(("its input", *parameters), grads, strict=True)},
     }
     return {name: value.detach().float() for name, value in named.items() if value is not None}
