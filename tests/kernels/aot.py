@@ -16,7 +16,8 @@ from triton.compiler import ASTSource
 MULTIPROCESSORS = {"sm80": 108, "sm90": 132}
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32",
+            torch.float64: "*fp64", torch.int64: "*i64"}  # fmt: skip
 
 
 class Launch(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from aot import MULTIPROCESSORS, OPTIONS, Launch, Recorder, Usage, usage  # noqa: F401
 
+from fastlg_kernels.adamw import launch as adamw
 from fastlg_kernels.attention import launch as attention
 from fastlg_kernels.attention.tiles import choose
 from fastlg_kernels.mlp import launch as mlp
@@ -23,6 +24,7 @@ from fastlg_kernels.norm import launch as norm
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 KERNELS = {
+    adamw: ("adamw_kernel",),
     norm: ("forward_kernel", "backward_kernel", "sum_kernel"),
     attention: ("forward_kernel", "backward_kernel"),
     mlp: ("forward_kernel", "backward_kernel", "weights_kernel", "sum_kernel"),
@@ -61,7 +63,17 @@ def mlp_pass(channels: int, hidden: int, stream: torch.dtype, dtype: torch.dtype
     mlp.backward(out, half, 1e-6, dtype, keeps or dtype != stream, True)
 
 
+def adamw_pass(weights: torch.dtype, grads: torch.dtype) -> None:
+    """A step over three parameters: float32 ones, or float32 masters and their copies."""
+    table, chunks = on_no_device(3, 6, dtype=torch.int64), on_no_device(9, 3, dtype=torch.int64)
+    rates, steps = on_no_device(2, 6, dtype=torch.float64), on_no_device(dtype=torch.float64)
+    copy = None if weights == FP32 else on_no_device(5, dtype=weights)
+    adamw.step(table, chunks, rates, steps, on_no_device(5), on_no_device(5, dtype=grads), copy)
+
+
 CASES: dict[str, tuple[Callable, tuple]] = {
+    "adamw fp32": (adamw_pass, (FP32, FP32)),
+    "adamw bf16 and masters": (adamw_pass, (BF16, BF16)),
     "norm C192 fp32 stream": (norm_pass, (192, FP32, BF16, BF16)),
     "norm C192 bf16 stream": (norm_pass, (192, BF16, BF16, BF16)),
     "norm C192 fp16": (norm_pass, (192, FP16, FP16, FP16, False)),

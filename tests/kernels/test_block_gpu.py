@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import adamw_truth
 import attention_truth
 import mlp_truth
 import norm_truth
 import pytest
 import torch
 
-from fastlg_kernels import add_layer_norm, add_mlp, short_attention
+from fastlg_kernels import AdamW, add_layer_norm, add_mlp, short_attention
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
@@ -63,6 +64,41 @@ def test_mlp_of_float32_runs_torch_and_says_why_triton_cannot():
     mlp_truth.check(inputs, 1e-5)
     with pytest.raises(RuntimeError, match="on a GPU they multiply bfloat16 and float16"):
         mlp_truth.ours(inputs, impl="triton")
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_adamw_is_torchs_in_float64_and_its_copies_are_rounded_to_nearest(dtype):
+    ours, optimizer, truth = adamw_truth.beside_torch(dtype, 50, tensor_lr=True, device="cuda", impl="triton")
+    masters = ours if dtype == FP32 else [optimizer.state[p]["master"] for p in ours]
+    adamw_truth.assert_close(masters, truth, 2e-6)
+    assert all(torch.equal(p, master.to(dtype)) for p, master in zip(ours, masters, strict=True))
+
+
+def test_adamw_is_captured_with_gradients_of_its_own_and_a_rate_that_changes():
+    values, others = (adamw_truth.parameters(BF16, "cuda") for _ in range(2))
+    rate = torch.tensor(0.1, device="cuda")
+    captured, eager = AdamW(values, lr=rate), AdamW(others, lr=rate)
+
+    def step(optimizer, parameters):
+        optimizer.zero_grad()
+        sum(p.float().square().sum() for p in parameters).backward()
+        optimizer.step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(captured, values)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    captured.zero_grad()
+    with torch.cuda.graph(graph):
+        step(captured, values)
+    step(eager, others)
+    for lr in (0.1, 0.01):
+        rate.fill_(lr)
+        graph.replay()
+        step(eager, others)
+    assert all(torch.equal(a, b) for a, b in zip(values, others, strict=True))
 
 
 def test_all_are_replayed_as_a_cuda_graph():

@@ -15,6 +15,7 @@ FILES = (
     "attention/attention_interpreted.py",
     "mlp/mlp_interpreted.py",
     "fused_step_interpreted.py",
+    "adamw/adamw_interpreted.py",
 )
 POISON = """
 import torch

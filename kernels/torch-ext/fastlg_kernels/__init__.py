@@ -1,6 +1,7 @@
 """Fused kernels for locality guidance and on-device augmentation: torch and triton, nothing else."""
 
 from . import layers  # by name: Hugging Face's kernels looks for layers here, in whichever copy it loaded last
+from .adamw.optimizer import AdamW
 from .attention.api import short_attention
 from .augment.api import (
     RaggedImages,
@@ -21,6 +22,7 @@ from .norm.api import add_layer_norm
 from .rng import sample_seeds
 
 __all__ = [
+    "AdamW",
     "GuidanceLoss",
     "RaggedImages",
     "ViewDraw",

@@ -17,7 +17,7 @@ from fastlg.models.resnet_cifar import resnet56
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 README = KERNELS / "README.md"
 PARTS = {  # of a transformer block
-    "Residual and layer norm", "Attention over few tokens", "The MLP's half of a block", "Any timm ViT",
+    "Residual and layer norm", "Attention over few tokens", "The MLP's half of a block", "Any timm ViT", "AdamW",
 }  # fmt: skip
 
 
@@ -129,6 +129,14 @@ def test_mlp_example_joins_normalises_and_adds():
     scope = paste("The MLP's half of a block", x=x, branch=branch, norm=norm, mlp=mlp)
     torch.testing.assert_close(scope["out"], x + branch + mlp(norm(x + branch)), rtol=2e-2, atol=2e-2)
     assert all(parameter.grad.any() for parameter in (*norm.parameters(), *mlp.parameters()))
+
+
+def test_adamw_example_takes_a_step():
+    model, images = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)), torch.randn(2, 3)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    scope = paste("AdamW", model=model, images=images)
+    assert [group["weight_decay"] for group in scope["optimizer"].param_groups] == [0.05, 0.0]
+    assert not any(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
 def test_two_lines_fuse_a_timm_vit():
