@@ -36,7 +36,8 @@ REACHES = "fastlg/config/test_config_reaches.py"
 RECORD, EVALUATION = "fastlg/run/test_run_record.py", "fastlg/run/test_evaluation.py"
 SUMS, DURABLE = "fastlg/ranks/test_rank_sums.py", "fastlg/files/test_durable.py"
 LOADERS = "fastlg/data/loaders/of_run.py"
-PLAIN_ENGINE, ASSEMBLE, RUN = "fastlg/engine/plain.py", "fastlg/assemble.py", "fastlg/run/run.py"
+PLAIN_ENGINE, RUN = "fastlg/engine/plain.py", "fastlg/run/run.py"
+ASSEMBLE, NETWORKS = "fastlg/assemble.py", "fastlg/networks.py"
 RESUME, AVERAGE = "fastlg/run/test_resume.py -k lever", "fastlg/engine/test_average.py -k evaluated"
 POSITION = "fastlg/run/position.py"
 FAULTS = [
@@ -119,7 +120,7 @@ FAULTS = [
     ),
     Fault(
         "smoothing lost",
-        ASSEMBLE,
+        NETWORKS,
         ", config.drloc, config.optim.label_smoothing",
         ", config.drloc",
         f"{REACHES} -k smoothing",
@@ -277,7 +278,7 @@ FAULTS = [
     ),
     Fault(
         "student norms per rank",
-        ASSEMBLE,
+        NETWORKS,
         "unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)",
         "unit = unit.to(device)",
         SUMS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mutate
 import pytest
 from step_files import files_of_a_step
 from test_floors import FLOORS
@@ -75,3 +76,9 @@ def test_the_page_draws_the_floors_that_are_enforced():
     block = re.search(r"```text\n( cli\b.*?)```", PAGE, re.DOTALL).group(1)
     drawn = [set(line.replace("/", "").split()) for line in block.splitlines()]
     assert drawn[::-1] == [floor - {"__init__"} for floor in FLOORS if floor != {"__main__"}]
+
+
+def test_every_fault_that_the_tests_have_to_find_can_be_made():
+    """``python tests/mutate.py`` makes each, by a text that is in its file once."""
+    for fault in mutate.FAULTS:
+        assert (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old) == 1, fault.name

@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "ranks"},
     {"data", "models", "teacher", "engine", "drloc", "callbacks"},
     {"objective", "integrations"},
-    {"run"},
+    {"run", "networks"},
     {"assemble", "features", "derived"},
     {"analysis"},
     {"train"},
