@@ -42,6 +42,7 @@ from fastlg.run.trained import begin_from
 from fastlg.teacher.cache.format import weights_digest
 from fastlg.teacher.cache.read import CachedTeacher, FeatureCache
 
+TWO_SIZES = "a run without labels sees views of two sizes"
 ON_HOST = "a run without labels counts on the host around its updates"
 
 
@@ -83,7 +84,7 @@ def assemble(
         is_on_device=cached is None or cached.is_on_device,
         is_cnn=model.is_cnn,
         optimizer=keeps_on_host(config.optim),
-        unfusable=why_unfused(model, device, dtype),
+        unfusable=why_unfused(model, device, dtype, config.engine),
     )
     torch.backends.cudnn.benchmark = switches.tune_convolutions
     teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
@@ -137,8 +138,11 @@ def assemble_unlabelled(
         world_size=ranks.world_size(),
         accumulation=share.accumulation,
         norm_stats=None,
+        is_cnn=model.is_cnn,
         optimizer=ON_HOST,
+        unfusable=TWO_SIZES,
     )
+    torch.backends.cudnn.benchmark = switches.tune_convolutions
     unit = placed(config, SelfTaught(model, config.pretrain, config.model.image_size), device, dtype, switches)
     teacher = MomentumTeacher(unit)
     around = SelfTeaching(unit, teacher, config.optim.epochs, config.optim.weight_decay)

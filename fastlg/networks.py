@@ -38,12 +38,12 @@ def placed(config: Config, unit: nn.Module, device: torch.device, dtype: torch.d
     """A unit on the device and in the memory layout of the run, as its switches and ranks want it."""
     model = unit.student
     use_fused_attention(unit.student, on.fused_attention)
+    if not model.is_cnn and config.pretrain is None:  # which passes several batches before it goes back
+        model.draws = draw_at_once(model, device, dtype, is_kept=config.engine.checkpointing)
     if on.fuse:
         use_fused_blocks(unit.student)
     change_blocks(config, model, dtype, is_compiled=on.compile)
     unit = with_synced_norms(unit).to(device) if ranks.world_size() > 1 else unit.to(device)
-    if not model.is_cnn and config.pretrain is None:  # which passes several batches before it goes back
-        unit.student.draws = draw_at_once(unit.student, device, dtype, is_kept=config.engine.checkpointing)
     return unit.to(memory_format=torch.channels_last) if on.channels_last and model.is_cnn else unit
 
 

@@ -12,6 +12,7 @@ from fastlg.config import EngineConfig
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.engine.switches import decide
 from fastlg.files.provenance import device_name
+from fastlg.models.general.fused import device_obstacle
 from fastlg.ranks.say import say
 
 # extra -> (modules to look for, what they are for)
@@ -60,6 +61,7 @@ def _say_engine() -> None:
     device = pick_device(config)
     dtype = pick_dtype(config, device)
     alone = {"kind": "plain", "world_size": 1, "accumulation": 1, "norm_stats": "running"}
+    alone["unfusable"] = device_obstacle(device, dtype)
     switches = decide(config, device, dtype, **alone)
     say(f"  engine     {str(dtype).removeprefix('torch.')}; on: {switches.on()}")
     if switches.why_off:

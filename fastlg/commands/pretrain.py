@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastlg.config import Config, dotted, load_config, parse_overrides
-from fastlg.config.auto import AUTO, PRETRAIN_RATE
+from fastlg.config.auto import AUTO, PRETRAIN_RATE, PRETRAIN_WARM_UP
+from fastlg.errors import UserError
 from fastlg.ranks.say import say
 
-WARM_UP = 0.15  # of the epochs
 SUFFIX = "_pretrained"
 RECIPE: dict[str, Any] = {  # Gani et al. 2022, in the place of what a config says for training with labels
     "teacher": None,
@@ -50,6 +50,8 @@ def unlabelled(name: str, overrides: Sequence[str]) -> tuple[Config, str]:
     if "run.name" not in given:
         wanted["run.name"] = labelled.run.name + SUFFIX
     config = labelled.replace({**wanted, **(of_section or {"pretrain": {}})})
+    if config.pretrain is None:
+        raise UserError("pretrain=null asks for a run with labels; leave it out, or use fastlg train")
     before, after = (dotted(each.model_dump(mode="json")) for each in (labelled, config))
     changed = [key for key in RECIPE if key.startswith("optim.") and before.get(key) != after.get(key)]
     told = ", ".join(f"{key} {after[key]}" for key in ("optim.lr", "optim.warmup_epochs", *changed) if key in after)
@@ -60,7 +62,11 @@ def unlabelled(name: str, overrides: Sequence[str]) -> tuple[Config, str]:
 def _recipe(labelled: Config) -> dict[str, Any]:
     epochs, batch = labelled.optim.epochs, labelled.optim.global_batch_size
     rate = AUTO if batch == AUTO else PRETRAIN_RATE * batch
-    return {**RECIPE, "optim.lr": rate, "optim.warmup_epochs": AUTO if epochs == AUTO else round(WARM_UP * epochs)}
+    return {
+        **RECIPE,
+        "optim.lr": rate,
+        "optim.warmup_epochs": AUTO if epochs == AUTO else round(PRETRAIN_WARM_UP * epochs),
+    }
 
 
 def pretrain(config: Config, *, resume: str = "auto", dry_run: bool = False) -> None:

@@ -15,6 +15,8 @@ AUTO = "auto"
 BATCH, FEWEST_STEPS = 32, 10
 UPDATES_BY_ROOT, UPDATES_BY_CLASS = 100, 50
 FEW_EPOCHS = 5  # below, nothing warms up nor rises
+WARM_UP = 1 / 20  # of the epochs
+PRETRAIN_WARM_UP = 0.15  # the same without labels: Gani et al. 2022
 PRETRAIN_RATE = 1e-4 / 256  # of a sample of an update, for training without labels: Gani et al. 2022
 MANY_EPOCHS = 50  # from here on images are seen so often that they have to differ
 LITTLE_PX = 64  # images up to this side hold no more detail
@@ -53,13 +55,14 @@ def values_of(config: Config, facts: Facts) -> dict[str, Any]:
     batch = optim.global_batch_size if optim.global_batch_size != AUTO else _batch(facts.images)
     epochs = optim.epochs if optim.epochs != AUTO else _epochs(facts, batch, drop_last=optim.drop_last)
     model, size = config.model, config.model.image_size
+    warm_up = WARM_UP if config.pretrain is None else PRETRAIN_WARM_UP
     size = size if size != AUTO else _image_size(facts.side, is_cnn=model.is_cnn)
     found = {
         "model.image_size": size,
         "model.resolution": _resolution(config, size) if epochs >= FEW_EPOCHS else [],
         "optim.global_batch_size": batch,
         "optim.epochs": epochs,
-        "optim.warmup_epochs": max(1, round(epochs / 20)) if epochs >= FEW_EPOCHS else 0,
+        "optim.warmup_epochs": max(1, round(warm_up * epochs)) if epochs >= FEW_EPOCHS else 0,
         "augment.rand_augment": "rand-m9-mstd0.5-inc1" if epochs >= MANY_EPOCHS else None,
         "augment.erase": 0.25 if epochs >= MANY_EPOCHS else 0.0,
     }

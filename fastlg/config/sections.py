@@ -216,7 +216,7 @@ class PretrainConfig(Section):
     global_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the image's area that the two large views have
     local_scale: tuple[Share, Share] = (0.2, 0.4)  # that the small views have, which the student alone sees
     local_crops: Annotated[int, Field(ge=0, le=64)] = 8  # small views of an image
-    local_size: Size | None = None  # their side, px; None: half of model.image_size
+    local_size: Size | None = None  # their side, px; None: half of model.image_size, in whole patches
     outputs: Annotated[int, Field(ge=2, le=65_536)] = 1024  # what both networks sort views into
     student_temperature: Temperature = 0.1  # of its answers
     teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)  # rises from the first to the second
@@ -287,7 +287,7 @@ class EngineConfig(Section):
     fold_norms: Switch = "auto"  # the teacher's running statistics become part of its convolutions
     fused_attention: Switch = "auto"  # scaled_dot_product_attention where the student has it
     fuse: Switch = "auto"  # blocks of timm's ViT on fastlg_kernels.fuse
-    tune_convolutions: Switch = "auto"  # cuDNN times its algorithms; which it takes may change a run's last bits
+    tune_convolutions: Switch = "auto"  # cuDNN times its algorithms: a resumed run may end in other bits; auto: off
     checkpointing: bool = False  # less memory, a third more work: backward computes the student's blocks again
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: what the ranks share instead of copy
     deepspeed_config: Path | None = None  # DeepSpeed's own JSON, laid over what fastlg decides

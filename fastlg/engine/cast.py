@@ -15,7 +15,8 @@ def of_products(unit: nn.Module) -> list[tuple[dict[str, Tensor | None], str]]:
     """(a layer's own parameters, name among them) of the float32 weights and biases that products alone read.
 
     Layers of torch and of this package, whose products autocast would give the same rounded values; others may reckon
-    with their weights first. One that several layers share is left to autocast, too.
+    with their weights first, as does one that torch's old weight_norm or spectral_norm hooks. One that several layers
+    share is left to autocast, too, and so is one that is not trained.
     """
     found, owners = [], {}
     for module in unit.modules():
@@ -23,7 +24,8 @@ def of_products(unit: nn.Module) -> list[tuple[dict[str, Tensor | None], str]]:
             if parameter is None:
                 continue
             owners[parameter] = owners.get(parameter, 0) + 1
-            is_known = type(module).__module__.startswith(("torch.nn.", "fastlg."))
+            is_read = name in ("weight", "bias") and parameter.requires_grad and not module._forward_pre_hooks
+            is_known = is_read and type(module).__module__.startswith(("torch.nn.", "fastlg."))
             if is_known and isinstance(module, PRODUCTS) and parameter.dtype == torch.float32:
                 found.append((module._parameters, name))
     return [(own, name) for own, name in found if owners[own[name]] == 1]

@@ -45,7 +45,9 @@ def residual_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype | No
         return None
     if dtype != torch.bfloat16:
         own = str(dtype).removeprefix("torch.")
-        raise UserError(f"engine.residual is bf16, but the run is in {own}; set engine.precision=bf16")
+        raise UserError(
+            f"engine.residual is bf16, but the run is in {own}; set engine.precision=bf16, or engine.residual=fp32"
+        )
     return dtype
 
 

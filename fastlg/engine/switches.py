@@ -92,7 +92,7 @@ def decide(
         or unfusable,
         "tune_convolutions": NO_CNN if not (norm_stats or is_cnn) else cuda,
     }
-    unwanted = {}  # what auto leaves off though it could be
+    unwanted = {"tune_convolutions": "a resumed run might take other algorithms"}  # auto leaves off what could be
     if kind == "deepspeed":
         unwanted["compile"] = "DeepSpeed's hooks run eagerly"
     elif cuda:

@@ -19,7 +19,6 @@ from fastlg import ranks
 from fastlg.config import AugmentConfig, Config, ModelConfig, config_from, read_saved_config
 from fastlg.config.keys import is_object
 from fastlg.data.stores import Stores, held_out_in
-from fastlg.engine.precision import residual_dtype
 from fastlg.engine.switches import takes_fused_attention
 from fastlg.errors import UserError, brief, first_line
 from fastlg.files.reading import is_file, read_regular
@@ -75,10 +74,11 @@ def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[C
 
 
 def as_tested(model: nn.Module, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """``model`` itself on ``device``, computing as the evaluation of its run does. Raises UserError."""
+    """``model`` itself on ``device``, computing as the evaluation of its run does, but for blocks that it fused there;
+    its residual stream is rounded where this device, too, computes in bf16."""
     use_fused_attention(model, takes_fused_attention(config.engine, device, dtype))
-    if (narrow := residual_dtype(config.engine, dtype)) is not None and not config.model.is_cnn:
-        round_residual(model.bare, config.model.name, narrow)
+    if config.engine.residual == "bf16" and dtype == torch.bfloat16 and not config.model.is_cnn:
+        round_residual(model.bare, config.model.name, dtype)
     return model.to(device)
 
 
@@ -256,7 +256,8 @@ def begin_from(model: nn.Module, settings: ModelConfig, classes: list[str]) -> s
     state = _read_file(path, "model.weights", "a run folder")
     trained = state.get("class_names") if isinstance(state, dict) else None
     is_other = isinstance(trained, list) and trained != list(classes)
-    where, own = f"model.weights {weights}", state.get("config") if isinstance(state, dict) else None
+    unfinished = " (unfinished run)" if path != weights and read_summary(weights) is None and theirs is None else ""
+    where, own = f"model.weights {weights}{unfinished}", state.get("config") if isinstance(state, dict) else None
     if isinstance(own, dict) and isinstance(own.get("model"), dict):
         theirs = own["model"]
     if isinstance(own, dict) and own.get("pretrain") is not None and isinstance(state.get("teacher"), dict):

@@ -64,7 +64,8 @@ class OnlineTeacher:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train(norm_stats == "batch")
                 module.momentum = 0.0  # running = 1 * running + 0 * batch: normalise by the batch, drift never
-                module.num_batches_tracked = None  # which would be a kernel per norm and step that counts to no end
+                if not isinstance(module, nn.SyncBatchNorm):  # torch's own insists on it
+                    module.num_batches_tracked = None  # which would be a kernel per norm and step, and to no end
             elif is_plain(module):
                 module.to(dtype)  # once, where autocast would round frozen weights again at every call
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format

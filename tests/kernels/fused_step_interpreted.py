@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastlg.batch import Batch, Views
-from fastlg.config import GuidanceConfig, OptimConfig
+from fastlg.config import EngineConfig, GuidanceConfig, OptimConfig
 from fastlg.engine.plain import PlainEngine
 from fastlg.engine.precision import build_optimizer
 from fastlg.models import Student
@@ -32,10 +32,10 @@ def stepped(is_fused: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
     torch.manual_seed(3)
     own = {"num_classes": 3, "image_size": 16, "blocks": [0, 1], "drop_path": 0.0, "init": "timm"}
     student = Student("vit_tiny_patch16_224", **own, model_args=TINY)
+    student.draws = draw_at_once(student, CPU, torch.float32)
     if is_fused:
         use_fused_blocks(student)
     unit = GuidedStudent(student, [4, 6], GuidanceConfig()).train()
-    student.draws = draw_at_once(student, CPU, torch.float32)
     optimizer = build_optimizer(param_groups(unit, 0.05), OptimConfig(lr=1e-3))
     generator = torch.Generator().manual_seed(4)
     maps = tuple(torch.randn(3, channels, 4, 4, generator=generator) for channels in (4, 6))
@@ -59,4 +59,6 @@ def test_three_guided_steps_are_those_of_the_unfused_student(monkeypatch):
 
 
 def test_elsewhere_nothing_keeps_a_student_from_it():
-    assert why_unfused(torch.nn.Linear(2, 2), CPU, torch.float32) == "", "for there it is off whatever it is"
+    assert why_unfused(torch.nn.Linear(2, 2), CPU, torch.float32, EngineConfig()) == "", (
+        "for there it is off whatever it is"
+    )

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 from fastlg.commands.evaluate import Pass, Tested
-from fastlg.data.corruptions.apply import VERSION
+from fastlg.data.corruptions.apply import SMALLEST, VERSION
 from fastlg.data.corruptions.loader import CorruptedLoader, corrupted_side
 from fastlg.data.corruptions.strengths import NAMES, SEVERITIES, strengths_for
 from fastlg.engine.precision import pick_device, pick_dtype
+from fastlg.errors import UserError
 from fastlg.files.atomic import write_whole
 from fastlg.files.reading import read_regular
 from fastlg.ranks.say import dispensable, say
@@ -50,6 +51,11 @@ def measure_corrupted(own: Tested, names: Sequence[str], severities: Sequence[in
     images is taken from beside the run, and what is measured lies there before the next is begun."""
     size = own.config.model.image_size
     side = corrupted_side(own.store, size)
+    if side < SMALLEST:
+        raise UserError(
+            f"{own.folder}: its images are {side} px when they are corrupted, and corruptions are meant for {SMALLEST} "
+            "px and more; leave out --corruptions"
+        )
     result, kept = Corrupted(side, strengths_for(side).name), _Kept(own, side)
     missing = [(name, severity) for name in names for severity in severities if (name, severity) not in kept.found]
     if len(missing) < len(names) * len(severities):
@@ -85,6 +91,7 @@ class _Kept:
             "checkpoint": hashlib.blake2b(weights, digest_size=16).hexdigest(),
             "images": own.store.fingerprint,
             "side": side,
+            "residual": own.config.engine.residual,
             "dtype": str(pick_dtype(own.config.engine, pick_device(own.config.engine))).removeprefix("torch."),
         }
         self.found: dict[tuple[str, int], Accuracy] = {}

@@ -99,11 +99,14 @@ def _corrupt(found: Evaluation, chosen: Chosen | None) -> None:
         return
     known = [side.corrupted.found.keys() for side in found.sides]
     both = set.intersection(*map(set, known))
-    found.severities = [own for own in SEVERITIES if any((name, own) in both for name in NAMES)]
+    if not both:
+        return
+    held = [tuple(own for own in SEVERITIES if (name, own) in both) for name in NAMES]
+    found.severities = list(max(filter(None, held), key=lambda own: (len(own) * held.count(own), len(own))))
     found.names = [name for name in NAMES if all((name, own) in both for own in found.severities)]
-    if not found.names:
-        found.severities = []
-    elif len(found.names) < len(NAMES) or len(found.severities) < len(SEVERITIES):
+    if others := [name for name, own in zip(NAMES, held, strict=True) if own and name not in found.names]:
+        found.notes.append(f"left out, measured at other severities: {', '.join(others)}")
+    if len(found.names) < len(NAMES) or len(found.severities) < len(SEVERITIES):
         part = f"{len(found.names)} of {len(NAMES)} corruptions, severities {', '.join(map(str, found.severities))}"
         found.notes.append(f"the means are over {part}; published ones are over all")
 

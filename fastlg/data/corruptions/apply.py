@@ -10,6 +10,7 @@ from fastlg.data.corruptions.draws import Draws
 from fastlg.data.corruptions.filters import to_bytes
 from fastlg.data.corruptions.strengths import NAMES, SEVERITIES, strengths_for
 
+SMALLEST = 16  # px
 VERSION = 1  # of what comes out: what was measured with another is measured anew
 _OF = {
     **{name: getattr(noise_and_blur, name) for name in ("gaussian_noise", "shot_noise", "impulse_noise")},
@@ -33,8 +34,8 @@ def corrupt(images: Tensor, sample_ids: Tensor, name: str, severity: int) -> Ten
         raise ValueError(f"corruption {name!r} at severity {severity!r}; one of {', '.join(NAMES)}, 1 to 5")
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are {images.dtype} {list(images.shape)}; they have to be uint8 [N, S, S, 3]")
-    if images.shape[1] < 16:
-        raise ValueError(f"images are {images.shape[1]} px; corruptions are meant for 16 px and more")
+    if images.shape[1] < SMALLEST:
+        raise ValueError(f"images are {images.shape[1]} px; corruptions are meant for {SMALLEST} px and more")
     own = strengths_for(images.shape[1])
     strength = getattr(own, name)[severity - 1]
     draws = Draws(name, severity, sample_ids.to(images.device))

@@ -49,13 +49,35 @@ class DrawnPath(DropPath):
         return drawn[self.row].to(x.dtype)
 
 
-def draw_at_once(model: nn.Module, device: torch.device, dtype: torch.dtype, *, is_kept: bool = False) -> Draws | None:
-    """Makes every DropPath of ``model`` that drops anything a DrawnPath; returns what draws for them, None without any.
+def asked_once(model: nn.Module, paths: list[DropPath]) -> list[DropPath]:
+    """Those of ``paths`` that one pass of ``model``, a Student, asks a single time: one that serves several branches
+    drops each by itself."""
+    asked = dict.fromkeys(paths, 0)
 
+    def count(path: DropPath, *_) -> None:
+        asked[path] += 1
+
+    hooks = [path.register_forward_hook(count) for path in paths]
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, model.image_size, model.image_size))
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return [path for path in paths if asked[path] == 1]
+
+
+def draw_at_once(model: nn.Module, device: torch.device, dtype: torch.dtype, *, is_kept: bool = False) -> Draws | None:
+    """Makes every DropPath of ``model`` that drops anything, for one branch, a DrawnPath; returns what draws for them,
+    None without any.
+
+    model    a Student, on the CPU, its blocks not fused yet
+    device   where it will be trained
     dtype    of what goes through them, in which timm has the factors too
     is_kept  see Draws
     """
     paths = [own for own in model.modules() if type(own) is DropPath and 0 < (own.drop_prob or 0) < 1]
+    paths = asked_once(model, paths) if paths else []
     if not paths:
         return None
     draws = Draws(paths, device, dtype, is_kept)

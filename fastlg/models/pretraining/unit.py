@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ class SelfTaught(nn.Module):
         super().__init__()
         self.student, self.config, self.image_size = student, config, image_size
         without_classifier(student)
-        self.sizes = (image_size, config.local_size or image_size // 2) if config.local_crops else (image_size,)
+        self.sizes = (image_size, config.local_size or about_half(student, image_size))[: 1 + bool(config.local_crops)]
         dim = [self._probed(size) for size in self.sizes][0]
         self.head = OutputHead(dim, config.outputs)
         self.rests = False  # the head's last layer
@@ -120,6 +121,13 @@ class SelfTaught(nn.Module):
             torch._foreach_mul_(
                 gradients, [(self.config.clip_each / (own + NORM_EPS)).clamp(max=1.0) for own in lengths]
             )
+
+
+def about_half(student: Student, side: int) -> int:
+    """Half of ``side``, or the size nearest to it, below ``side``, that whole patches fill; px."""
+    patches = getattr(getattr(student.bare, "patch_embed", None), "patch_size", None) or 1
+    patch = math.lcm(*patches) if isinstance(patches, tuple) else patches
+    return max(1, min(math.floor(side / 2 / patch + 0.5), (side - 1) // patch)) * patch
 
 
 def without_classifier(student: Student) -> Student:

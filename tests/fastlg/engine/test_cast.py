@@ -61,6 +61,16 @@ def test_what_is_more_than_a_product_or_shared_stays_whole():
     assert all(value is before[name] for name, value in net.named_parameters()), "whatever happened inside"
 
 
+@pytest.mark.parametrize("hooked", [nn.utils.spectral_norm, nn.utils.weight_norm])
+def test_weights_that_hooks_make_and_weights_that_rest_are_left_to_autocast(hooked):
+    net = nn.ModuleList([hooked(nn.Linear(4, 3)), nn.Linear(3, 2)])
+    net[1].weight.requires_grad_(False)
+    assert [name for _, name in of_products(net)] == ["bias"]
+    with torch.autocast("cpu", torch.bfloat16), rounded(of_products(net), torch.bfloat16):
+        net[1](net[0](torch.ones(1, 4))).float().sum().backward()
+    assert net[1].weight.grad is None and net[1].bias.grad.dtype == torch.float32
+
+
 def test_a_weight_that_nothing_read_has_no_gradient():
     net = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     with rounded(of_products(net), torch.bfloat16):

@@ -36,21 +36,28 @@ def failing(_):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda out: out * 1.5, "the output of its first block strays by "),
-        (lambda out: out * float("nan"), "the output of its first block strays by nan"),
+        (lambda out: out * 1.5, "the output of a block strays by "),
+        (lambda out: out * float("nan"), "the output of a block strays by nan"),
         (lambda out: 0.5 * out.detach() + 0.5 * out, "the gradient of "),
-        (failing, "its first block fails on them: no kernel image"),
+        (failing, "a block fails on them: no kernel image"),
     ],
 )
 def test_parts_that_stray_or_fail_are_left_with_the_reason(monkeypatch, change, told):
     right = blocks.short_attention
     monkeypatch.setattr(blocks, "short_attention", lambda qkv, **own: change(right(qkv, **own)))
     model = student()
-    with torch.no_grad():
-        for block in model.bare.blocks:  # of a weight that tells in the output
-            block.attn.proj.weight.mul_(20)
-            block.attn.qkv.weight.mul_(20)
     assert disagreement(model, CPU, torch.float32).startswith(told)
+
+
+def test_a_part_that_strays_where_paths_are_skipped_is_left(monkeypatch):
+    right = blocks.add_layer_norm
+    monkeypatch.setattr(blocks, "add_layer_norm", lambda *own, keep, **more: right(*own, keep=None, **more))
+    assert disagreement(student(), CPU, torch.float32).startswith("the output of a block strays by ")
+
+
+def test_a_network_of_blocks_alone_is_looked_at_too():
+    inner = student().bare.blocks
+    assert obstacle_of(inner) == "" and disagreement(inner, CPU, torch.bfloat16, torch.bfloat16) == ""
 
 
 def test_images_of_more_tokens_than_the_parts_take_are_told():

@@ -99,3 +99,18 @@ def test_backward_that_computes_blocks_again_drops_the_same():
 def test_a_network_that_drops_nothing_draws_nothing():
     assert draw_at_once(student(drop_path=0.0), CPU, torch.float32) is None
     assert draw_at_once(timm.create_model("resnet10t", num_classes=2), CPU, torch.float32) is None
+
+
+@pytest.mark.parametrize("name", ["convit_tiny", "deit_tiny_patch16_224"])
+def test_branches_of_a_block_are_dropped_independently(name):
+    """A block of ConViT asks one path for both of its branches."""
+    torch.manual_seed(1)
+    own = Student(name, num_classes=3, image_size=32, blocks=[1], drop_path=0.5, model_args={"depth": 2}).train()
+    own.draws = draw_at_once(own, CPU, torch.float32)
+    torch.manual_seed(2)
+    seen = []
+    last = own.bare.blocks[-1]
+    for path in {last.drop_path} if name.startswith("convit") else {last.drop_path1, last.drop_path2}:
+        path.register_forward_hook(lambda _, inputs, out: seen.append((out != 0).flatten(1).any(1)))
+    own(torch.randn(64, 3, 32, 32))
+    assert len(seen) == 2 and not torch.equal(*seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from reach import BARE, first_batch
 from refusals import refused
 from resuming import assert_same_run, cut_before_step
 
+from fastlg import assemble
 from fastlg.commands.pretrain import unlabelled
+from fastlg.config import EngineConfig
+from fastlg.config.auto import Facts, values_of
+from fastlg.data.stores import open_stores
+from fastlg.engine.switches import decide
+from fastlg.errors import UserError
+from fastlg.models.pretraining.unit import about_half
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.train import begin_epoch
 
@@ -136,6 +144,34 @@ def test_what_has_no_place_is_refused_in_a_line(fastlg):
 )
 def test_settings_that_contradict_it_are_refused(overrides, words, fastlg):
     refused(fastlg("pretrain", "student.yaml", "--dry-run", "run.name=no", *overrides.split()), *words)
+
+
+def test_on_a_gpu_its_blocks_are_not_fused_and_cudnn_is_told_what_holds_for_it(inside, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(assemble, "decide", lambda *own, **more: asked.update(more) or decide(*own, **more))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    config = unlabelled("student.yaml", ["run.name=parts"])[0]
+    assemble.assemble(config, open_stores(config.data), None, None)
+    switches = decide(EngineConfig(), torch.device("cuda"), torch.bfloat16, **asked)
+    assert not switches.fuse and "views of two sizes" in switches.off()
+    assert not switches.tune_convolutions and torch.backends.cudnn.benchmark is False
+
+
+def test_warm_up_is_the_authors_share_where_epochs_are_made_of_the_images():
+    config = unlabelled("own_images", [])[0]
+    found = values_of(config, Facts(2000, 10, 300))
+    assert found["optim.warmup_epochs"] == round(0.15 * found["optim.epochs"])
+
+
+@pytest.mark.parametrize(("side", "patch", "half"), [(56, 8, 32), (64, 8, 32), (32, 8, 16), (16, 8, 8), (224, 16, 112)])
+def test_small_views_are_about_half_in_whole_patches(side, patch, half):
+    own = SimpleNamespace(bare=SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(patch, patch))))
+    assert about_half(own, side) == half
+
+
+def test_a_run_with_labels_is_not_made_of_it():
+    with pytest.raises(UserError, match="pretrain=null asks for a run with labels.*fastlg train"):
+        unlabelled("student.yaml", ["pretrain=null"])
 
 
 def test_a_config_gives_model_images_epochs_and_batch_and_the_authors_the_rest():
