@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -67,3 +68,10 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """Folder of numbers taken from the reference code by running it."""
     return shared / "golden"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_afresh():
+    """torch.compile takes eight versions of a function in a process: those of other files do not count."""
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+        dynamo.reset()
