@@ -86,7 +86,6 @@ def assemble(
         optimizer=keeps_on_host(config.optim),
         unfusable=why_unfused(model, device, dtype, config.engine),
     )
-    torch.backends.cudnn.benchmark = switches.tune_convolutions
     teacher_id = weights_digest(teacher_model) if teacher_model is not None else ""
     teacher = cached
     if norm_stats is not None:
@@ -142,7 +141,6 @@ def assemble_unlabelled(
         optimizer=ON_HOST,
         unfusable=TWO_SIZES,
     )
-    torch.backends.cudnn.benchmark = switches.tune_convolutions
     unit = placed(config, SelfTaught(model, config.pretrain, config.model.image_size), device, dtype, switches)
     teacher = MomentumTeacher(unit)
     around = SelfTeaching(unit, teacher, config.optim.epochs, config.optim.weight_decay)

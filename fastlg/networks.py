@@ -37,6 +37,7 @@ def new_unit(
 def placed(config: Config, unit: nn.Module, device: torch.device, dtype: torch.dtype, on: Switches) -> nn.Module:
     """A unit on the device and in the memory layout of the run, as its switches and ranks want it."""
     model = unit.student
+    torch.backends.cudnn.benchmark = on.tune_convolutions  # of this process, its teacher included
     use_fused_attention(unit.student, on.fused_attention)
     if not model.is_cnn and config.pretrain is None:  # which passes several batches before it goes back
         model.draws = draw_at_once(model, device, dtype, is_kept=config.engine.checkpointing)

@@ -240,27 +240,31 @@ def _load_file(path: Path, recipe: Config, classes: list[str], *, is_asked: bool
 def begin_from(model: nn.Module, settings: ModelConfig, classes: list[str]) -> str:
     """Copies the weights that ``settings`` name into a fresh network; returns what to say of it. Raises UserError.
 
-    They are a run folder (its last checkpoint; of a run without labels its teacher), a folder that ``fastlg export``
-    wrote, or a file: safetensors, or what torch.load reads with weights_only=True. Where they say which model they are
-    of, what of it these settings change without changing a shape is told, too.
+    They are a run folder (its last checkpoint; with optim.ema the averaged ones, without labels its teacher's), what
+    ``fastlg export`` wrote, or a file: safetensors, or what torch.load reads with weights_only=True. Where they tell
+    which model they are of, what of it these settings change without changing a shape is told, too.
     """
     path = weights = settings.weights
     theirs: dict | None = None  # model section of the config that they were trained by, as far as it is known
+    note = ""
     if is_file(weights / WEIGHTS):
         path, theirs = weights / WEIGHTS, _exported_model(weights)
     elif path.is_dir():
         expect_run(path)
         path = path / "checkpoints" / LAST
+        note = "" if read_summary(weights) else " (unfinished run)"
     else:
         expect_there(path, "model.weights")
     state = _read_file(path, "model.weights", "a run folder")
     trained = state.get("class_names") if isinstance(state, dict) else None
     is_other = isinstance(trained, list) and trained != list(classes)
-    unfinished = " (unfinished run)" if path != weights and read_summary(weights) is None and theirs is None else ""
-    where, own = f"model.weights {weights}{unfinished}", state.get("config") if isinstance(state, dict) else None
-    if isinstance(own, dict) and isinstance(own.get("model"), dict):
+    where, own = f"model.weights {weights}{note}", state.get("config") if isinstance(state, dict) else None
+    own = own if isinstance(own, dict) else {}
+    if isinstance(own.get("model"), dict):
         theirs = own["model"]
-    if isinstance(own, dict) and own.get("pretrain") is not None and isinstance(state.get("teacher"), dict):
+    if isinstance(own.get("optim"), dict) and own["optim"].get("ema"):
+        state, where = _averaged(state, path), f"the averaged weights of {where}"
+    if own.get("pretrain") is not None and isinstance(state.get("teacher"), dict):
         return _begin_unlabelled(model, settings, state["teacher"], theirs, where)
     said = start_from(model, state, where, is_other_classes=is_other)
     return "; ".join([said, *changed_meaning(theirs or {}, settings)])

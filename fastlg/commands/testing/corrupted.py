@@ -46,16 +46,20 @@ class Corrupted:
         return [100 - self.found[name, severity].top1 for severity in severities]
 
 
+def expect_corruptible(own: Tested) -> None:
+    """Raises UserError for a run whose images are too small for it."""
+    if (side := corrupted_side(own.store, own.config.model.image_size)) < SMALLEST:
+        raise UserError(
+            f"{own.folder}: its images are {side} px when they are corrupted, and corruptions are meant for {SMALLEST} "
+            "px and more; leave out --corruptions"
+        )
+
+
 def measure_corrupted(own: Tested, names: Sequence[str], severities: Sequence[int]) -> Corrupted:
     """Tests a run on every corruption at every severity; what an earlier call measured of the same weights on the same
     images is taken from beside the run, and what is measured lies there before the next is begun."""
     size = own.config.model.image_size
     side = corrupted_side(own.store, size)
-    if side < SMALLEST:
-        raise UserError(
-            f"{own.folder}: its images are {side} px when they are corrupted, and corruptions are meant for {SMALLEST} "
-            "px and more; leave out --corruptions"
-        )
     result, kept = Corrupted(side, strengths_for(side).name), _Kept(own, side)
     missing = [(name, severity) for name in names for severity in severities if (name, severity) not in kept.found]
     if len(missing) < len(names) * len(severities):

@@ -11,7 +11,7 @@ from fastlg.commands.evaluate import Tested, to_test
 from fastlg.commands.many.evidence import verdict, weigh
 from fastlg.commands.testing.answers import answers_of
 from fastlg.commands.testing.choice import Chosen
-from fastlg.commands.testing.corrupted import known_corrupted, measure_corrupted
+from fastlg.commands.testing.corrupted import expect_corruptible, known_corrupted, measure_corrupted
 from fastlg.commands.testing.drawings import draw
 from fastlg.commands.testing.outcome import Evaluation, Side
 from fastlg.commands.testing.sheets import as_csv, confusion_csv, ends, markdown, sheets_of, show
@@ -42,6 +42,8 @@ def evaluate(
     with Pulse(lambda: f"testing  {run}"):
         tested = [to_test(folder, which, overrides) for folder in (run, against) if folder is not None]
         _expect_alike(tested)
+        for own in tested if corruptions is not None else ():
+            expect_corruptible(own)
         if out is not None:  # before anything takes long
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)

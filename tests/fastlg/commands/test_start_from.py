@@ -62,6 +62,23 @@ def test_every_form_begins_a_run_with_the_same_weights(form, here, donor, fastlg
         assert torch.equal(value, given[name]), name
 
 
+def test_averaged_weights_begin_a_run_as_they_are_exported_and_an_unfinished_run_says_so(here, fastlg, monkeypatch):
+    mean = ("train", "student.yaml", *SHORT, "optim.ema=0.5", "log.checkpoint_steps=1", "run.name=mean")
+    with cut_before_step(monkeypatch, 2):
+        assert fastlg(*mean)[0] != 0
+    began = ("train", "student.yaml", *SHORT, *FROZEN, "model.weights=runs/mean")
+    status, out, err = fastlg(*began, "run.name=early")
+    assert status == 0 and "of model.weights runs/mean (unfinished run)" in out, err
+    assert fastlg(*mean)[0] == 0
+    status, out, err = fastlg(*began, "run.name=late")
+    assert status == 0 and "tensors from the averaged weights of model.weights runs/mean\n" in out, err
+    state = load_checkpoint(here / "runs" / "mean" / "checkpoints" / "last.pt")
+    averaged, latest = state["engine"]["average"]["weights"], weights_of(here / "runs" / "mean")
+    found = weights_of(here / "runs" / "late")
+    assert all(torch.equal(value, averaged[f"bare.{name}"]) for name, value in found.items())
+    assert not all(torch.equal(value, latest[name]) for name, value in found.items())
+
+
 def test_another_size_other_classes_and_guidance_begin_with_all_but_the_head(here, donor, fastlg, tmp_path):
     for index, split in enumerate(("train", "test")):
         write_images(tmp_path / "others" / split, per_class=20, seed=index)

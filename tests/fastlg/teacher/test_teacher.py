@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from dispatched import Dispatched
@@ -53,6 +55,14 @@ def test_batch_statistics_are_counted_by_nothing_and_saved_without_a_count(model
     assert seen.counts["add_"] + seen.counts["add"] == 9, "residual additions alone"
     assert not any(name.endswith("num_batches_tracked") for name in teacher.state_dict())
     other.load_state_dict({name: value for name, value in saved.items() if "running" in name or "num" in name})
+
+
+def test_a_teacher_of_torchs_synced_norms_keeps_the_count_they_insist_on(model):
+    synced = OnlineTeacher(
+        nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)), stages=[2], norm_stats="batch"
+    )
+    truth = OnlineTeacher(model, stages=[2], norm_stats="batch")(images())
+    torch.testing.assert_close(synced(images()).logits, truth.logits)
 
 
 def test_running_statistics_make_a_sample_independent_of_its_batch(model):

@@ -18,7 +18,7 @@ import fastlg as package
 from fastlg.batch import Batch
 from fastlg.commands.evaluate import Pass, to_test
 from fastlg.commands.many.evidence import verdict, weigh
-from fastlg.commands.testing import corrupted
+from fastlg.commands.testing import corrupted, go
 from fastlg.commands.testing.answers import Answers, look
 from fastlg.commands.testing.relative import relative_to
 from fastlg.config import load_config
@@ -26,6 +26,7 @@ from fastlg.data.corruptions.apply import corrupt
 from fastlg.data.corruptions.loader import corrupted_side
 from fastlg.data.corruptions.strengths import NAMES
 from fastlg.data.loaders.torch import crop_and_resize
+from fastlg.run.metrics import Accuracy
 
 SHORT = ("--corruptions", "--only", "gaussian_noise,contrast", "--severities", "1,5")
 
@@ -117,6 +118,35 @@ def test_a_comparison_is_its_guided_run_against_the_unguided_one(both, fastlg):
         assert (both / "evaluation" / name).read_bytes().startswith(b"\x89PNG")
     assert "guided against unguided: " in out and "points of top-1" in out
     assert package.evaluate(both / "guided", against=both / "unguided").mce == pytest.approx(np.mean(ce))  # kept
+
+
+def test_images_too_small_for_it_are_told_before_anything_is_measured(both, fastlg, monkeypatch):
+    monkeypatch.setattr(corrupted, "corrupted_side", lambda store, size: 15)
+    monkeypatch.setattr(go, "answers_of", None)
+    refused(fastlg("eval", both, *SHORT), "are 15 px when they are corrupted", "16 px and more", "leave out")
+
+
+def test_what_was_measured_is_shown_at_the_severities_that_most_have(both, monkeypatch):
+    """Of fog and snow at 1 and 5 and contrast at 3 the two are shown, and contrast is named."""
+    cells = {(name, severity): Accuracy(50.0, 90.0, 1.0, 33) for name in ("fog", "snow") for severity in (1, 5)}
+    cells["contrast", 3] = Accuracy(40.0, 90.0, 1.0, 33)
+    monkeypatch.setattr(go, "known_corrupted", lambda tested: corrupted.Corrupted(32, "CIFAR-10-C", dict(cells)))
+    found = go.evaluate(both / "guided", "last", {})
+    assert (sorted(found.names), found.severities) == (["fog", "snow"], [1, 5])
+    assert any(note == "left out, measured at other severities: contrast" for note in found.notes)
+
+
+def test_another_residual_stream_is_measured_anew_and_left_where_the_device_is_in_float32(both):
+    keys = [
+        corrupted._Kept(to_test(both / "guided", "last", {"engine.residual": residual}), 32).key
+        for residual in ("fp32", "bf16")
+    ]
+    assert keys[0] != keys[1]
+    own = to_test(both / "guided", "last", {"engine.residual": "bf16", "engine.precision": "fp32"})
+    assert (
+        corrupted.measure_corrupted(own, ["contrast"], [5]).found
+        == corrupted.measure_corrupted(to_test(both / "guided", "last", {}), ["contrast"], [5]).found
+    )
 
 
 def test_what_is_measured_of_corrupted_images_is_what_the_network_makes_of_them(both):
