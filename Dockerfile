@@ -1,4 +1,4 @@
-# The two commands of the README in a container: docker build -t fastlg . && docker run --rm fastlg [make test]
+# The quickstart and the tests of the README in a container: docker build -t fastlg . && docker run --rm fastlg [make test]
 # docs/container.md has the rest: GPUs, images and runs from outside, a smaller image for CPUs.
 FROM python:3.11-slim-bookworm
 

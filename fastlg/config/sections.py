@@ -155,7 +155,7 @@ class TeacherConfig(Section):
     cache_form: Literal["auto", "maps", "compact"] = "auto"  # compact: on the student's grid, for fixed crops alone
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # of the features on disk
     cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
-    cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student alone (README: -4 points)
+    cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student alone (docs/training.md)
     cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache/memory.py
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
