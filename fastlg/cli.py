@@ -10,7 +10,7 @@ import typer
 from fastlg.commands.analyze import analyze
 from fastlg.commands.hand_on import arguments as hand_on
 from fastlg.commands.line import config_commands
-from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, Resume, RunFolder, Which
+from fastlg.commands.line.arguments import ConfigName, DryRun, Gpus, Overrides, Resume
 from fastlg.commands.line.complete import complete_model
 from fastlg.commands.line.ending import run_app, show_version
 from fastlg.commands.line.start import start_ranks
@@ -144,51 +144,8 @@ def compare(
 app.command()(many.reproduce)
 app.command()(many.sweep)
 app.command()(hand_on.predict)
-
-
 app.command("eval")(testing.evaluate)
-
-
-@app.command()
-def export(
-    run: RunFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    which: Which = "last",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, for any batch size.")] = False,
-    backbone: Annotated[
-        bool, typer.Option("--backbone", help="As a feature network, for detectors and segmenters.")
-    ] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub, private if new.")
-    ] = None,
-) -> None:
-    """Write the bare student as safetensors that plain timm loads, with a model card."""
-    from fastlg.commands.line.early import expect_empty, expect_exporting
-    from fastlg.ranks.say import say
-    from fastlg.run.folder import expect_run
-
-    which = _checked(which)
-    expect_run(run)
-    expect_empty(out)
-    expect_exporting(onnx, push_to_hub, backbone)
-    from fastlg.commands.export import export_student
-    from fastlg.commands.hand_on.backbone import told
-    from fastlg.commands.hand_on.card import how_to_load, measured_of
-    from fastlg.commands.hand_on.hub import push
-    from fastlg.ranks.pulse import Pulse
-    from fastlg.run.trained import load_trained
-
-    with Pulse(lambda: f"export   {run}"):
-        config, model, names = load_trained(run, which)
-        own = {"measured": measured_of(run, which), "onnx": onnx, "backbone": backbone}
-        maps = export_student(model, out, class_names=names, config=config, **own)
-    say(f"exported {run} ({which}) to {out}; load it with {how_to_load(model, out)}")
-    if backbone:
-        say(f"maps     {told(maps, config.model.image_size)}")
-    if push_to_hub is not None:
-        with Pulse(lambda: f"pushing  {out} to {push_to_hub}"):
-            address = push(out, push_to_hub)
-        say(f"pushed   {out} to {address}")
+app.command()(hand_on.export)
 
 
 @app.command()
@@ -286,14 +243,6 @@ def doctor() -> None:
     from fastlg.commands.doctor import report
 
     report()
-
-
-def _checked(which: str) -> str:
-    from fastlg.errors import UserError
-
-    if which not in ("last", "best"):
-        raise UserError(f"--which is {which}; it is last or best")
-    return which
 
 
 def main() -> None:

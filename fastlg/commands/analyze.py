@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fastlg.commands.line.arguments import Which
+
 
 def analyze(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, a comparison's, or an exported model.")],
@@ -27,7 +29,7 @@ def analyze(
             "--class", metavar="NAME", help="Class of the dense rollout; default: each image's predicted one."
         ),
     ] = None,
-    which: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    which: Which = "last",
     teacher: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Compare features to this teacher; default: the run's own.")
     ] = None,
@@ -40,12 +42,10 @@ def analyze(
 
     Two runs are drawn side by side. Leaves PNG and JSON in RUN/analysis.
     """
-    from fastlg.commands.line.early import expect_source, expect_trained
+    from fastlg.commands.line.early import expect_source, expect_trained, expect_which
     from fastlg.config import parse_overrides
-    from fastlg.errors import UserError
 
-    if which not in ("last", "best"):
-        raise UserError(f"--which is {which}; it is last or best")
+    expect_which(which)
     if views:
         from fastlg.commands.prepare import preview_run
 

@@ -61,6 +61,12 @@ def expect_possible(config: Config) -> None:
     expect_extras(config)
 
 
+def expect_which(which: str) -> None:
+    """Raises UserError for a checkpoint that no run keeps."""
+    if which not in ("last", "best"):
+        raise UserError(f"--which is {which}; it is last or best")
+
+
 def expect_trained(*folders: Path) -> None:
     """Raises UserError for a folder that holds no run, comparison or export, as far as that is seen without torch."""
     for folder in folders:

@@ -35,8 +35,7 @@ FIXED = "report cannot change {}: it is part of the trained run; data.* and engi
 
 def expect_drawable(which: str, overrides: Mapping[str, Any]) -> None:
     """Raises UserError for options that cannot be, and without matplotlib."""
-    if which not in ("last", "best"):
-        raise UserError(f"--which is {which}; it is last or best")
+    early.expect_which(which)
     if foreign := [key for key in overrides if not key.startswith(("data.", "engine."))]:
         raise UserError(FIXED.format(foreign[0]))
     if not early.is_installed("matplotlib"):

@@ -32,13 +32,11 @@ def evaluate(
     data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders. A
     comparison's folder has its guided run held against the unguided one.
     """
-    from fastlg.commands.line.early import expect_source
+    from fastlg.commands.line.early import expect_source, expect_which
     from fastlg.commands.testing.choice import chosen_corruptions, out_folder, pair_of
     from fastlg.config import parse_overrides
-    from fastlg.errors import UserError
 
-    if which not in ("last", "best"):
-        raise UserError(f"--which is {which}; it is last or best")
+    expect_which(which)
     parsed = parse_overrides(overrides or [])
     folder, other = pair_of(run, against)
     chosen = chosen_corruptions(corruptions, only, without, severities)
