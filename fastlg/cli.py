@@ -59,13 +59,13 @@ def train(
     dry_run: DryRun = False,
     gpus: Gpus = None,
 ) -> None:
-    """Train a student (and its teacher, when there is none yet) by a config.
+    """Train a student from a config, after its teacher if there is none yet.
 
-    Set most: data.source, run.name, run.seed, model.name, model.image_size, optim.epochs, optim.lr,
+    Most often set: data.source, run.name, run.seed, model.name, model.image_size, optim.epochs, optim.lr,
     optim.global_batch_size, guidance.weight, and teacher=null for no guidance.
 
-    The rest: `fastlg config --keys` tells what every key means, `fastlg config CONFIG` what a config resolves to,
-    `fastlg configs` which configs there are.
+    See also: `fastlg config --keys` explains every key, `fastlg config CONFIG` shows a config in full,
+    `fastlg configs` lists the shipped ones.
     """
     from fastlg.commands.line.early import expect_run
     from fastlg.config import load_config
@@ -95,10 +95,10 @@ def pretrain(
     dry_run: DryRun = False,
     gpus: Gpus = None,
 ) -> None:
-    """Train a config's student without labels on its own images, as a start: model.weights=RUN begins a run from it.
+    """Train a config's student without labels on its own images; model.weights=RUN then starts a run from it.
 
-    A config without a pretrain section is taken for its model, images, epochs and batch; the recipe is that of Gani et
-    al. 2022 (docs/systems.md).
+    From a config without a pretrain section it takes model, images, epochs and batch size; the recipe is that of Gani
+    et al. 2022 (docs/systems.md).
     """
     from fastlg.commands.line.early import expect_run
     from fastlg.commands.pretrain import pretrain as run
@@ -124,7 +124,7 @@ def compare(
     seeds: many.Seeds = None,
     jobs: many.Jobs = 1,
 ) -> None:
-    """Train the same student without and with guidance, and show the difference; with --seeds as a table."""
+    """Train the same student without and with guidance and show the difference; with --seeds, as a table over seeds."""
     if seeds is not None or jobs != 1:
         from fastlg.commands.sweep import compare_seeds
 
@@ -150,19 +150,21 @@ app.command()(hand_on.export)
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Anything data.source takes.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the store.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Whatever data.source accepts (docs/data.md).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the store.")],
     on_bad: Annotated[
-        str, typer.Option(help="fail: refuse a set with unusable images. skip: leave them out.")
+        str, typer.Option(help="fail: stop at images that cannot be used. skip: leave them out.")
     ] = "fail",
-    short_side: Annotated[int | None, typer.Option(help="Shrink to this short side, px.")] = None,
-    max_side: Annotated[int | None, typer.Option(help="Shrink to this long side, px.")] = None,
-    holdout: Annotated[float, typer.Option(help="Share of the training images held out for testing.")] = 0.0,
-    val: Annotated[str, typer.Option(help="Share of the training images, or split: as data.val.")] = "0",
-    label_column: Annotated[str | None, typer.Option(help="Of a parquet source.")] = None,
-    download: Annotated[bool, typer.Option(help="Fetch a torchvision: or hf:// source that is not there yet.")] = True,
-    beton: Annotated[str | None, typer.Option(help="Also write .beton files: raw or jpeg.")] = None,
-    preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would see.")] = None,
+    short_side: Annotated[int | None, typer.Option(help="Shrink images to this short side, px.")] = None,
+    max_side: Annotated[int | None, typer.Option(help="Shrink images to this long side, px.")] = None,
+    holdout: Annotated[float, typer.Option(help="Fraction of the training images to hold out for testing.")] = 0.0,
+    val: Annotated[
+        str, typer.Option(help="Validation images, as data.val: a fraction of the training images, or split.")
+    ] = "0",
+    label_column: Annotated[str | None, typer.Option(help="Column with the labels, for a parquet source.")] = None,
+    download: Annotated[bool, typer.Option(help="Download a torchvision: or hf:// source if needed.")] = True,
+    beton: Annotated[str | None, typer.Option(help="Also write .beton files, with raw or jpeg images.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write a PNG of what a model would be shown.")] = None,
 ) -> None:
     """Decode and check every image once and write the store that training reads."""
     from fastlg.commands.line.early import expect_source
@@ -185,7 +187,7 @@ app.command()(report)
 
 @app.command()
 def cache(config: ConfigName, overrides: Overrides = None) -> None:
-    """Run a config's teacher once over its training images and keep what it says, for teacher.mode=cache."""
+    """Run a config's teacher once over the training images and store its features, for teacher.mode=cache."""
     from fastlg.commands.line.early import expect_possible
     from fastlg.config import load_config
 
@@ -200,11 +202,15 @@ def cache(config: ConfigName, overrides: Overrides = None) -> None:
 def models(
     pattern: Annotated[
         str | None,
-        typer.Argument(metavar="[FILTER]", help="Part of a name, or swin*tiny*.", autocompletion=complete_model),
+        typer.Argument(
+            metavar="[FILTER]", help="Part of a name, or a pattern such as swin*tiny*.", autocompletion=complete_model
+        ),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(metavar="PX", min=8, max=4096, help="Of the images.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="PX", min=8, max=4096, help="Size of the images, px.")
+    ] = None,
 ) -> None:
-    """List students and teachers with their parameters and what of them can be guided."""
+    """List students and teachers with their parameter counts and the features that can be guided."""
     from fastlg.commands.line.early import expect_listed
 
     expect_listed(pattern)
@@ -215,18 +221,23 @@ def models(
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks; default: all.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Less of everything, below a minute.")] = False,
-    compare: Annotated[Path | None, typer.Option(metavar="OLD.json", help="Print ratios to earlier results.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks to run; default: all.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and repetitions: under a minute.")] = False,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="OLD.json", help="Also print ratios to earlier results.")
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also write torch.profiler traces.")] = False,
     readme: Annotated[
-        Path | None, typer.Option(metavar="RESULTS.json", help="Fill README's section; measure nothing.")
+        Path | None, typer.Option(metavar="RESULTS.json", help="Only fill README's section from a results file.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Of every config that is measured.")
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override for every config that is measured."),
     ] = None,
 ) -> None:
-    """Measure what this machine can do: needs a source checkout."""
+    """Run the benchmarks on this machine; needs a source checkout."""
     from fastlg.commands.bench import run_benchmarks
 
     flags = {"--quick": quick, "--profile": profile}
@@ -239,7 +250,7 @@ def bench(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine offers fastlg, what is missing, and how to add it."""
+    """Report what this machine offers, what is missing and how to install it."""
     from fastlg.commands.doctor import report
 
     report()

@@ -1,4 +1,4 @@
-"""The command line of ``analyze``; cli.py hangs it up. Imports nothing heavy before it runs."""
+"""The command line of ``analyze``; cli.py registers it. Imports nothing heavy before it runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def analyze(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, a comparison's, or an exported model.")],
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN2] [data.KEY=VALUE]...", help="Another one beside it; other images."),
+        typer.Argument(metavar="[RUN2] [data.KEY=VALUE]...", help="A second one to compare with; other images."),
     ] = None,
-    images: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000, help="Test images to look at.")] = 256,
+    images: Annotated[int, typer.Option(metavar="N", min=1, max=1_000_000, help="Number of test images.")] = 256,
     blocks: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Blocks whose attention is drawn; default: four of them.")
     ] = None,
@@ -31,16 +31,16 @@ def analyze(
     ] = None,
     which: Which = "last",
     teacher: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Compare features to this teacher; default: the run's own.")
+        Path | None, typer.Option(metavar="RUN", help="Compare features with this teacher; default: the run's own.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/analysis.")] = None,
     views: Annotated[
         bool, typer.Option("--views", help="Only write RUN/views.png: what student and teacher saw.")
     ] = False,
 ) -> None:
-    """Look into a trained student: attention distance, maps and rollout, similarity to its teacher, curves.
+    """Analyse a trained student: attention distance, maps and rollout, similarity to its teacher, curves.
 
-    Two runs are drawn side by side. Leaves PNG and JSON in RUN/analysis.
+    Two runs are drawn side by side. Writes PNG and JSON files to RUN/analysis.
     """
     from fastlg.commands.line.early import expect_source, expect_trained, expect_which
     from fastlg.config import parse_overrides

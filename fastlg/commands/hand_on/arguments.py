@@ -11,16 +11,16 @@ from fastlg.commands.line.arguments import RunFolder, Which
 
 
 def predict(
-    folder: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="A run folder, or what fastlg export wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="A run folder or an export.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders or 'patterns/**/*.jpg'.")],
-    top_k: Annotated[int, typer.Option(metavar="K", help="How many classes of each image.")] = 5,
-    as_csv: Annotated[bool, typer.Option("--csv", help="A row per image and class.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One list.")] = False,
-    which: Annotated[str, typer.Option(help="Which checkpoint of a run: last or best.")] = "last",
+    top_k: Annotated[int, typer.Option(metavar="K", help="How many classes to show for each image.")] = 5,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: a row per image and class.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one list.")] = False,
+    which: Annotated[str, typer.Option(help="Checkpoint of a run to use: last or best.")] = "last",
 ) -> None:
-    """Say what a trained run, or an export of one, sees in images: classes and probabilities.
+    """Classify images with a trained run or an export: classes and probabilities.
 
-    A file that cannot be read is told on stderr with its reason and left out, and the exit status is then 1.
+    A file that cannot be read is reported on stderr and left out; the exit status is then 1.
     """
     from fastlg.commands.hand_on.images import image_files
     from fastlg.commands.line.early import expect_trained, expect_which
@@ -40,17 +40,18 @@ def predict(
 
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; new or empty.")],
     which: Which = "last",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, for any batch size.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, for any batch size.")] = False,
     backbone: Annotated[
-        bool, typer.Option("--backbone", help="As a feature network, for detectors and segmenters.")
+        bool, typer.Option("--backbone", help="Export a feature network, for detectors and segmenters.")
     ] = False,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub, private if new.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload to the Hugging Face Hub; a new repository is private."),
     ] = None,
 ) -> None:
-    """Write the bare student as safetensors that plain timm loads, with a model card."""
+    """Export the student without its teacher, as safetensors that plain timm loads, with a model card."""
     from fastlg.commands.line.early import expect_empty, expect_exporting, expect_which
     from fastlg.ranks.say import say
     from fastlg.run.folder import expect_run

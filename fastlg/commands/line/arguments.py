@@ -26,12 +26,14 @@ Overrides = Annotated[
     ),
 ]
 Resume = Annotated[
-    str, typer.Option(help="auto: go on where the run stopped. never: refuse an existing run. Or a checkpoint.")
+    str, typer.Option(help="auto: continue where the run stopped. never: refuse an existing run. Or a checkpoint file.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, try one step, write no run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything and try one step, without writing a run.")]
 Gpus = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Start N ranks here, one per GPU (engine.device=cpu: processes)."),
+    typer.Option(
+        metavar="N", help="Start N ranks on this machine, one per GPU (with engine.device=cpu: one per process)."
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME.")]
-Which = Annotated[str, typer.Option(help="Which checkpoint: last or best.")]
+Which = Annotated[str, typer.Option(help="Checkpoint to use: last or best.")]

@@ -1,4 +1,4 @@
-"""The command lines of ``configs`` and ``config``; cli.py hangs them up."""
+"""The command lines of ``configs`` and ``config``; cli.py registers them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from fastlg.commands.line.complete import complete_config
 
 
 def configs(
-    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only those with this in their name or line.")] = "",
+    text: Annotated[
+        str, typer.Argument(metavar="[TEXT]", help="Only configs with this text in their name or description.")
+    ] = "",
 ) -> None:
-    """List the shipped configs with the accuracy that was published for them."""
+    """List the shipped configs with their published accuracy."""
     from fastlg.commands.line.config_pages import list_configs
 
     list_configs(text)
@@ -25,10 +27,10 @@ def config(
         typer.Argument(metavar="[CONFIG]", help="A YAML file or a shipped config.", autocompletion=complete_config),
     ] = None,
     overrides: Overrides = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Every key: what it takes, its default, its meaning.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Explain every key: its values, default and meaning.")] = False,
     page: Annotated[bool, typer.Option("--markdown", help="With --keys: as the page docs/configuration.md.")] = False,
 ) -> None:
-    """Show what a config resolves to, or what every key means (--keys)."""
+    """Show a config in full, with all defaults, or explain every key (--keys)."""
     from fastlg.commands.line.config_pages import show_config, show_keys, show_page
     from fastlg.errors import UserError
 

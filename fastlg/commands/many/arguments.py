@@ -1,4 +1,4 @@
-"""The command lines of ``reproduce`` and ``sweep``; cli.py hangs them up. Imports nothing heavy before they run."""
+"""The command lines of ``reproduce`` and ``sweep``; cli.py registers them. Imports nothing heavy before they run."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from fastlg.commands.line.arguments import ConfigName
 from fastlg.commands.line.complete import complete_override
 
 Jobs = Annotated[
-    int, typer.Option(metavar="N", help="Runs at once: each on a GPU of its own, or N processes on a CPU.")
+    int, typer.Option(metavar="N", help="Train N runs at once, each on its own GPU, or as N processes on a CPU.")
 ]
-Seeds = Annotated[str | None, typer.Option(metavar="N", help="How many seeds (3), or which (0,5,7).")]
-Costs = Annotated[bool, typer.Option("--dry-run", help="List the runs with their epochs; train nothing.")]
+Seeds = Annotated[str | None, typer.Option(metavar="N", help="Number of seeds (3), or which ones (0,5,7).")]
+Costs = Annotated[bool, typer.Option("--dry-run", help="List the runs and their epochs; train nothing.")]
 Overlay = Annotated[
-    Path | None, typer.Option("--with", metavar="FILE", help="YAML of overrides, of all rows and by_model.")
+    Path | None, typer.Option("--with", metavar="FILE", help="YAML file of overrides, for all rows and by_model.")
 ]
 
 
 def reproduce(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="table1 to table9 of arXiv 2207.10026, or systems.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Of every row, e.g. optim.epochs=10.")
+        list[str] | None,
+        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Overrides for every row, e.g. optim.epochs=10."),
     ] = None,
     seeds: Seeds = None,
-    rows: Annotated[str | None, typer.Option(metavar="TEXT", help="Only rows with this in their name.")] = None,
+    rows: Annotated[str | None, typer.Option(metavar="TEXT", help="Only rows with this text in their name.")] = None,
     jobs: Jobs = 1,
     dry_run: Costs = False,
     overlay: Overlay = None,
 ) -> None:
-    """Train or resume every row of a table of the paper, and show paper against measured.
+    """Train or resume every row of a table of the paper, and show the published beside the measured results.
 
-    systems is a table of its own: neighbouring systems, alone and guided. What is complete is taken as it is; the same
-    command goes on. Leaves RUNS/paper/TABLE.md, .tex, .csv and .json.
+    The table named systems holds related systems, alone and guided. Finished runs are reused, and the same command
+    continues unfinished ones. Writes TABLE.md, .tex, .csv and .json to RUNS/paper.
     """
     from fastlg.commands.reproduce import reproduce as run
 
@@ -54,9 +55,9 @@ def sweep(
     jobs: Jobs = 1,
     dry_run: Costs = False,
 ) -> None:
-    """Train every combination of the values given, and show them in one table, averaged over run.seed.
+    """Train every combination of the given values and show them in one table, averaged over run.seed.
 
-    A key with one value is an override of every run. Commas in brackets or quotes do not part values.
+    A key with one value overrides it in every run. Commas inside brackets or quotes do not separate values.
     """
     from fastlg.commands.sweep import sweep as run
 

@@ -1,4 +1,4 @@
-"""The command line of ``report``; cli.py hangs it up. Imports nothing heavy before it runs."""
+"""The command line of ``report``; cli.py registers it. Imports nothing heavy before it runs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from fastlg.commands.line.arguments import Which
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN|COMPARE", help="A run folder, or a comparison's.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[data.KEY=VALUE]...", help="Where its images are now; engine.*.")
+        list[str] | None,
+        typer.Argument(metavar="[data.KEY=VALUE]...", help="data.source if the images have moved; engine.*."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Default: report.html in the folder.")] = None,
     which: Which = "last",
 ) -> None:
     """Write one HTML page about a run or a comparison: curves, views, attention, mistakes, config, provenance.
 
-    The page needs no network and no other file. What cannot be shown (images that have moved, a run that is not
-    complete) says why, and the rest stands.
+    The page needs no network and no other file. Where something cannot be shown (images that have moved, an
+    unfinished run), it says why.
     """
     from fastlg.commands.line.early import expect_source
     from fastlg.commands.report.places import expect_drawable, expect_reportable, out_path

@@ -1,4 +1,4 @@
-"""The command line of ``eval``; cli.py hangs it up. Imports nothing heavy before it runs."""
+"""The command line of ``eval``; cli.py registers it. Imports nothing heavy before it runs."""
 
 from __future__ import annotations
 
