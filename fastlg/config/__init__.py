@@ -1,6 +1,6 @@
 """Everything a run can be told, typed; one YAML file plus ``section.key=value`` overrides.
 
-Each part of fastlg receives its own section. Only cli.py, assemble.py, train.py and compare.py see the whole.
+Each part of fastlg receives its own section; only the wiring and what stands above it see the whole.
 """
 
 from fastlg.config.keys import dotted

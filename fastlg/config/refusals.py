@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,12 +13,63 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastlg.config.fields import Form
-from fastlg.config.values import hints, section_of
+from fastlg.config.keys import LITERAL
+from fastlg.config.values import LARGEST, Plain, hints, section_of
+from fastlg.config.yaml_text import DEEPEST, MOST
 from fastlg.errors import brief
 
 MISSING = " is missing; "
+LONGEST_TEXT = 4096  # characters
 _BOUNDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 _NAMES = {int: "an integer", float: "a number", str: "a text", Path: "a path", bool: "true or false", dict: "a mapping"}
+
+
+def refuse_monsters(tree: Any) -> None:
+    """What no field of a config can be, wherever it stands, also in model.args: numbers that are not finite or beyond
+    64 bits, texts that no path or name can hold, levels and values without end. Raises ValueError."""
+    waiting, count = [("", tree, 0)], 0
+    while waiting:
+        key, value, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST:
+            limit = f"{DEEPEST} levels" if depth > DEEPEST else f"{MOST:,} values"
+            raise ValueError(f"{brief(key) or 'it'} holds more than {limit}; a config has less")
+        prefix = f"{key}." if key else ""
+        if isinstance(value, dict):
+            waiting += [(f"{prefix}{_word(name, prefix)}"[:500], own, depth + 1) for name, own in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(f"{prefix}{index}"[:500], own, depth + 1) for index, own in enumerate(value)]
+        else:
+            _refuse_monster(brief(key), value)
+
+
+def _refuse_monster(key: str, value: Any) -> None:
+    if value is None or isinstance(value, (bool, BaseModel)):
+        return
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            text = ", or in quotes if it is a text" if key.startswith(LITERAL) else ""
+            raise ValueError(f"{key} is {value}; a number must be finite{text}")
+    elif isinstance(value, int):
+        if abs(value) > LARGEST:
+            raise ValueError(f"{key} is {brief(value)}; an integer has at most 63 bits")
+    elif isinstance(value, (str, Path)):
+        text = str(value)
+        if len(text) > LONGEST_TEXT and not isinstance(value, Plain):  # which may be a number, and is seen again
+            raise ValueError(f"{key} is {brief(text)}; a text has at most {LONGEST_TEXT:,} characters")
+        if "\0" in text:
+            raise ValueError(f"{key} is {brief(text)}; a text has no NUL character")
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{key} is {brief(text)}; it has bytes that are not UTF-8: rename what it names")
+    else:
+        raise ValueError(f"{key} is a {type(value).__name__}; use numbers, texts, true, false, null, lists or mappings")
+
+
+def _word(name: Any, prefix: str) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"{prefix}{brief(name)} is a {type(name).__name__} as a key; keys are words")
+    _refuse_monster(f"{prefix}{brief(name)}", name)
+    return name
 
 
 def refuse_unknown(tree: Any, root: type[BaseModel], section: Any = None, prefix: str = "") -> None:
