@@ -355,7 +355,7 @@ FAULTS = [
     ),
     Fault(
         "exports of another normalisation",
-        "fastlg/run/trained.py",
+        "fastlg/run/trained/exports.py",
         'augment = {"mean": about["mean"], "std": about["std"]}',
         "augment = {}",
         "fastlg/commands/test_hand_on.py -k snippet",

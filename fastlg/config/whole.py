@@ -34,6 +34,8 @@ from fastlg.files.reading import is_file
 
 
 class Config(Section):
+    """A whole run: a section per part, each documented in docs/configuration.md, checked alone and together."""
+
     run: RunConfig = RunConfig()
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()

@@ -15,7 +15,7 @@ from fastlg.errors import UserError
 from fastlg.models import Student
 from fastlg.models.build import build_model
 from fastlg.models.start import start_from
-from fastlg.run.trained import changed_meaning
+from fastlg.run.trained.begin import changed_meaning
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 PATCHES = {**TINY, "patch_size": 8}
