@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import reach_engine
 import reach_images
 import reach_network
 import reach_training
 from reach import ROWS, all_fields
 from tiny_project import write_project
 
-TABLES = (reach_images, reach_network, reach_training)  # imported for their rows
+TABLES = (reach_images, reach_network, reach_training, reach_engine)  # imported for their rows
 
 
 @pytest.fixture(scope="module")
