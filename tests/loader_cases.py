@@ -32,6 +32,18 @@ def write_pictures(folder, suffix: str = ".png") -> None:
             Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
+def own_copy(path: Path, folder: Path) -> Store:
+    """A store without a .beton file, which the test may damage."""
+    shutil.copytree(path, folder / "store", ignore=shutil.ignore_patterns("*.beton*"))
+    return open_store(folder / "store", "train")
+
+
+def memory_kib() -> int:
+    """Memory of this process that no file backs."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+
+
 def plan(**options) -> SamplePlan:
     settings = {"size": 19, "batch_size": 4, "train": True, "seed": 11, "drop_last": False}
     return SamplePlan(**{**settings, **options})
@@ -48,6 +60,16 @@ def assert_same_samples(batches: list[Batch], oracle: list[Batch]) -> None:
         for name, a, b in zip(Batch._fields, got, want, strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape, name
             assert name == "images" or torch.equal(a, b), name
+
+
+def assert_ranks_share(loader, store: Store) -> None:
+    """Three ranks' epochs are together the samples of one process, each once, with the same pixels."""
+    alone = joined(loader(store, plan(batch_size=6)).epoch(1))
+    parts = [loader(store, plan(batch_size=2, world_size=3, rank=rank)).epoch(1) for rank in range(3)]
+    together = joined(batch for part in parts for batch in part)
+    a, b = alone.sample_ids.argsort(), together.sample_ids.argsort()
+    assert torch.equal(together.sample_ids[b], torch.arange(TRAIN_COUNT))
+    assert torch.equal(alone.images[a], together.images[b])
 
 
 def differences(batches: list[Batch], oracle: list[Batch]) -> torch.Tensor:

@@ -37,6 +37,14 @@ def shared_project(tmp_path_factory, image_folder):
 
 
 @pytest.fixture
+def here(shared_project, monkeypatch):
+    """The working folder of all tests of a file, so that store and teacher are made once."""
+    monkeypatch.chdir(shared_project)
+    monkeypatch.setenv("FASTLG_CACHE", str(shared_project / "cache"))
+    return shared_project
+
+
+@pytest.fixture
 def fastlg(monkeypatch, capfd):
     """Runs the command in this process: fastlg("train", "x.yaml") -> (exit status, stdout, stderr)."""
     from fastlg.cli import main

@@ -31,14 +31,6 @@ NETWORKS["vit_tiny_patch16_gap_224"] = (
 DRLOC = ("drloc.weight=0.5", "drloc.hidden=16", "drloc.sample_size=8", "drloc.warmup_epochs=0")
 
 
-@pytest.fixture
-def here(shared_project, monkeypatch):
-    """All tests of this file in one folder, so that store and teacher are made once."""
-    monkeypatch.chdir(shared_project)
-    monkeypatch.setenv("FASTLG_CACHE", str(shared_project / "cache"))
-    return shared_project
-
-
 def write_network(project, name: str) -> str:
     """NAME.yaml, a short guided run of that student; returns what the command takes."""
     arguments, blocks, size, _, _ = NETWORKS[name]

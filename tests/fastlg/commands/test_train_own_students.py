@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import yaml
-from resuming import cut_before_step
+from resuming import cut_before_step, rows
 
 from fastlg.run.checkpoint import load_checkpoint
 from fastlg.run.trained import load_trained
@@ -20,7 +20,6 @@ STUDENTS = {  # at 32 px
     "sl_vit_patch4_32": {"blocks": [0, 1, 2], "args": {"embed_dim": 24, "depth": 3, "num_heads": 2}},
     "dhvt_tiny_cifar_patch4": {"blocks": [0, 1, 2], "args": {"embed_dim": 24, "depth": 3, "num_heads": 2}},
 }
-TIMES = {"images_per_s", "wall_s"}
 
 
 @pytest.fixture(params=STUDENTS)
@@ -30,11 +29,6 @@ def name(request, project):
     config["model"] = {"name": request.param, "image_size": 32, **STUDENTS[request.param]}
     (project / "student.yaml").write_text(yaml.safe_dump(config))
     return request.param
-
-
-def rows(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
 
 
 def test_a_guided_run_stopped_in_the_middle_ends_in_the_same_bits_and_is_evaluated_and_exported(

@@ -24,14 +24,6 @@ SHORT = ("student.yaml", "teacher=null", "optim.epochs=5", "optim.warmup_epochs=
 VAL = ("data.val=0.2", "optim.lr=5e-3")
 
 
-@pytest.fixture
-def here(shared_project, monkeypatch):
-    """All tests of this file in one folder, so that stores are made once."""
-    monkeypatch.chdir(shared_project)
-    monkeypatch.setenv("FASTLG_CACHE", str(shared_project / "cache"))
-    return shared_project
-
-
 def summary_of(folder) -> dict:
     return json.loads((folder / "summary.json").read_text())
 

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import sys
 
 import numpy as np
@@ -10,9 +9,11 @@ import pytest
 import torch
 from loader_cases import (
     TRAIN_COUNT,
+    assert_ranks_share,
     assert_same_samples,
     differences,
     joined,
+    own_copy,
     photographs_as_beton,
     plan,
     write_pictures,
@@ -106,18 +107,7 @@ def test_an_epoch_starts_anywhere_ends_anywhere_and_two_run_side_by_side(path):
 
 
 def test_processes_share_an_epoch_without_repeat_or_loss(path):
-    store = open_store(path, "train")
-    alone = joined(dali_loader(store, plan(batch_size=6)).epoch(1))
-    parts = [dali_loader(store, plan(batch_size=2, world_size=3, rank=rank)).epoch(1) for rank in range(3)]
-    together = joined(batch for part in parts for batch in part)
-    a, b = alone.sample_ids.argsort(), together.sample_ids.argsort()
-    assert torch.equal(together.sample_ids[b], torch.arange(TRAIN_COUNT))
-    assert torch.equal(alone.images[a], together.images[b])
-
-
-def own_copy(path, folder):
-    shutil.copytree(path, folder / "store", ignore=shutil.ignore_patterns("*.beton*"))
-    return open_store(folder / "store", "train")
+    assert_ranks_share(dali_loader, open_store(path, "train"))
 
 
 def rewrite(beton_path, change) -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from loader_cases import (
     TRAIN_COUNT,
+    assert_ranks_share,
     assert_same_samples,
     differences,
     joined,
+    own_copy,
     photographs_as_beton,
     plan,
     write_pictures,
@@ -69,12 +71,6 @@ def ffcv_loader(store, settings: SamplePlan, **options):
     from fastlg.data.loaders.ffcv import FfcvLoader
 
     return FfcvLoader(store, settings, **options)
-
-
-def own_copy(path, folder):
-    """A store without a .beton file, which the test may damage."""
-    shutil.copytree(path, folder / "store", ignore=shutil.ignore_patterns("*.beton*"))
-    return open_store(folder / "store", "train")
 
 
 # The file
@@ -328,13 +324,7 @@ def test_an_epoch_starts_anywhere_and_two_run_side_by_side(ffcv, jpegs):
 
 
 def test_processes_share_an_epoch_without_repeat_or_loss(ffcv, lossless):
-    store = open_store(lossless, "train")
-    alone = joined(ffcv_loader(store, plan(batch_size=6)).epoch(1))
-    parts = [ffcv_loader(store, plan(batch_size=2, world_size=3, rank=rank)).epoch(1) for rank in range(3)]
-    shared_out = joined(batch for part in parts for batch in part)
-    a, b = alone.sample_ids.argsort(), shared_out.sample_ids.argsort()
-    assert torch.equal(shared_out.sample_ids[b], torch.arange(TRAIN_COUNT))
-    assert torch.equal(alone.images[a], shared_out.images[b])
+    assert_ranks_share(ffcv_loader, open_store(lossless, "train"))
 
 
 def damaged_jpeg(store, sample: int, damage) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loader_cases import memory_kib
 from patience import wait_until
 from PIL import Image
 from torchvision.transforms import InterpolationMode
@@ -157,11 +158,6 @@ def test_abandoned_epochs_leave_no_process_and_no_open_file(photos):
     del batches
     gc.collect()
     wait_until(lambda: open_files() <= files and children() <= processes)
-
-
-def memory_kib() -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
 
 def test_fifty_epochs_leave_memory_and_file_handles_where_they_were(photos):

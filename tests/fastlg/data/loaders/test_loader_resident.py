@@ -7,6 +7,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from loader_cases import memory_kib
 from PIL import Image
 
 from fastlg.data.loaders import choose as loaders
@@ -80,11 +81,6 @@ def test_the_store_is_read_through_a_map_and_never_written(mixed):
     resident.pixels.zero_()
     assert (mixed / "train" / "pixels.bin").read_bytes() == before
     assert open_store(mixed, "train", verify=True).pixels.any()
-
-
-def memory_kib() -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
 
 def test_fifty_epochs_abandoned_or_not_leave_memory_and_files_where_they_were(mixed):
