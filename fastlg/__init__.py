@@ -15,6 +15,7 @@ _LAZY = {
     **dict.fromkeys((*_VERBS, "Comparison", "Rows", "TrainedRun"), "fastlg.api"),
     **dict.fromkeys(("RunError", "UserError"), "fastlg.errors"),
 }
+__all__ = sorted(_LAZY)
 
 
 class _Package(ModuleType):

@@ -31,11 +31,11 @@ class _OneLine(Exception):
 
 
 class UserError(_OneLine):
-    """A mistake the user can mend: one line that says what, where and the fix. Exit status 2."""
+    """A mistake that the user can fix: one line that says what is wrong, where, and how to fix it. Exit status 2."""
 
 
 class RunError(_OneLine):
-    """A run that cannot go on (non-finite loss, full disk): one line, exit status 1."""
+    """A run that cannot continue (a loss that is not finite, a full disk): one line, exit status 1."""
 
 
 class Stopped(Exception):

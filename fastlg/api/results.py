@@ -32,7 +32,7 @@ from fastlg.run.trained import load_trained
 
 
 class Rows(list):
-    """A table: a list of dicts, one per row. ``pandas.DataFrame(rows)`` takes it as it is; pandas is not needed."""
+    """A table: a list of dicts, one per row. ``pandas.DataFrame(rows)`` accepts it; pandas itself is not needed."""
 
     @property
     def columns(self) -> list[str]:
@@ -53,10 +53,10 @@ class Rows(list):
 
 
 class TrainedRun:
-    """A run folder, asked from Python.
+    """A trained run, opened from its folder.
 
-    folder   where it lies
-    summary  summary.json's content; None of a run that is not complete
+    folder   the run folder
+    summary  the content of summary.json: accuracies in percent, images/s, seconds; None while the run is not complete
     """
 
     def __init__(self, folder: Path, summary: Mapping[str, Any] | None, model: nn.Module | None = None):
@@ -71,27 +71,34 @@ class TrainedRun:
 
     @cached_property
     def config(self) -> Config:
+        """The resolved config. Raises UserError for a folder without one."""
         return read_saved_config(self.folder / "config.yaml")
 
     @property
     def metrics(self) -> Rows:
-        """The rows of metrics.jsonl: kind train or eval, step, epoch, losses, top1, lr, images_per_s."""
+        """The rows of metrics.jsonl: kind (train or eval), step, epoch, losses, top1 in percent, lr, images_per_s."""
         return Rows(read_metrics(self.folder))
 
     @property
     def class_names(self) -> list[str]:
+        """The K class names, in the order of the logits. Raises UserError without a whole checkpoint."""
         return self._loaded[1]
 
     @property
     def model(self) -> nn.Module:
-        """The trained network of the last checkpoint, in evaluation mode: ``model(images) -> logits``."""
+        """The trained network of the last checkpoint, in evaluation mode, on the CPU: ``model(images) -> logits``.
+
+        images are float [N, 3, S, S], normalised by ``config.augment``; logits are [N, K]. Raises UserError without a
+        whole checkpoint.
+        """
         return network_of(self._loaded[0])
 
     def predict(self, images: Any, top_k: int = 5) -> Rows:
-        """What the run says of images: files, folders, patterns, PIL images, uint8 tensors [C, H, W] or arrays
-        [H, W, C], one or many, a batch too.
+        """Classifies images: files, folders, patterns, PIL images, uint8 tensors [C, H, W] or arrays [H, W, C]; one
+        image, a sequence or a batch.
 
-        A row each: image, class, probability (0 to 1), and top, the ``top_k`` likeliest as (class, probability).
+        Returns a row per image: image, class, probability (0 to 1) and top, the ``top_k`` likeliest classes as (class,
+        probability).
         Raises UserError for an image that cannot be read.
         """
         return predicted(self._predictor, images, top_k)
@@ -108,15 +115,18 @@ class TrainedRun:
         out: str | PathLike | None = None,
         **overrides: Any,
     ) -> Accuracy | Evaluation:
-        """Top-1 and top-5 in percent, cross entropy and count: of the run's test split, or of ``data``, as in train.
+        """Evaluates the run on its test split, or on ``data`` (as in ``train``): an ``Accuracy`` with top1 and top5 in
+        percent, loss (mean cross entropy, nats) and count.
 
-        details      an ``Evaluation`` instead: ``scores`` (calibration error, NLL, Brier beside top-1 and top-5),
-                     ``classes``, ``confusion``; as with any of what follows
-        against      another run on the same images: ``evidence``, and ``classes`` with the difference
-        corruptions  also on corrupted images: True for all 15, or their names; ``corruptions``, and against another run
-                     ``mce`` and ``relative_mce``. What was measured is kept in the run's folder
+        which        last or best: the checkpoint
+        details      return an ``Evaluation`` instead: ``scores`` (calibration error, NLL and Brier beside top-1 and
+                     top-5), ``classes``, ``confusion``; any of the following options does so, too
+        against      another run to compare with on the same images: ``evidence``, and ``classes`` with the difference
+        corruptions  also evaluate on corrupted images: True for all 15, or their names. Adds ``corruptions`` and, with
+                     ``against``, ``mce`` and ``relative_mce``. Results are kept in the run folder
         severities   some of 1 to 5; None: all
-        out          a folder for the tables and pictures of ``fastlg eval``; None: none are written
+        out          folder for the tables and pictures of ``fastlg eval``; None: none are written
+        overrides    data.* and engine.* keys
 
         Raises UserError.
         """
@@ -133,7 +143,13 @@ class TrainedRun:
             return tested(folder, which, changes, against=other, corruptions=chosen, out=place)
 
     def export(self, out: str | PathLike, *, which: str = "last", onnx: bool = False, backbone: bool = False) -> Path:
-        """Writes the bare student for plain timm, as ``fastlg export``; returns the folder. Raises UserError."""
+        """Exports the student without its teacher for plain timm, as ``fastlg export``; returns the folder ``out``.
+
+        which     last or best: the checkpoint
+        onnx      also write model.onnx; backbone: export a feature network instead of a classifier
+
+        Raises UserError for a folder that is not empty, a missing extra, or both options at once.
+        """
         out = Path(out)
         expect_empty(out)
         with self._known():
@@ -146,7 +162,9 @@ class TrainedRun:
     def report(self, out: str | PathLike | None = None, *, which: str = "last", **overrides: Any) -> Path:
         """Writes one HTML page about the run, as ``fastlg report``, to ``out`` (None: report.html in its folder).
 
-        overrides  data.* and engine.*: where its images are now. Returns where the page lies. Raises UserError.
+        overrides  data.* and engine.* keys, such as data.source if the images have moved
+
+        Returns the path of the page. Raises UserError.
         """
         with self._known():
             return reported(self.folder, out, which, overrides)
@@ -168,7 +186,8 @@ class TrainedRun:
 
 
 class Comparison:
-    """A comparison's folder: ``unguided`` and ``guided`` runs, and ``summary``, that of each and of the teacher."""
+    """A comparison, opened from its folder: the runs ``unguided`` and ``guided``, and ``summary`` with the summaries of
+    both and of the teacher."""
 
     def __init__(self, folder: Path, summary: Mapping[str, Any], model: nn.Module | None = None):
         self.folder, self.summary = folder, dict(summary)
@@ -181,20 +200,20 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        """Points of top-1 that guidance adds."""
+        """Top-1 of the guided run minus that of the unguided one, in percentage points."""
         return self.summary["guided"]["top1_last"] - self.summary["unguided"]["top1_last"]
 
     def evaluate(self, data: Any = None, **more: Any) -> Evaluation:
-        """The guided run against the unguided one; arguments as in ``TrainedRun.evaluate``."""
+        """Evaluates the guided run against the unguided one; arguments and errors as in ``TrainedRun.evaluate``."""
         return self.guided.evaluate(data, against=self.unguided, **more)
 
     @property
     def table(self) -> Rows:
-        """A row per run, its name first."""
+        """The summaries as a table: a row per run, its name first."""
         return Rows({"run": name, **own} for name, own in self.summary.items())
 
     def report(self, out: str | PathLike | None = None, *, which: str = "last", **overrides: Any) -> Path:
-        """Writes one HTML page about both runs side by side; as ``TrainedRun.report``."""
+        """Writes one HTML page about both runs, side by side; arguments and errors as in ``TrainedRun.report``."""
         with offered(model=self.guided._given):
             return reported(self.folder, out, which, overrides)
 
@@ -204,7 +223,10 @@ def reported(folder: Path, out: str | PathLike | None, which: str, overrides: Ma
 
 
 def open_run(folder: str | PathLike, model: nn.Module | None = None) -> TrainedRun:
-    """A run that was trained before, from Python or the command line; ``model`` as it was given then, if one was.
+    """Opens a run that was trained earlier, from Python or the command line.
+
+    folder  the run folder
+    model   the network object that was passed to ``train``, if one was
 
     Raises UserError for a folder that holds no run.
     """

@@ -1,4 +1,4 @@
-"""train, compare, evaluate, predict and sweep: what the command line does, told by Python objects."""
+"""train, compare, evaluate, predict and sweep: what the command line does, for Python objects."""
 
 from __future__ import annotations
 
@@ -62,20 +62,21 @@ def train(
     resume: str = "auto",
     **overrides: Any,
 ) -> TrainedRun:
-    """Trains a run to its end, its teacher first where there is none yet, or goes on where it stopped.
+    """Trains a run to its end, after its teacher if there is none yet, or continues it where it stopped.
 
     config     a YAML file, a shipped config's name ("cifar100/deit_tiny"), a mapping, or a fastlg.config.Config
-    data       a path or name as ``data.source`` takes it; or a dataset of (image, label), a Hugging Face dataset, a
-               pair (train, test) or a dict of such, or of paths
-    model      a timm model, fastlg.models.Student or network of the same contract: a copy of it is trained, from the
-               weights that it has
-    teacher    None: no guidance; a network that gives (logits, stage maps), frozen; otherwise as the config says
-    callbacks  objects that are told what happens: fastlg/callbacks.py
+    data       a path or name as in ``data.source``; a dataset of (image, label), with PIL images or uint8 tensors
+               [C, H, W]; a Hugging Face dataset; or a pair (train, test) or dict of these or of paths
+    model      a timm model, fastlg.models.Student or network with the same interface: a copy of it is trained, starting
+               from its weights
+    teacher    None: no guidance; a network that returns (logits [N, K], stage maps [N, C, H, W]), which is frozen;
+               otherwise as the config says
+    callbacks  objects that are notified of events (fastlg/callbacks.py)
     resume     auto, never, or a checkpoint, as ``--resume``
     overrides  dotted keys: ``**{"optim.epochs": 3}``
 
-    The same call finds the same run again: it goes on, or returns at once what is complete. Raises UserError for a
-    mistake, RunError for a run that cannot go on.
+    The same call finds the same run again and continues it, or returns at once if it is complete. Raises UserError for
+    a mistake in the arguments, RunError for a run that cannot continue.
     """
     with offered(model=network_of(model), teacher=teacher):
         read = config_of(config, overrides, data=data, model=model, teacher=teacher)
@@ -97,10 +98,13 @@ def compare(
     jobs: int = 1,
     **overrides: Any,
 ) -> Comparison | Rows:
-    """The same student without and with guidance on one budget; arguments as in ``train``.
+    """Trains the same student without and with guidance, on one budget; other arguments as in ``train``.
 
-    With ``seeds``, how many or which, both are trained with each, ``jobs`` runs at once in processes of their own, and
-    the rows of a table are returned: mean and spread. Raises UserError, RunError.
+    seeds  number of seeds, or which ones: both sides are trained with each, in processes of their own, and the rows of
+           a table (mean and spread) are returned
+    jobs   how many runs train at once
+
+    Raises UserError, also for network objects together with ``seeds``, and RunError.
     """
     if seeds is None and jobs == 1:
         with offered(model=network_of(model), teacher=teacher):
@@ -126,10 +130,15 @@ def sweep(
     dry_run: bool = False,
     **overrides: Any,
 ) -> Rows:
-    """Every combination of the values given, averaged over ``run.seed``: ``{"guidance.weight": [0, 1, 2.5]}``.
+    """Trains every combination of the given values: ``{"guidance.weight": [0, 1, 2.5], "run.seed": [0, 1]}``.
 
-    Each run is a process of its own, ``jobs`` at once; what is complete is not trained again. Returns the table's rows:
-    the values, mean and std of top1_last and top1_best, and the runs. Raises UserError, RunError.
+    settings  key -> list of values
+    data      as in ``train``
+    jobs      how many runs train at once, each in a process of its own
+    dry_run   only list the runs
+
+    Finished runs are not trained again. Returns the rows of a table, averaged over ``run.seed``: the values, mean and
+    standard deviation of top1_last and top1_best in percent, and the run folders. Raises UserError, RunError.
     """
     if not isinstance(settings, Mapping):
         raise UserError(f"settings is a {type(settings).__name__}; give a mapping of keys to lists of values")
@@ -149,11 +158,15 @@ def evaluate(
     model: nn.Module | None = None,
     **more: Any,
 ) -> Accuracy | Evaluation:
-    """Top-1 and top-5 (in percent), cross entropy and count of a run on its test split, or on ``data``.
+    """Evaluates a run on its test split, or on ``data``, whose classes are matched by name.
 
-    ``model``: the object that was trained, where one was given. Classes of ``data`` are matched by name. ``more``:
-    which, details, against, corruptions, severities, out, and dotted keys, as ``TrainedRun.evaluate`` takes them.
-    Raises UserError.
+    run    a TrainedRun or a run folder
+    data   as in ``train``
+    model  the network object that was passed to ``train``, if one was
+    more   which, details, against, corruptions, severities, out and dotted keys, as in ``TrainedRun.evaluate``
+
+    Returns an ``Accuracy`` (top1 and top5 in percent, loss in nats, count), or an ``Evaluation`` with any option that
+    asks for more. Raises UserError.
     """
     own = run if isinstance(run, TrainedRun) else open_run(run, model)
     return own.evaluate(data, **more)
@@ -161,7 +174,7 @@ def evaluate(
 
 @_verb
 def predict(run: TrainedRun | str | PathLike, images: Any, top_k: int = 5) -> Rows:
-    """What a run, or an export of one, says of images; see ``TrainedRun.predict``. Raises UserError."""
+    """Classifies images with a TrainedRun, a run folder or an export; see ``TrainedRun.predict``. Raises UserError."""
     if isinstance(run, TrainedRun):
         return run.predict(images, top_k)
     return predicted(predictor_of(Path(run).expanduser()), images, top_k)

@@ -19,7 +19,7 @@ class GuidanceLoss(nn.Module):
     student_dims, teacher_dims   channels per pair
     grids       (H, W) per student of token form; None for square grids without prefix tokens
     reduction   "mean" or "sum_channels", see ``guidance_loss``
-    transform   what is compared (Table 7 of the paper): "linear" projects the student to the teacher's channels;
+    transform   what is compared (Table 8 of the paper): "linear" projects the student to the teacher's channels;
                 "attention" compares maps of channel energy and "similarity" the samples' Gram matrices, both without
                 parameters and, as in the reference code, always by mean
     bias        False leaves out the projections' biases
@@ -27,6 +27,8 @@ class GuidanceLoss(nn.Module):
 
     Parameters: ``projections.{k}.weight`` [Cj, C] and ``projections.{k}.bias`` [Cj], uniform in +-1/sqrt(C), which is
     the default of ``torch.nn.Conv2d`` for a 1x1 kernel. Keep them in the optimizer, and in the checkpoint.
+
+    Raises TypeError for dims that are no sequence, ValueError for dims that do not pair up or an unknown option.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class GuidanceLoss(nn.Module):
             self.projections.extend(nn.Linear(c, d, bias=bias) for c, d in pairs)
 
     def forward(self, students: Tensor | Sequence[Tensor], teachers: Tensor | Sequence[Tensor]) -> Tensor:
-        """Students and teachers as in ``guidance_loss``; returns a 0-d tensor, float32 or wider."""
+        """Students and teachers, dtypes and errors as in ``guidance_loss``; a 0-d tensor, float32 or wider."""
         if self.transform == "linear":
             weights = [projection.weight for projection in self.projections]
             biases = [projection.bias for projection in self.projections]
@@ -127,7 +129,9 @@ def distillation_loss(
     """Logit distillation as DeiT writes it (arXiv 2012.12877, Eqs. 2 and 3); logits [N, K], returns a 0-d tensor.
 
     "soft": T^2 * KL(teacher / T || student / T), averaged over all N * K entries; "hard": cross-entropy with the
-    teacher's arg max, which no temperature changes. No gradient reaches the teacher.
+    teacher's arg max, which no temperature changes. No gradient reaches the teacher. The result has the logits' dtype
+    (autocast's where it is on). Raises ValueError for another kind, a temperature that is not above 0, or shapes that
+    differ.
     """
     if kind not in ("soft", "hard"):
         raise ValueError(f"kind is {kind!r}; use 'soft' or 'hard'")

@@ -33,7 +33,7 @@ def sample_seeds(seed: int, epoch: int, sample_ids: Tensor, purpose: int | str) 
 
     Raises:
         TypeError: `sample_ids` is not an integer tensor, or a number is not an integer.
-        ValueError: `sample_ids` is not one-dimensional.
+        ValueError: `sample_ids` is not one-dimensional, or a number does not fit 64 bits.
     """
     _check_integers(sample_ids, "sample_ids")
     key = 0

@@ -7,7 +7,7 @@ import torch
 from augment_images import images_of
 from torch.nn import functional as F
 
-from fastlg_kernels import draw_views, normalise, random_erasing, sample_seeds, train_views
+from fastlg_kernels import draw_views, normalise, random_erasing, sample_seeds, teacher_view, train_views
 from fastlg_kernels.augment import rand_augment, views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,6 +85,8 @@ def test_without_augmentation_the_images_are_only_normalised(images):
 def test_mistakes_are_named(images):
     with pytest.raises(ValueError, match="erase must be a probability in 0..1, got 2"):
         train_views(images, SEEDS, ERASE_SEEDS, MEAN, STD, erase=2)
+    with pytest.raises(ValueError, match="size must be a positive number of pixels, got 0"):
+        teacher_view(torch.zeros(1, 3, 14, 14), 0)
     with pytest.raises(ValueError, match="teacher_size must be a positive number of pixels or None, got 0"):
         train_views(images, SEEDS, ERASE_SEEDS, MEAN, STD, teacher_size=0)
     with pytest.raises(ValueError, match=r"seeds must have shape \(9,\)"):

@@ -207,6 +207,9 @@ def draw_rand_augment(seeds: Tensor, spec: str | RandAugmentSpec = "rand-m9-mstd
 
     Returns:
         RandAugmentDraw on the device of `seeds`; no host synchronisation.
+
+    Raises:
+        TypeError: seeds that are no integers. ValueError: a wrong shape or a bad spec, naming the part.
     """
     spec = parse_rand_augment(spec) if isinstance(spec, str) else spec
     count, device = seeds.shape[0], seeds.device

@@ -181,8 +181,10 @@ def teacher_view(views: Tensor, size: int) -> Tensor:
 
     That is bilinear without antialias (align_corners=False): of a square whose side is an odd multiple of ``size``,
     exactly every (H / size)-th pixel, the middle one of its block (``x[..., 3::7, 3::7]`` for 224 -> 32). Equal sizes
-    return ``views`` itself.
+    return ``views`` itself. Any floating dtype, which the result has. Raises ValueError for a size below 1 px.
     """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a positive number of pixels, got {size!r}")
     step = _step(views.shape[-2:], size)
     if step:
         return views[..., step // 2 :: step, step // 2 :: step].contiguous()
