@@ -45,7 +45,7 @@ class RunConfig(Section):
 
     name: RunName = ""  # a folder below root
     root: Path = pathlib.Path("runs")  # folder of all runs, and of the teachers that they share
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of initial weights, order, crops, augmentation and drop path
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # for initial weights, order, crops, augmentation and drop path
 
 
 def scheme_of(source: str) -> str:
@@ -58,31 +58,31 @@ class DataConfig(Section):
     """Which images, and how they are read. See data/sources/choose.py for the forms of ``source``."""
 
     source: HomeText  # a path, torchvision:NAME, hf://OWNER/NAME or demo:mnist5k
-    label_column: str | None = None  # parquet, hf:// and .beton only
-    image_column: str | None = None  # likewise
-    holdout: Momentum = 0.0  # share of the training images to test on, instead of the test split
-    val: Momentum | Literal["split"] = 0.0  # share of the training images, or the set's own split, that chooses best.pt
-    download: bool = True  # torchvision: and hf:// sources may be fetched; false: what was fetched before is used
+    label_column: str | None = None  # column of the labels; parquet, hf:// and .beton only
+    image_column: str | None = None  # column of the images; likewise
+    holdout: Momentum = 0.0  # fraction of the training images to test on, instead of a test split
+    val: Momentum | Literal["split"] = 0.0  # images that choose best.pt: a fraction of training, or the set's split
+    download: bool = True  # download torchvision: and hf:// sources; false: use what is already there
     store: Path | None = None  # where the decoded store is kept; None: the cache folder
-    on_bad: Literal["fail", "skip"] = "fail"  # images that cannot be used: refuse the set, or leave them out
-    loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"  # what reads the store; pixels are the same
+    on_bad: Literal["fail", "skip"] = "fail"  # images that cannot be used: stop, or leave them out
+    loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"  # reads the store; all give the same pixels
     workers: Annotated[int, Field(ge=0, le=1024)] = 2  # decode and loader processes
 
 
 class AugmentConfig(Section):
     """timm's train transform, by its parts; the defaults are the paper's."""
 
-    crop_scale: tuple[Share, Share] = (0.08, 1.0)  # share of the image's area that a random crop has
-    crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # width of a crop by its height
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of every change of size
-    flip: Fraction | Literal["alternating"] = 0.5  # alternating: half of the images, the other half an epoch later
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # timm's RandAugment; three-augment: DeiT III's; None: without
-    color_jitter: Alpha | tuple[Alpha, Alpha, Alpha] = 0.0  # most change of brightness, contrast, saturation; 0 is off
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)  # range of a random crop's area, as a fraction of the image
+    crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # range of a crop's width / height
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # for all resizing
+    flip: Fraction | Literal["alternating"] = 0.5  # probability; alternating: every image every second epoch
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # timm's RandAugment string; or three-augment; None: none
+    color_jitter: Alpha | tuple[Alpha, Alpha, Alpha] = 0.0  # largest change of brightness, contrast, saturation
     erase: Fraction | Auto = 0.25  # probability of random erasing
-    mixup: Alpha = 0.0  # alpha of its Beta distribution; 0 is off
-    cutmix: Alpha = 0.0  # alpha; with mixup too, half of the samples take each
-    mix_probability: Fraction = 1.0  # of a sample to be mixed, where mixup or cutmix is on
-    mean: tuple[Fraction, Fraction, Fraction] = IMAGENET_MEAN  # of pixels as numbers from 0 to 1
+    mixup: Alpha = 0.0  # alpha of the Beta distribution; 0: off
+    cutmix: Alpha = 0.0  # alpha; 0: off; with mixup, half of the samples take each
+    mix_probability: Fraction = 1.0  # that a sample is mixed, with mixup or cutmix
+    mean: tuple[Fraction, Fraction, Fraction] = IMAGENET_MEAN  # for pixels scaled to 0..1
     std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD  # likewise
 
     @model_validator(mode="after")
@@ -102,13 +102,13 @@ class ModelConfig(Section):
     """The network that is trained: a student of models/student.py (any timm model) or a resnet20/56/110."""
 
     name: Text  # a timm name; a resnet20, 56 or 110 is a teacher
-    image_size: Size | Auto = 224  # px; auto, here and below: of the images (docs/own_images.md)
-    resolution: list[tuple[Momentum, Size]] | Auto = []  # [share of the epochs, px from there on]; vit, deit
-    blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks or stages, 0-based; auto: Eq. 8
+    image_size: Size | Auto = 224  # px; auto, here and below: derived from the images (docs/own_images.md)
+    resolution: list[tuple[Momentum, Size]] | Auto = []  # steps [fraction of the epochs, px from then on]; ViT, DeiT
+    blocks: list[Block] | Literal["auto"] = "auto"  # guided blocks or stages, from 0; auto: Eq. 8
     fraction: Share = 1.0  # R of Eq. 8, used by blocks: auto
-    drop_path: Momentum = 0.1  # stochastic depth rate of the last block; it rises over the blocks
+    drop_path: Momentum = 0.1  # stochastic depth rate of the last block, rising linearly from 0
     init: Init = "reference"  # whose initial weights, eps and drop path rule; or a start of docs/systems.md
-    weights: Path | None = None  # a start: a run folder or export, a file of timm names, or the reference's checkpoint
+    weights: Path | None = None  # to start from: a run, an export, a file of timm names, the reference's checkpoint
     args: dict[str, Any] = {}  # handed to timm.create_model
 
     @property
@@ -146,16 +146,16 @@ class TeacherConfig(Section):
     """The frozen network that guides. ``recipe`` is the config that trains it on the run's own data."""
 
     recipe: HomeText  # a config: a file or a shipped one's name
-    weights: Path | None = None  # a teacher's run folder, or a file of the recipe's model; None: find or train
-    overrides: Annotated[dict[str, Any], BY_KEY] = {}  # of the recipe, as in teacher.overrides.optim.epochs=100
-    stages: Annotated[list[Stage], Field(min_length=1)] = [0, 1, 2]  # whose maps guide, one for each guided block
-    norm_stats: Literal["batch", "running"] = "batch"  # of its batch norms; batch: as the reference code
-    mode: Literal["online", "cache", "auto"] = "online"  # cache: features made by `fastlg cache`; auto: makes them
-    cache: Path | None = None  # folder of the feature cache; None: named by its content, below the cache folder
-    cache_form: Literal["auto", "maps", "compact"] = "auto"  # compact: on the student's grid, for fixed crops alone
+    weights: Path | None = None  # a teacher's run folder, or a file for the recipe's model; None: find or train one
+    overrides: Annotated[dict[str, Any], BY_KEY] = {}  # for the recipe, as in teacher.overrides.optim.epochs=100
+    stages: Annotated[list[Stage], Field(min_length=1)] = [0, 1, 2]  # stages whose maps guide, one per guided block
+    norm_stats: Literal["batch", "running"] = "batch"  # statistics of its batch norms; batch: as the reference code
+    mode: Literal["online", "cache", "auto"] = "online"  # cache: from `fastlg cache`; auto: made if needed
+    cache: Path | None = None  # folder of the feature cache; None: one named by its content
+    cache_form: Literal["auto", "maps", "compact"] = "auto"  # compact: on the student's grid; fixed crops only
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # of the features on disk
-    cache_replay: Literal["exact", "cell"] = "exact"  # of a crop on a cached map; cell: the reference code's rule
-    cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student alone (docs/training.md)
+    cache_replay: Literal["exact", "cell"] = "exact"  # how a crop is cut from a cached map; cell: as the reference code
+    cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student only (docs/training.md)
     cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache/memory.py
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
@@ -163,16 +163,16 @@ class TeacherConfig(Section):
 class GuidanceConfig(Section):
     """The losses that the teacher adds. beta = 2.5 belongs to ``reduction: mean``."""
 
-    weight: NotNegative = 2.5  # beta; 0: the teacher says nothing
-    reduction: Literal["mean", "sum_channels"] = "mean"  # of channels; mean: as the reference code; sum: Eq. 5
-    transform: Literal["linear", "attention", "similarity"] = "linear"  # what of the features is matched (table 8)
-    impl: Literal["auto", "triton", "torch"] = "auto"  # auto: Triton's kernels on a GPU; torch: their plain twin
-    logits: Literal["none", "soft", "hard"] = "none"  # distillation of the teacher's logits, too
-    logits_token: Literal["class", "distillation"] = "class"  # whose logits answer to the teacher's
-    logits_weight: Fraction = 0.5  # share of the classification loss that it replaces
+    weight: NotNegative = 2.5  # beta; 0: no guidance
+    reduction: Literal["mean", "sum_channels"] = "mean"  # over channels; mean: as the reference code; sum: Eq. 5
+    transform: Literal["linear", "attention", "similarity"] = "linear"  # what is matched (Table 8)
+    impl: Literal["auto", "triton", "torch"] = "auto"  # auto: Triton kernels on a GPU; torch: plain PyTorch
+    logits: Literal["none", "soft", "hard"] = "none"  # also distil the teacher's logits
+    logits_token: Literal["class", "distillation"] = "class"  # token whose logits are distilled
+    logits_weight: Fraction = 0.5  # share of the classification loss that distillation replaces
     temperature: Temperature = 1.0  # of soft logits
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how both weights go from theirs to 0
-    until: Share = 1.0  # share of the epochs after which they are 0 and the teacher is asked no more
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how weight and logits_weight fall to 0
+    until: Share = 1.0  # fraction of the epochs after which both are 0 and the teacher is not run
 
     @property
     def fades(self) -> bool:
@@ -191,16 +191,16 @@ class GuidanceConfig(Section):
 class DrlocConfig(Section):
     """L_drloc (arXiv 2106.03746): how far apart are two patches? One more loss, beside guidance or instead of it."""
 
-    weight: NotNegative = 0.0  # lambda, where its warm-up ends; 0 is off
-    mode: Literal["l1", "ce", "cbr"] = "l1"  # distances as numbers, as classes, as classes whose mean is a number
-    use_abs: bool = True  # |first - second| per axis; false: with its sign
-    normalize: bool = False  # distances from 0 to 1; the authors' code never turns it on
+    weight: NotNegative = 0.0  # lambda, after the warm-up; 0: off
+    mode: Literal["l1", "ce", "cbr"] = "l1"  # distances as numbers, as classes, or as the mean over classes
+    use_abs: bool = True  # absolute distance per axis; false: signed
+    normalize: bool = False  # scale distances to 0..1; the authors' code never does
     sample_size: Annotated[int, Field(ge=1, le=4096)] = 64  # pairs per image
-    hidden: Annotated[int, Field(ge=1, le=65_536)] = 512  # width of the head's layers
-    pool: Switch = "auto"  # the map is averaged to half its side first; auto: T2T-ViT and CvT, as the authors do
-    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20  # the weight rises from 0 over them
-    decay: Literal["linear", "none"] = "linear"  # to 0 at total_epochs
-    total_epochs: Epochs | None = None  # None: optim.epochs; the authors stop 300 after 101
+    hidden: Annotated[int, Field(ge=1, le=65_536)] = 512  # width of the head's hidden layers
+    pool: Switch = "auto"  # average the map to half its side first; auto: T2T-ViT and CvT, as the authors
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 20  # epochs over which the weight rises from 0
+    decay: Literal["linear", "none"] = "linear"  # of the weight, to 0 at total_epochs
+    total_epochs: Epochs | None = None  # None: optim.epochs; the authors' code stops 300 epochs after 101
 
     @model_validator(mode="after")
     def _tellable(self):
@@ -239,27 +239,27 @@ class PretrainConfig(Section):
 class OptimConfig(OfTimmOrOurs):
     """Optimizer and learning rate, which is one throughout an epoch (engine/schedule.py)."""
 
-    name: Literal["adamw", "sgd", "muon"] | OfTimm = "adamw"  # muon: for hidden matrices, adamw for the rest
-    args: dict[str, Any] = {}  # of timm's optimizers: what they take beside lr and weight_decay
-    lr: Positive | Auto = 5e-4  # learning rate after the warm-up, for global_batch_size as it is
-    min_lr: NotNegative = 5e-6  # where it ends
-    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] | Auto = 20  # lr rises linearly over them
-    warmup_factor: Fraction = 1e-3  # first learning rate as a share of lr
+    name: Literal["adamw", "sgd", "muon"] | OfTimm = "adamw"  # muon: Muon for hidden matrices, AdamW for the rest
+    args: dict[str, Any] = {}  # arguments of a timm optimizer, besides lr and weight_decay
+    lr: Positive | Auto = 5e-4  # peak learning rate; not scaled by the batch size
+    min_lr: NotNegative = 5e-6  # learning rate at the end
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] | Auto = 20  # epochs over which lr rises linearly
+    warmup_factor: Fraction = 1e-3  # first learning rate as a fraction of lr
     schedule: Literal["cosine", "linear"] | OfTimm = "cosine"  # how lr falls to min_lr; cosine: as timm's
-    schedule_args: dict[str, Any] = {}  # of timm's schedules, as timm.scheduler.create_scheduler_v2 takes them
-    layer_decay: Share = 1.0  # lr of a layer by that of the layer above it, layers as timm counts them; 1: one lr
-    flat: Momentum = 0.0  # share of the epochs, warm-up included, before it begins to fall
+    schedule_args: dict[str, Any] = {}  # arguments of a timm schedule, as in timm.scheduler.create_scheduler_v2
+    layer_decay: Share = 1.0  # a layer's lr / that of the layer above, layers as in timm; 1: one lr
+    flat: Momentum = 0.0  # fraction of the epochs, with warm-up, before lr begins to fall
     epochs: Epochs | Auto = 300  # passes over the training images
-    global_batch_size: Batch | Auto = 128  # samples of one update, over all ranks
-    weight_decay: NotNegative = 0.05  # of matrices; biases, norms and tokens are spared
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # adamw
-    momentum: Momentum = 0.9  # sgd, Nesterov
-    muon_momentum: Momentum = 0.95  # muon's matrices, Nesterov
-    clip_norm: NotNegative = 0.0  # gradients are scaled down to this L2 norm; 0 leaves them
-    label_smoothing: Momentum = 0.0  # share of every target that is spread over all classes
-    ema: Momentum = 0.0  # decay per update of the weights' running mean, which is then tested and exported; 0: none
-    sam_rho: NotNegative = 0.0  # sharpness-aware updates: how far they climb, in L2; twice the step's cost; 0 is off
-    drop_last: bool = True  # the reference drops the last partial batch; a set smaller than a batch is always used
+    global_batch_size: Batch | Auto = 128  # samples per update, over all ranks
+    weight_decay: NotNegative = 0.05  # of matrices only, not of biases, norms and tokens
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # of adamw
+    momentum: Momentum = 0.9  # of sgd, Nesterov
+    muon_momentum: Momentum = 0.95  # of muon's matrices, Nesterov
+    clip_norm: NotNegative = 0.0  # largest L2 norm of the gradients; 0: no clipping
+    label_smoothing: Momentum = 0.0  # fraction of each target spread over all classes
+    ema: Momentum = 0.0  # decay per update of averaged weights, which are tested and exported; 0: off
+    sam_rho: NotNegative = 0.0  # radius (L2) of sharpness-aware updates, at twice the cost; 0: off
+    drop_last: bool = True  # drop the last partial batch, as the reference; a set below one batch is kept
 
     @model_validator(mode="after")
     def _falling(self):
@@ -275,23 +275,23 @@ class EngineConfig(Section):
     there is one, bf16 autocast where the device multiplies it natively, else fp32, and every switch that device and run
     allow (engine/switches.py)."""
 
-    kind: Literal["auto", "plain", "deepspeed"] = "auto"  # auto: deepspeed where its fields below are set
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+    kind: Literal["auto", "plain", "deepspeed"] = "auto"  # auto: deepspeed if its fields below are set
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if available
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of autocast; weights and sums are fp32
-    residual: Literal["fp32", "bf16"] = "fp32"  # of tokens between blocks where precision is bf16; guidance reads them
-    micro_batch_size: Batch | None = None  # most samples per process in one forward pass; None: no limit
-    compile: Switch = "auto"  # torch.compile of student, objective and teacher
-    graph: Switch = "auto"  # whole updates as a CUDA graph
-    prefetch: Switch = "auto"  # the next batch is augmented on a CUDA stream of its own
-    channels_last: Switch = "auto"  # memory format of a CNN's convolutions: the teacher's, and those of one in training
-    fold_norms: Switch = "auto"  # the teacher's running statistics become part of its convolutions
-    fused_attention: Switch = "auto"  # scaled_dot_product_attention where the student has it
-    fuse: Switch = "auto"  # blocks of timm's ViT on fastlg_kernels.fuse
-    tune_convolutions: Switch = "auto"  # cuDNN times its algorithms: a resumed run may end in other bits; auto: off
-    checkpointing: bool = False  # less memory, a third more work: backward computes the student's blocks again
-    zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: what the ranks share instead of copy
-    deepspeed_config: Path | None = None  # DeepSpeed's own JSON, laid over what fastlg decides
-    timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0  # of the rendezvous and of every exchange between ranks
+    residual: Literal["fp32", "bf16"] = "fp32"  # of tokens between blocks, which guidance reads, with bf16
+    micro_batch_size: Batch | None = None  # most samples per process and forward pass; None: no limit
+    compile: Switch = "auto"  # torch.compile student, objective and teacher
+    graph: Switch = "auto"  # replay whole updates as a CUDA graph
+    prefetch: Switch = "auto"  # augment the next batch on a CUDA stream of its own
+    channels_last: Switch = "auto"  # memory format of CNNs: of the teacher, and of one in training
+    fold_norms: Switch = "auto"  # fold the teacher's batch norms into its convolutions
+    fused_attention: Switch = "auto"  # scaled_dot_product_attention, where the student supports it
+    fuse: Switch = "auto"  # run blocks of timm's ViT on fastlg_kernels.fuse
+    tune_convolutions: Switch = "auto"  # let cuDNN time its algorithms; a resumed run may differ in bits; auto: off
+    checkpointing: bool = False  # recompute the student's blocks in backward: less memory, a third more work
+    zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: ZeRO stage
+    deepspeed_config: Path | None = None  # DeepSpeed: a JSON file that overrides what fastlg decides
+    timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0  # for the rendezvous and every exchange between ranks
 
     @model_validator(mode="after")
     def _possible(self):
@@ -304,11 +304,11 @@ class EngineConfig(Section):
 class LogConfig(Section):
     """How often a run reports, tests and saves."""
 
-    every_steps: Steps = 50  # the only host syncs of the loop are these reports
-    checkpoint_steps: Steps | Literal[0] = 0  # extra checkpoints inside an epoch; 0: at epoch ends only
-    eval_epochs: Epochs = 1  # evaluate every so many epochs, and always at the end
+    every_steps: Steps = 50  # updates between reports, the loop's only host syncs
+    checkpoint_steps: Steps | Literal[0] = 0  # updates between extra checkpoints within an epoch; 0: none
+    eval_epochs: Epochs = 1  # epochs between evaluations; the last epoch is always evaluated
     eval_batch_size: Batch = 200  # per process
-    tensorboard: bool = True  # also write TensorBoard's files
+    tensorboard: bool = True  # also write TensorBoard files
 
 
 class PaperRow(Section):
