@@ -12,6 +12,11 @@ HAS_TRITON = find_spec("triton") is not None  # torch without it runs the plain 
 IMPLS = ("auto", "triton", "torch")
 
 
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where one of the inputs that are there is float64, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
 def triton_obstacle(device: torch.device, dtypes: set[torch.dtype]) -> str:
     """Why the Triton kernels cannot take these inputs; "" where they can."""
     try:

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..devices import compute_dtype
+
 SCORE_BYTES = 64 * 2**20  # most that the scores of the images at hand take
-
-
-def compute_dtype(qkv: Tensor) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.promote_types(qkv.dtype, torch.float32)
 
 
 def _parts(qkv: Tensor) -> Iterator[slice]:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import compute_dtype
+
 Grid = tuple[int, int]
 
 
@@ -86,11 +88,6 @@ def residual_scale(grid: Grid, teacher: Sequence[int]) -> float:
     """
     cell = max(1.0, teacher[2] / grid[0]) * max(1.0, teacher[3] / grid[1])
     return 2.0 ** -math.ceil(math.log2(cell))
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 as soon as one input is float64, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def forward(

@@ -31,6 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import compute_dtype
+from ..norm.plain import scaled_by
+
 
 class Half(NamedTuple):
     """Half a block: x and branch [N, ..., C], what their samples are multiplied by [N], and the parameters."""
@@ -59,19 +62,6 @@ class Made(NamedTuple):
     scale: Tensor  # 1 / deviation [N, ..., 1]
     normed: Tensor
     hidden: Tensor  # before GELU
-
-
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 where an input is, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def scaled_by(keep: Tensor | None, values: Tensor) -> Tensor:
-    """keep * values [N, ..., C], and 0 where keep is 0, whatever the value."""
-    if keep is None:
-        return values
-    factor = keep.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
-    return torch.where(factor == 0, 0, factor * values)
 
 
 def _make(half: Half, eps: float, dtype: torch.dtype) -> Made:

@@ -95,7 +95,7 @@ def _backward(ctx, grad_total, grad_normed, _):
     if grad_normed is None:
         if grad_total is None:
             return None, None, None, None, *rest
-        grad_branch = grad_total if keep is None else plain.scaled_by(keep, grad_total)
+        grad_branch = plain.scaled_by(keep, grad_total)
         return grad_total, grad_branch.to(branch_dtype), None, None, *rest
     with_params = any(ctx.needs_input_grad[2:4])
     arguments = (grad_total, grad_normed, total, stats, weight, keep, branch_dtype, with_params, ctx.impl)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 where an input is, else float32."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+from ..devices import compute_dtype
 
 
-def scaled_by(keep: Tensor, values: Tensor) -> Tensor:
-    """keep * values [N, ..., C], and 0 where keep is 0, whatever the value."""
+def scaled_by(keep: Tensor | None, values: Tensor) -> Tensor:
+    """keep * values [N, ..., C], and 0 where keep is 0, whatever the value; values themselves without keep."""
+    if keep is None:
+        return values
     factor = keep.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
     return torch.where(factor == 0, 0, factor * values)
 
@@ -22,10 +21,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """total, normed and the statistics [2, rows]: mean and 1 / deviation of every token of total as it is stored."""
     wide = compute_dtype(x, branch, weight, bias)
-    joining = branch.to(wide)
-    if keep is not None:
-        joining = scaled_by(keep, joining)
-    total = (x.to(wide) + joining).to(x.dtype)
+    total = (x.to(wide) + scaled_by(keep, branch.to(wide))).to(x.dtype)
     parameters = (weight.to(wide), bias.to(wide))
     normed, mean, scale = torch.native_layer_norm(total.to(wide), x.shape[-1:], *parameters, eps)
     return total.contiguous(), normed.to(dtype).contiguous(), torch.stack((mean.flatten(), scale.flatten()))
@@ -49,7 +45,7 @@ def backward(
     grad = (scaled - mean - normalised * slope) * _rows(stats[1], total)
     if grad_total is not None:
         grad = grad + grad_total.to(wide)
-    grad_branch = grad if keep is None else scaled_by(keep, grad)
+    grad_branch = scaled_by(keep, grad)
     params = torch.stack(((upstream * normalised).flatten(0, -2).sum(0), upstream.flatten(0, -2).sum(0)))
     return grad.to(total.dtype), grad_branch.to(branch_dtype), params
 
