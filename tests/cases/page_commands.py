@@ -88,7 +88,8 @@ def read_fastlg(arguments: list[str]) -> None:
 
     group = typer.main.get_command(app)
     if arguments[0].startswith("--"):
-        assert any(arguments[0] in option.opts for option in group.params), arguments
+        options = group.get_params(typer.Context(group))  # with --help
+        assert any(arguments[0] in option.opts for option in options), arguments
         return
     assert arguments[0] in group.commands, f"fastlg has no command {arguments[0]}"
     if arguments[1:]:
