@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
 from fastlg.assemble import make_views
@@ -34,6 +37,7 @@ class Tested(NamedTuple):
     network      on the CPU, in evaluation mode
     class_names  in label order
     store        the test images
+    weights      what the network hashes to, as it was read (``digest_of``)
     """
 
     folder: Path
@@ -42,6 +46,7 @@ class Tested(NamedTuple):
     network: nn.Module
     class_names: list[str]
     store: Store
+    weights: str
 
 
 def to_test(folder: Path, which: str, overrides: dict) -> Tested:
@@ -57,7 +62,21 @@ def to_test(folder: Path, which: str, overrides: dict) -> Tested:
         )
     trained, model, class_names = load_trained(folder, which)
     store = open_store(_test_store(trained, overrides, class_names), "test")
-    return Tested(folder, which, trained.replace(overrides), model, class_names, store)
+    weights = digest_of(trained, model)
+    return Tested(folder, which, trained.replace(overrides), model, class_names, store, weights)
+
+
+def digest_of(config: Config, network: nn.Module) -> str:
+    """Hex digest of what a network on the CPU computes of an image: its tensors, and how both are set.
+
+    Not of its checkpoint's file, which a run that goes on replaces between two looks at it.
+    """
+    shaping = config.model_dump(mode="json", include={"model", "augment"}, exclude={"model": {"weights"}})
+    digest = hashlib.blake2b(json.dumps(shaping, sort_keys=True).encode(), digest_size=16)
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def evaluate_run(folder: Path, which: str, overrides: dict) -> Accuracy:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -35,11 +36,7 @@ def file_lock(path: Path, purpose: str) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                log.warning(
-                    "%s lies on a file system without locks; see to it that no other process is %s",
-                    path.parent,
-                    purpose,
-                )
+                _warn(path.parent, purpose)
             if not is_same_file(file.fileno(), path):
                 continue  # the holder before us removed this very file: take the lock of its successor
             try:
@@ -47,6 +44,11 @@ def file_lock(path: Path, purpose: str) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+@functools.cache  # said once, however often that file is written
+def _warn(folder: Path, purpose: str) -> None:
+    log.warning("%s lies on a file system without locks; see to it that no other process is %s", folder, purpose)
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:

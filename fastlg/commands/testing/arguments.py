@@ -33,15 +33,21 @@ def evaluate(
     comparison's folder has its guided run held against the unguided one.
     """
     from fastlg.commands.line.early import expect_source, expect_which
-    from fastlg.commands.testing.choice import chosen_corruptions, out_folder, pair_of
+    from fastlg.commands.testing.choice import chosen_corruptions, out_folder, pair_of, pairs_of_seeds
     from fastlg.config import parse_overrides
 
     expect_which(which)
     parsed = parse_overrides(overrides or [])
-    folder, other = pair_of(run, against)
+    pairs, left = pairs_of_seeds(run, against)
+    folder, other = (run.expanduser(), None) if pairs else pair_of(run, against)
     chosen = chosen_corruptions(corruptions, only, without, severities)
-    place = out_folder(out, run.expanduser(), corruptions or other is not None)
+    place = out_folder(out, run.expanduser(), corruptions or other is not None or bool(pairs))
     expect_source(parsed.get("data.source"))
+    if pairs:
+        from fastlg.commands.testing.seeds import evaluate_seeds
+
+        evaluate_seeds(folder, pairs, which, parsed, corruptions=chosen, out=place, notes=left)
+        return
 
     from fastlg.commands.testing.go import evaluate as test
 

@@ -10,7 +10,7 @@ from fastlg.data.corruptions.photographs import photograph_files
 from fastlg.data.corruptions.strengths import NAMES, SEVERITIES
 from fastlg.errors import UserError, brief, did_you_mean
 from fastlg.files.reading import is_file, what_is
-from fastlg.run.folder import EVALUATION, PARTS_OF_COMPARE, expect_run, is_compare
+from fastlg.run.folder import EVALUATION, PARTS_OF_COMPARE, expect_run, is_compare, read_summary, runs_of
 
 
 class Chosen(NamedTuple):
@@ -81,6 +81,44 @@ def pair_of(run: Path, against: Path | None) -> tuple[Path, Path | None]:
         if os.path.realpath(run) == os.path.realpath(against):
             raise UserError(f"--against {against} is the run itself; give another one")
     return run, against
+
+
+class Pair(NamedTuple):
+    """The runs of one seed of a comparison over seeds, both complete."""
+
+    name: str
+    guided: Path
+    unguided: Path
+
+
+def pairs_of_seeds(run: Path, against: Path | None) -> tuple[list[Pair], list[str]]:
+    """(the complete pairs of a comparison over seeds, what of it is left out); ([], []) of anything else.
+
+    Raises UserError for a comparison without a complete pair, and where ``against`` is given beside one.
+    """
+    run = run.expanduser()
+    if is_file(run / "config.yaml") or is_compare(run):
+        return [], []
+    sides = [{own.name: own for own in runs_of(run / part)} for part in PARTS_OF_COMPARE]
+    names = sorted({*sides[0], *sides[1]}, key=lambda name: (len(name), name))
+    if not names:
+        return [], []
+    if against is not None:
+        raise UserError(f"{run} holds a comparison, whose runs are compared; drop --against, or name one run")
+    pairs, left = [], []
+    for name in names:
+        lacking = [part for part, own in zip(PARTS_OF_COMPARE, sides, strict=True) if not _is_complete(own.get(name))]
+        if lacking:
+            left.append(f"left out: {name}, whose {' and '.join(lacking)} run is not complete")
+        else:
+            pairs.append(Pair(name, sides[1][name], sides[0][name]))
+    if not pairs:
+        raise UserError(f"{run} holds a comparison without a complete pair of runs; train it on, or name one run")
+    return pairs, left
+
+
+def _is_complete(run: Path | None) -> bool:
+    return run is not None and read_summary(run) is not None
 
 
 def out_folder(out: Path | None, run: Path, is_kept: bool) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from fastlg.data.corruptions.strengths import NAMES, SEVERITIES, strengths_for
 from fastlg.engine.precision import pick_device, pick_dtype
 from fastlg.errors import UserError
 from fastlg.files.atomic import write_whole
+from fastlg.files.lock import file_lock
 from fastlg.files.reading import read_regular
 from fastlg.ranks.say import dispensable, say
 from fastlg.run.evaluate import measure
@@ -85,38 +85,49 @@ def known_corrupted(own: Tested) -> Corrupted | None:
 
 
 class _Kept:
-    """The file beside a run: a list of {key..., values: {corruption: {severity: [top1, top5, loss, count]}}}."""
+    """The file beside a run: a list of {key..., values: {corruption: {severity: [top1, top5, loss, count]}}}.
+
+    Several evaluations at once, of one run or of two checkpoints of it, add to what is there.
+    """
 
     def __init__(self, own: Tested, side: int):
         self.path = own.folder / EVALUATION / KEPT
-        weights = (own.folder / "checkpoints" / f"{own.which}.pt").read_bytes()
         self.key = {
             "version": VERSION,
-            "checkpoint": hashlib.blake2b(weights, digest_size=16).hexdigest(),
+            "weights": own.weights,
             "images": own.store.fingerprint,
             "side": side,
             "residual": own.config.engine.residual,
             "dtype": str(pick_dtype(own.config.engine, pick_device(own.config.engine))).removeprefix("torch."),
         }
-        self.found: dict[tuple[str, int], Accuracy] = {}
-        self.others: list[Any] = []
+        self.found, _ = self._read()
+
+    def _read(self) -> tuple[dict[tuple[str, int], Accuracy], list[Any]]:
+        """(what is known under this key, the entries of other keys)."""
+        found: dict[tuple[str, int], Accuracy] = {}
+        others: list[Any] = []
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):  # or it was altered
             for entry in json.loads(read_regular(self.path, MOST_KEPT)):
                 if {key: entry.get(key) for key in self.key} == self.key:
-                    self.found = {
+                    found |= {
                         (name, severity): Accuracy(*map(float, row[str(severity)][:3]), int(row[str(severity)][3]))
                         for name, row in entry["values"].items()
                         for severity in SEVERITIES
                         if name in NAMES and str(severity) in row
                     }
                 else:
-                    self.others.append(entry)
+                    others.append(entry)
+        return found, others
 
     def add(self, name: str, severity: int, accuracy: Accuracy) -> None:
         self.found[name, severity] = accuracy
-        values: dict[str, dict[str, list]] = {}
-        for (own, step), known in sorted(self.found.items()):
-            values.setdefault(own, {})[str(step)] = list(known)
         with dispensable(f"the file {self.path}", "what is measured is told, but the next call measures it again"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, json.dumps([*self.others, {**self.key, "values": values}], indent=1) + "\n")
+            with file_lock(self.path.with_name(f"{KEPT}.lock"), f"writing {self.path}"):
+                found, others = self._read()
+                self.found = found | self.found
+                values: dict[str, dict[str, list]] = {}
+                for (own, step), known in sorted(self.found.items()):
+                    values.setdefault(own, {})[str(step)] = list(known)
+                text = json.dumps([*others, {**self.key, "values": values}], indent=1)
+                write_whole(self.path, f"{text}\n")

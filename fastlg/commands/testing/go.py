@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,44 @@ from fastlg.commands.testing.answers import answers_of
 from fastlg.commands.testing.choice import Chosen
 from fastlg.commands.testing.corrupted import expect_corruptible, known_corrupted, measure_corrupted
 from fastlg.commands.testing.drawings import draw
+from fastlg.commands.testing.files import keep
 from fastlg.commands.testing.outcome import Evaluation, Side
-from fastlg.commands.testing.sheets import as_csv, confusion_csv, ends, markdown, sheets_of, show
+from fastlg.commands.testing.sheets import ends, sheets_of, show, texts_of
 from fastlg.data.corruptions.strengths import NAMES, SEVERITIES
 from fastlg.errors import UserError, writing
-from fastlg.files.atomic import write_whole
 from fastlg.ranks.say import say
 from fastlg.run.report import Pulse
 
 
-def evaluate(
+def evaluate(run: Path, which: str, overrides: dict[str, Any], *, out: Path | None = None, **more: Any) -> Evaluation:
+    """``measured``, told, and written to the folder ``out`` as tables and pictures; None: nothing is written."""
+    if out is not None:
+        expect_place(out)
+    found = measured(run, which, overrides, **more)
+    _tell(found)
+    if out is not None:
+        keep(out, texts_of(found, lines_of(found)), found.as_json(), partial(draw, found))
+    return found
+
+
+def expect_place(out: Path) -> None:
+    """Makes the folder before anything takes long. Raises RunError."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def measured(
     run: Path,
     which: str,
     overrides: dict[str, Any],
     *,
     against: Path | None = None,
     corruptions: Chosen | None = None,
-    out: Path | None = None,
 ) -> Evaluation:
     """Tests a run, and ``against`` on the same images; what is measured on corrupted ones is kept beside each run.
 
     overrides    dotted keys of data and engine, for both
     corruptions  which are measured; None: where both were measured before, that is told
-    out          a folder for tables and pictures; None: none are written
 
     Raises UserError for what holds no run, or where the runs are not tested on the same images.
     """
@@ -44,9 +59,6 @@ def evaluate(
         _expect_alike(tested)
         for own in tested if corruptions is not None else ():
             expect_corruptible(own)
-        if out is not None:  # before anything takes long
-            with writing(out):
-                out.mkdir(parents=True, exist_ok=True)
         names = _named([own.folder for own in tested])
         sides = [
             Side(name, own, *answers_of(own.config, own.network, own.store))
@@ -56,9 +68,6 @@ def evaluate(
     if found.against is not None:
         found.evidence = weigh(found.against.answers.right[None], found.own.answers.right[None])
     _corrupt(found, corruptions)
-    _tell(found)
-    if out is not None:
-        _write(found, out)
     return found
 
 
@@ -77,8 +86,13 @@ def _expect_alike(tested: list[Tested]) -> None:
 
 
 def _named(folders: list[Path]) -> list[str]:
-    names = [os.path.basename(os.path.abspath(folder)) for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    """By as many of their last parts as tell them apart."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = [os.path.join(*own[-count:]) for own in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _corrupt(found: Evaluation, chosen: Chosen | None) -> None:
@@ -157,22 +171,3 @@ def _tell_classes(found: Evaluation) -> None:
     worst = ", ".join(f"{row['class']} {row['accuracy']:.1f} %" for row in rows[:3])
     pairs = ", ".join(f"{row['class']} for {row['taken_for']} ({row['images']:,})" for row in found.confused[:3])
     say(f"worst classes: {worst}{f'; most often taken: {pairs}' if pairs else ''}")
-
-
-def _write(found: Evaluation, out: Path) -> None:
-    """evaluation.json and .md, a CSV per table and matrix, pictures. Raises RunError where the disk is full."""
-    sheets = sheets_of(found)
-    title = " against ".join(str(side.tested.folder) for side in found.sides)
-    content = {
-        "evaluation.json": json.dumps(found.as_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "evaluation.md": markdown(title, sheets, lines_of(found)),
-        **{f"{sheet.name}.csv": as_csv(*sheet.numbers) for sheet in sheets},
-        "confusion.csv": confusion_csv(found.own),
-    }
-    if found.against is not None:
-        content["confusion_against.csv"] = confusion_csv(found.against)
-    for name, text in content.items():
-        with writing(out / name):
-            write_whole(out / name, text.encode("utf-8", "backslashreplace"))
-    drawn = draw(found, out)
-    say(f"{', '.join([*content, *drawn])} in {out}")

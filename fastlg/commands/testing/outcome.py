@@ -172,6 +172,7 @@ def _told(side: Side) -> dict[str, Any]:
         "name": side.name,
         "folder": str(side.tested.folder),
         "which": side.tested.which,
+        "weights": side.tested.weights,
         "images": side.accuracy.count,
         "fingerprint": side.tested.store.fingerprint,
         **side.scores,

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table as Drawn
 
 from fastlg.commands.many.forms import in_cell, on_line
+from fastlg.commands.testing.files import PAGE
 from fastlg.commands.testing.outcome import Evaluation, Side
 from fastlg.errors import printable
 from fastlg.ranks.say import console, say
@@ -134,6 +135,19 @@ def markdown(title: str, sheets: Sequence[Sheet], lines: Sequence[str]) -> str:
         grid = [f"| {' | '.join(map(in_cell, cells))} |" for cells in (sheet.columns, marks, *sheet.rows)]
         parts += [f"**{on_line(sheet.title)}**", "", *grid, ""]
     return "\n".join(parts)
+
+
+def texts_of(found: Evaluation, lines: Sequence[str]) -> dict[str, str]:
+    """File name -> content: a page with all tables and the ``lines``, a CSV per table and confusion matrix."""
+    sheets = sheets_of(found)
+    texts = {
+        PAGE: markdown(" against ".join(str(side.tested.folder) for side in found.sides), sheets, lines),
+        **{f"{sheet.name}.csv": as_csv(*sheet.numbers) for sheet in sheets},
+        "confusion.csv": confusion_csv(found.own),
+    }
+    if found.against is not None:
+        texts["confusion_against.csv"] = confusion_csv(found.against)
+    return texts
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

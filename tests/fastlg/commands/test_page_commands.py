@@ -106,7 +106,8 @@ def test_commands_run_in_the_order_of_the_pages(desk, fastlg, monkeypatch):
         assert status == 0 and (out or err), f"{' '.join(words)}: {err}"
         if "run.name=mine2" in words:
             for part in ("unguided", "guided"):
-                shutil.copytree(desk / "runs" / "mine2" / part, desk / "runs" / part)
+                for place in (part, f"seeds/{part}/seed0"):
+                    shutil.copytree(desk / "runs" / "mine2" / part, desk / "runs" / place)
     assert (desk / "exported" / "model.safetensors").is_file() and (desk / "views.png").is_file()
 
 

@@ -16,7 +16,7 @@ from refusals import refused
 
 import fastlg as package
 from fastlg.batch import Batch
-from fastlg.commands.evaluate import Pass, to_test
+from fastlg.commands.evaluate import Pass, digest_of, to_test
 from fastlg.commands.many.evidence import verdict, weigh
 from fastlg.commands.testing import corrupted, go
 from fastlg.commands.testing.answers import Answers, look
@@ -191,6 +191,97 @@ def test_an_interrupted_measurement_goes_on(both, fastlg, monkeypatch):
     kept.write_text(kept.read_text()[:-40])  # cut short by whatever
     assert fastlg(*command)[0] == 0 and len(calls) == 9
     shutil.rmtree(both / "o")
+
+
+def test_two_evaluations_at_once_keep_what_both_measure(both, tmp_path):
+    """Each began before the other had written; and weights that are trained on meanwhile have entries of their own."""
+    own = to_test(both / "guided", "last", {})._replace(folder=tmp_path)
+    one, other = corrupted._Kept(own, 32), corrupted._Kept(own, 32)
+    later = corrupted._Kept(own._replace(weights="others"), 32)
+    for kept, name in ((one, "fog"), (later, "fog"), (other, "snow"), (one, "frost"), (later, "contrast")):
+        kept.add(name, 1, Accuracy(50.0, 90.0, 1.0, 33))
+    assert {name for name, _ in corrupted._Kept(own, 32).found} == {"fog", "snow", "frost"}
+    assert {name for name, _ in corrupted._Kept(own._replace(weights="others"), 32).found} == {"fog", "contrast"}
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {corrupted.KEPT}
+
+
+def test_what_is_measured_is_of_the_weights_that_were_read(both):
+    """Not of the file, which a run that goes on replaces."""
+    guided, unguided = (to_test(both / part, "last", {}) for part in ("guided", "unguided"))
+    again = to_test(both / "guided", "last", {"engine.residual": "bf16", "data.workers": 1})
+    assert again.weights == guided.weights != unguided.weights
+    changed = guided.config.replace({"model.args.norm_layer": "layernorm2d"})
+    assert digest_of(changed, guided.network) != guided.weights
+    with torch.no_grad():
+        again.network.bare.norm.bias[0] += 1e-3
+    assert digest_of(again.config, again.network) != guided.weights
+
+
+def files_below(out):
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_folder_holds_the_files_of_one_call(both, fastlg, monkeypatch):
+    monkeypatch.setattr(go, "known_corrupted", lambda tested: None)
+    out = both.parent / "kept"
+    out.mkdir()
+    (out / "corruptions.csv").write_text("my own")
+    assert fastlg("eval", both / "guided", "--out", out)[0] == 0
+    assert (out / "corruptions.csv").read_text() == "my own", "nobody's evaluation lay there"
+    assert fastlg("eval", both, *SHORT, "--out", out)[0] == 0
+    whole = files_below(out)
+    assert set(whole) == {"evaluation.json", *json.loads(whole["evaluation.json"])["files"]}
+    assert {"corruptions.csv", "corruptions.png", "confusion_against.csv"} < set(whole)
+
+    def full(found, folder):
+        (folder / "reliability.png").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(go, "draw", full)
+        refused(fastlg("eval", both / "unguided", "--out", out), "cannot write", "No space left", status=1)
+    assert files_below(out) == whole, "the earlier call's, as they were"
+    (out / "notes.txt").write_text("mine")
+    assert fastlg("eval", both / "unguided", "--out", out)[0] == 0
+    now = files_below(out)
+    found = json.loads(now["evaluation.json"])
+    assert set(now) == {"evaluation.json", "notes.txt", *found["files"]}
+    assert "corruptions.csv" not in now and "confusion_against.csv" not in now
+    assert [run["weights"] for run in found["runs"]] == [to_test(both / "unguided", "last", {}).weights]
+
+
+def test_a_comparison_over_seeds_is_evaluated_pair_by_pair(both, fastlg):
+    """Of the second seed both sides are changed about, so that the mean difference is none."""
+    folder = both.parent / "seeds"
+    for name, sides in (("seed0", ("unguided", "guided")), ("seed10", ("guided", "unguided"))):
+        for part, own in zip(("unguided", "guided"), sides, strict=True):
+            shutil.copytree(both / own, folder / part / name)
+    shutil.copytree(both / "unguided", folder / "unguided" / "seed9")
+    status, out, err = fastlg("eval", folder, *SHORT)
+    assert status == 0, err
+    assert "left out: seed9, whose guided run is not complete" in out
+    first, second = (
+        json.loads((both / "summary.json").read_text()),
+        json.loads((folder / "evaluation/evaluation.json").read_text()),
+    )
+    gain = first["guided"]["top1_last"] - first["unguided"]["top1_last"]
+    assert second["evidence"]["differences"] == pytest.approx([gain, -gain])
+    assert second["evidence"]["mean"] == pytest.approx(0) and not second["evidence"]["holds"]
+    rows = list(csv.DictReader((folder / "evaluation" / "seeds.csv").open()))
+    assert [(row["seed"], row["run"]) for row in rows] == [
+        (seed, side) for seed in ("seed0", "seed10") for side in ("guided", "unguided")
+    ]
+    assert [float(row["top1"]) for row in rows] == pytest.approx(
+        [first[side]["top1_last"] for side in ("guided", "unguided", "unguided", "guided")]
+    )
+    mean, spread = np.mean([first[side]["top1_last"] for side in ("guided", "unguided")]), abs(gain) / math.sqrt(2)
+    assert f"{mean:.2f} ± {spread:.2f}" in out and "guided/seed10 against unguided/seed10" in out
+    for name in ("seed0", "seed10"):
+        assert (folder / "evaluation" / name / "corruptions.csv").exists()
+    refused(fastlg("eval", folder, "--against", both / "guided"), "holds a comparison", "drop --against")
+    shutil.rmtree(folder / "guided" / "seed0")
+    (folder / "guided" / "seed10" / "summary.json").unlink()
+    refused(fastlg("eval", folder), "without a complete pair", "train it on")
 
 
 def test_of_python_an_evaluation_can_be_asked(both):
