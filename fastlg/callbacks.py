@@ -54,7 +54,10 @@ class Report(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """The test split after ``epoch`` epochs: top-1 and top-5 in percent, mean cross entropy, images; ``best`` top-1."""
+    """The test split after ``epoch`` epochs: top-1 and top-5 in percent, mean cross entropy, images; ``best`` top-1.
+
+    Of a run without labels by its nearest training images, as ``measured_by`` in its summary says.
+    """
 
     epoch: int
     step: int

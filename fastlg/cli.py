@@ -75,13 +75,14 @@ def train(
     start_ranks(gpus, loaded)
 
     from fastlg.ranks.say import say
+    from fastlg.run.folder import told_score
     from fastlg.train import train as run
 
     summary = run(loaded, resume=resume, dry_run=dry_run)
     if not dry_run:
         chooser = "the validation split" if loaded.data.val else "the test split, as in the paper"
         say(
-            f"done     {loaded.run_dir}: top-1 {summary['top1_last']:.2f} % "
+            f"done     {loaded.run_dir}: {told_score(summary)} "
             f"(best {summary['top1_best']:.2f} %, chosen on {chooser}), "
             f"{summary['images_per_s']:,.0f} images/s, {summary['wall_s']:,.0f} s"
         )

@@ -25,7 +25,7 @@ from fastlg.commands.testing.outcome import Evaluation
 from fastlg.config import Config, dotted, read_saved_config
 from fastlg.errors import UserError
 from fastlg.models.general.instances import offered
-from fastlg.run.folder import expect_run, read_summary
+from fastlg.run.folder import expect_run, read_summary, told_score
 from fastlg.run.metrics import Accuracy
 from fastlg.run.report import read_metrics
 from fastlg.run.trained import load_trained
@@ -67,7 +67,7 @@ class TrainedRun:
     def __repr__(self) -> str:
         if self.summary is None:
             return f"<fastlg run {self.folder}, not complete>"
-        return f"<fastlg run {self.folder}, top-1 {self.summary['top1_last']:.2f} %>"
+        return f"<fastlg run {self.folder}, {told_score(self.summary)}>"
 
     @cached_property
     def config(self) -> Config:

@@ -9,6 +9,7 @@ from fastlg.config import Config, dotted, load_config, parse_overrides
 from fastlg.config.auto import AUTO, PRETRAIN_RATE, PRETRAIN_WARM_UP
 from fastlg.errors import UserError
 from fastlg.ranks.say import say
+from fastlg.run.folder import told_score
 
 SUFFIX = "_pretrained"
 RECIPE: dict[str, Any] = {  # Gani et al. 2022, in the place of what a config says for training with labels
@@ -41,15 +42,13 @@ def unlabelled(name: str, overrides: Sequence[str]) -> tuple[Config, str]:
 
     Raises UserError.
     """
-    given = parse_overrides(overrides)
-    of_section = {key: value for key, value in given.items() if key.partition(".")[0] == "pretrain"}
-    labelled = load_config(name, [text for text in overrides if not parse_overrides([text]).keys() & of_section.keys()])
+    named = [(text, key.partition(".")[0], key) for text in overrides for key in parse_overrides([text])]
+    labelled = load_config(name, [text for text, section, _ in named if section != "pretrain"])
     if labelled.pretrain is not None:
         return load_config(name, overrides), ""
-    wanted = {key: value for key, value in _recipe(labelled).items() if key not in given}
-    if "run.name" not in given:
-        wanted["run.name"] = labelled.run.name + SUFFIX
-    config = labelled.replace({**wanted, **(of_section or {"pretrain": {}})})
+    recipe = {**_recipe(labelled), "run.name": labelled.run.name + SUFFIX, "pretrain": {}}
+    kept = [text for text, _, key in named if not key.startswith("teacher.")]
+    config = load_config(name, kept, recipe=recipe, of="the recipe of fastlg pretrain")
     if config.pretrain is None:
         raise UserError("pretrain=null asks for a run with labels; leave it out, or use fastlg train")
     before, after = (dotted(each.model_dump(mode="json")) for each in (labelled, config))
@@ -77,7 +76,7 @@ def pretrain(config: Config, *, resume: str = "auto", dry_run: bool = False) -> 
     if dry_run:
         return
     say(
-        f"done     {config.run_dir}: top-1 {summary['top1_last']:.2f} % by {summary['measured_by']}, "
+        f"done     {config.run_dir}: {told_score(summary)}, "
         f"{summary['images_per_s']:,.0f} images/s, {summary['wall_s']:,.0f} s; begin a run from it with "
         f"model.weights={config.run_dir}"
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastlg.config.keys import assign
 from fastlg.config.overrides import parse_overrides
 from fastlg.config.sections import scheme_of
 from fastlg.config.whole import Config, laid_over, validated
@@ -105,10 +106,19 @@ def _beside_a_config(images: object) -> str:
     return f"images go beside a config: fastlg train CONFIG data.source={brief(images, PATH)}"
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML config, applies ``section.key=value`` overrides, validates. Raises UserError, one line."""
+def load_config(
+    name: str, overrides: Sequence[str] = (), *, recipe: Mapping[str, Any] | None = None, of: str = ""
+) -> Config:
+    """Reads a YAML config, applies ``section.key=value`` overrides, validates. Raises UserError, one line.
+
+    recipe  dotted keys in the place of what the file states; the overrides win
+    of      what messages call it: they blame the overrides, or the file and this
+    """
     path = find_config(name)
     tree, where = _whole_tree(path)
+    for key, value in (recipe or {}).items():
+        assign(tree, key, value)
+    where = f"{where} by {of}" if of else where
     texts = {key: override for override in overrides for key in parse_overrides([override])}
     config = laid_over(tree, parse_overrides(overrides), where, texts=texts)
     if not config.run.name:

@@ -14,14 +14,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe-Ito, told apart 
 AS_WRITTEN = {"text.parse_math": False, "text.usetex": False}  # a $ in a run's name is a $
 
 
-def plot_curves(runs: dict[str, list[dict]], path: Path, split: str = "test", *, with_training: bool = False) -> bool:
+def plot_curves(
+    runs: dict[str, list[dict]], path: Path, split: str = "test", *, with_training: bool = False, by: str = ""
+) -> bool:
     """Top-1 on ``split`` (left) and training loss (right) against the epoch, one line per run; see ``save_picture``.
 
     runs: label -> rows of metrics.jsonl. ``with_training`` adds the top-1 on the augmented training images, dashed.
+    ``by``: what says the classes, where that is not the network's own head.
     """
     runs = {printable(label): rows for label, rows in runs.items()}
     instead = "metrics.jsonl holds what it would show"
-    return save_picture(path, lambda figure: _curves(runs, figure, split, with_training), instead)
+    return save_picture(path, lambda figure: _curves(runs, figure, split, with_training, by), instead)
 
 
 def save_picture(path: Path, draw: Callable, otherwise: str) -> bool:
@@ -46,7 +49,7 @@ def save_picture(path: Path, draw: Callable, otherwise: str) -> bool:
     return False
 
 
-def _curves(runs: dict[str, list[dict]], new_figure, split: str, with_training: bool):
+def _curves(runs: dict[str, list[dict]], new_figure, split: str, with_training: bool, by: str):
     figure = new_figure(figsize=(10, 4), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     ends = [own[-1]["top1"] for rows in runs.values() if (own := [row for row in rows if row["kind"] == "eval"])]
@@ -70,7 +73,8 @@ def _curves(runs: dict[str, list[dict]], new_figure, split: str, with_training: 
             loss.plot(places, values, color=colour, gid=label)
             if with_training:
                 accuracy.plot(*_by_epoch(steps), color=colour, ls="--", lw=1)
-    accuracy.set(xlabel="epoch", ylabel=f"{split} top-1 (%)", title=f"Accuracy on the {split} split")
+    title = f"Accuracy on the {split} split{by and ', by '}{by}"
+    accuracy.set(xlabel="epoch", ylabel=f"{split} top-1 (%)", title=title)
     if with_training:
         accuracy.set(
             ylabel="top-1 (%)", title=f"{split.capitalize()} images (solid), augmented training images (dashed)"

@@ -7,8 +7,9 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastlg.config import Config, config_from, dotted, load_config, read_saved_config
 from fastlg.config.auto import AUTO, KEYS
@@ -67,6 +68,12 @@ def read_summary(folder: Path) -> dict | None:
         return None
     is_whole = isinstance(summary, dict) and all(type(summary.get(key)) in (int, float) for key in SHOWN)
     return summary if is_whole else None
+
+
+def told_score(summary: Mapping[str, Any], key: str = "top1_last") -> str:
+    """``top-1 76.37 %`` of a summary, and by what it was measured where that is not the network's own head."""
+    by = f" by {summary['measured_by']}" if summary.get("measured_by") else ""
+    return f"top-1 {summary[key]:.2f} %{by}"
 
 
 def is_compare(folder: Path) -> bool:

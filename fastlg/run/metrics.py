@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fastlg import ranks
 from fastlg.batch import StepOutput
+from fastlg.config import Config
 from fastlg.errors import RunError
+from fastlg.models.pretraining.neighbours import NEIGHBOURS
 
 
 class Means(NamedTuple):
@@ -21,6 +23,11 @@ class Means(NamedTuple):
     loss_drloc: float
     top1: float
     count: int
+
+
+def measured_by(config: Config) -> str:
+    """What says the classes that a run's tests count, where that is not the network's own head; "" else."""
+    return f"{NEIGHBOURS} nearest training images" if config.pretrain is not None else ""
 
 
 class Meter:

@@ -142,7 +142,9 @@ class Record:
     All ranks call every method; rank 0 alone writes and speaks.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, measured_by: str = ""):
+        """``measured_by``: what says the classes that the tests count, where that is not the network's own head."""
+        self.by = f" by {measured_by}" if measured_by else ""
         self.meter = Meter(device)
         self.log: Log | None = None
         self.clock, self.seen = 0.0, 0  # of the images since the last report
@@ -200,7 +202,8 @@ class Record:
         beside = {} if latest is None else {"top1_latest_weights": latest}
         if self.log is not None:
             self.log.write("eval", step, epoch=epoch, **found._asdict(), **beside)
-        line = f"epoch {epoch}/{epochs}  {split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  best {best:.2f} %"
+        scores = f"top-1{self.by} {found.top1:.2f} %  top-5 {found.top5:.2f} %  best {best:.2f} %"
+        line = f"epoch {epoch}/{epochs}  {split} {scores}"
         say(line if latest is None else f"{line}  (of the weights, not their mean: top-1 {latest:.2f} %)")
 
     def close(self) -> None:

@@ -20,7 +20,6 @@ from fastlg.errors import RunError, Stopped, UserError, writing
 from fastlg.files.atomic import write_whole
 from fastlg.files.provenance import commit, device_name, versions
 from fastlg.files.verify import Verification
-from fastlg.models.pretraining.neighbours import NEIGHBOURS
 from fastlg.ranks.place import place
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
@@ -28,7 +27,7 @@ from fastlg.run.checkpoint import BEST, Saver, load_checkpoint
 from fastlg.run.curves import plot_curves
 from fastlg.run.evaluate import evaluate, measure
 from fastlg.run.folder import resume_source
-from fastlg.run.metrics import Accuracy
+from fastlg.run.metrics import Accuracy, measured_by
 from fastlg.run.parts import Parts
 from fastlg.run.position import Position, refuse_non_finite_weights, restore, saved_state
 from fastlg.run.report import Pulse, Record, read_metrics
@@ -46,7 +45,7 @@ class Run:
     def __init__(self, parts: Parts, stop: StopRequest, resume: str = "auto", callbacks: Callbacks | None = None):
         self.parts, self.stop, self.config = parts, stop, parts.config
         self.folder = self.config.run_dir
-        self.position, self.record = Position(), Record(parts.device)
+        self.position, self.record = Position(), Record(parts.device, measured_by(self.config))
         self._open(resume)
         self.callbacks = callbacks if callbacks is not None and ranks.is_first() else Callbacks()
         self.started = time.perf_counter()
@@ -176,7 +175,8 @@ class Run:
                 model = as_tested(load_trained(self.folder, "best")[1], self.config, device, dtype)
                 with autocast(device, dtype):
                     best = measure(lambda images: model(images)[0], parts.test_loader, parts.views, device)
-        say(f"test     top-1 {last.top1:.2f} %, of the epoch that the validation split chose {best.top1:.2f} %")
+        chosen = f"of the epoch that the validation split chose {best.top1:.2f} %"
+        say(f"test     top-1{self.record.by} {last.top1:.2f} %, {chosen}")
         return last, best.top1
 
     def _expect_folder(self) -> None:
@@ -204,12 +204,12 @@ class Run:
         self._expect_folder()
         self._tick()
         self.saver.wait()
-        position, (last, best), parts = self.position, self._final(), self.parts
+        position, (last, best) = self.position, self._final()
         chosen = {"best_chosen_on": self.parts.chooser}
         if self.parts.val_loader is not None:
             chosen |= {"val_top1_last": position.last.top1, "val_top1_best": position.top1_best}
-        if parts.self_teaching is not None:
-            chosen["measured_by"] = f"{NEIGHBOURS} nearest training images"
+        if by := measured_by(self.config):
+            chosen["measured_by"] = by
         if position.latest is not None:
             chosen["top1_latest_weights"] = position.latest  # on the split that chooses, at the last epoch
         summary = {
@@ -230,7 +230,7 @@ class Run:
         if ranks.is_first():
             write_summary(self.folder, summary)
             rows = {self.folder.name: read_metrics(self.folder)}
-            plot_curves(rows, self.folder / "curves.png", self.parts.chooser)
+            plot_curves(rows, self.folder / "curves.png", self.parts.chooser, by=measured_by(self.config))
         ranks.wait_for_all()  # whoever reads the folder next finds it complete
         return summary
 

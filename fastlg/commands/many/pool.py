@@ -19,6 +19,7 @@ import torch
 from fastlg.commands.many.rows import Single
 from fastlg.errors import RunError, Stopped, UserError, brief, printable
 from fastlg.ranks.say import say
+from fastlg.run.folder import told_score
 from fastlg.run.report import Pulse
 
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
@@ -165,7 +166,7 @@ class Pool:
             is_stopped = status in of_signals or (self.signum is not None and status < 0)
             single.state = "stopped" if is_stopped else "failed"
             single.why = single.why or _reason(own.last, status)
-        result = single.why or f"top-1 {single.summary['top1_last']:.2f} %"
+        result = single.why or told_score(single.summary)
         say(f"{single.state:8} {single.label}, seed {single.seed}: {result}")
 
     def _on_signal(self, signum: int, frame) -> None:

@@ -59,6 +59,8 @@ class Table:
             lines[-1] += " (what the paper trained is without them)"
         stamps = [f"{s['device']}, torch {s['versions'].get('torch', '?')}, commit {s['commit']}" for s in self._full()]
         by = "; ".join(dict.fromkeys(stamps)) or f"commit {commit()}"
+        measured = dict.fromkeys(s["measured_by"] for s in self._summaries() if s.get("measured_by"))
+        lines += [f"of runs without labels: top-1 by {name}" for name in measured]
         return [*lines, f"best epoch: {self._chooser()}", f"fastlg {__version__}; {by}"]
 
     def _chooser(self) -> str:
@@ -68,9 +70,12 @@ class Table:
             return "chosen on the validation split, told on the test split"
         return "that of the test split, as in the paper" + (", but where data.val is set" if True in splits else "")
 
+    def _summaries(self) -> list[dict]:
+        return [single.summary for _, singles in self.entries for single in singles if single.summary]
+
     def _full(self) -> list[dict]:
-        summaries = [single.summary for _, singles in self.entries for single in singles if single.summary]
-        return [s for s in summaries if {"device", "commit"} <= s.keys() and isinstance(s.get("versions"), dict)]
+        found = self._summaries()
+        return [s for s in found if {"device", "commit"} <= s.keys() and isinstance(s.get("versions"), dict)]
 
     def columns(self) -> list[str]:
         names = dict.fromkeys(name for row, _ in self.entries for name in row.cells)
@@ -119,6 +124,7 @@ OF_RUN = (
     "top1_best",
     "top5_last",
     "best_chosen_on",
+    "measured_by",
     "images_per_s",
     "wall_s",
     "epochs",

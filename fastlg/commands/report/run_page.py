@@ -19,6 +19,7 @@ from fastlg.commands.report.sections import (
     mistakes,
     provenance,
 )
+from fastlg.run.metrics import measured_by
 
 
 def run_page(own: Facts, foot: str) -> str:
@@ -27,7 +28,7 @@ def run_page(own: Facts, foot: str) -> str:
     guided = "without a teacher" if config.teacher is None else f"guided by {Path(config.teacher.recipe).stem}"
     subtitle = f"{config.model.name} at {config.model.image_size} px, {guided}; checkpoint {own.which}"
     parts = [
-        ("curves", "Curves", join((*_unfinished(own), attempted(lambda: curves([Line(name, own.rows)], own.chooser))))),
+        ("curves", "Curves", join((*_notes(own), attempted(lambda: curves([Line(name, own.rows)], own.chooser))))),
         ("views", "What the networks see", views_of(own)),
         ("attention", "Attention", attempted(lambda: attention_of({name: own}))),
         *_answered(own),
@@ -37,10 +38,16 @@ def run_page(own: Facts, foot: str) -> str:
     return page(f"Run {name}", subtitle, badges(_numbers(own)), parts, foot)
 
 
-def _unfinished(own: Facts) -> list[Markup]:
-    if own.is_complete:
-        return []
-    return [note(f"This run is not complete: {own.epochs_done} of {own.config.optim.epochs} epochs are done.")]
+def _notes(own: Facts) -> list[Markup]:
+    notes = []
+    if not own.is_complete:
+        notes.append(f"This run is not complete: {own.epochs_done} of {own.config.optim.epochs} epochs are done.")
+    if by := measured_by(own.config):
+        notes.append(
+            f"This run had no labels: on {own.chooser} images top-1 is by {by}, on training images it says how often "
+            "both networks name the same output."
+        )
+    return [note(text) for text in notes]
 
 
 def _answered(own: Facts) -> list[tuple[str, str, Markup]]:
@@ -71,7 +78,8 @@ def _numbers(own: Facts) -> list[tuple[str, str]]:
             ("calibration error", f"{100 * error:.1f} %"),
         ]
     elif summary:
-        told.append(("top-1, as the run told it", f"{summary['top1_last']:.2f} %"))
+        by = f" by {summary['measured_by']}" if summary.get("measured_by") else ""
+        told.append((f"top-1{by}, as the run told it", f"{summary['top1_last']:.2f} %"))
     if summary:
         chosen = summary.get("best_chosen_on", "test")
         told += [

@@ -21,7 +21,7 @@ from fastlg.models.start import NEW_HEAD, start_from
 from fastlg.models.weights import load_reference
 from fastlg.ranks.say import say
 from fastlg.run.checkpoint import LAST
-from fastlg.run.folder import expect_there, read_summary, seen_images
+from fastlg.run.folder import expect_there, read_summary, seen_images, told_score
 from fastlg.run.plan import seen_advice, teacher_advice
 from fastlg.run.trained.runs import load_trained
 from fastlg.run.trained.weight_files import read_weights
@@ -47,7 +47,7 @@ def load_teacher(
     if list(class_names) != list(stores.class_names):
         raise UserError(f"the teacher in {weights} was trained on other classes than this run's")
     summary = read_summary(weights)
-    accuracy = f", top-1 {summary['top1_last']:.2f} %" if summary else " (unfinished run)"
+    accuracy = f", {told_score(summary)}" if summary else " (unfinished run)"
     say(f"teacher  {trained.model.name} at {trained.model.image_size} px from {weights}{accuracy}")
     chance = 100 * float(np.bincount(stores.test.labels).max()) / len(stores.test)
     own_epochs = trained.optim.epochs if is_own else None

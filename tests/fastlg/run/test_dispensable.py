@@ -86,7 +86,9 @@ def test_the_summary_is_there_before_the_picture_is_drawn(project, fastlg, monke
     from fastlg.run import run
 
     seen = []
-    monkeypatch.setattr(run, "plot_curves", lambda _, path, *__: seen.append((path.parent / "summary.json").is_file()))
+    monkeypatch.setattr(
+        run, "plot_curves", lambda _, path, *__, **___: seen.append((path.parent / "summary.json").is_file())
+    )
     assert fastlg(*TRAIN)[0] == 0 and seen == [True]
 
 

@@ -8,12 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from reach import BARE, first_batch
 from refusals import refused
 from resuming import assert_same_run, cut_before_step
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from fastlg import assemble
+from fastlg.api.results import open_run
+from fastlg.commands.many.forms import markdown
+from fastlg.commands.many.rows import Row, Single
+from fastlg.commands.many.table import Table
 from fastlg.commands.pretrain import unlabelled
+from fastlg.commands.report.facts import facts_of
+from fastlg.commands.report.run_page import run_page
 from fastlg.config import EngineConfig
 from fastlg.config.auto import Facts, values_of
 from fastlg.data.stores import open_stores
@@ -21,6 +29,7 @@ from fastlg.engine.switches import decide
 from fastlg.errors import UserError
 from fastlg.models.pretraining.unit import about_half
 from fastlg.run.checkpoint import load_checkpoint
+from fastlg.run.folder import read_summary
 from fastlg.train import begin_epoch
 
 SMALL = ("pretrain.local_crops=2", "pretrain.outputs=24", "optim.global_batch_size=38", "optim.epochs=2")
@@ -118,6 +127,41 @@ def test_its_teacher_begins_a_run_by_name_and_what_has_no_counterpart_is_told(gu
         assert not torch.equal(begun["student.bare.blocks.0.mlp.fc1.weight"], moved), "the teacher, not the student"
 
 
+def test_patches_and_positions_of_another_size_are_resized_as_from_any_weights_and_told(fastlg):
+    """timm's own resizing, of the teacher's: twice the side of the patches, three times that of the images."""
+    other = ("teacher=null", "model.args.patch_size=16", "model.image_size=96", "model.weights=runs/start")
+    status, out, err = fastlg("train", "student.yaml", *FROZEN, *other, "run.name=larger")
+    assert status == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("start ")]
+    assert "pos_embed resized from [1, 17, 48] to [1, 37, 48]; 1 more resized likewise" in line
+    assert "model.args.patch_size was 8 and is 16: the same weights may compute something else" in line
+    taught, begun = checkpoint("start")["teacher"], checkpoint("larger")["unit"]
+    patches, places = "student.bare.patch_embed.proj.weight", "student.bare.pos_embed"
+    assert torch.allclose(begun[patches], resample_patch_embed(taught[patches], [16, 16]), atol=1e-6)
+    assert torch.allclose(begun[places], resample_abs_pos_embed(taught[places], [6, 6]), atol=1e-6)
+
+
+def test_its_score_is_told_by_what_measured_it(here, fastlg):
+    """In the lines of its epochs, in those of a run that is complete, in a table's header and file, and on its page."""
+    by = "by 20 nearest training images"
+    status, out, err = fastlg("pretrain", "student.yaml", *SMALL, *STILL, "optim.epochs=1", "run.name=told")
+    lines = [line for line in out.splitlines() if " test top-1" in line or line.startswith("done")]
+    assert status == 0 and len(lines) == 2 and all(by in line for line in lines), (out, err)
+    status, out, err = fastlg("train", "runs/start/config.yaml")
+    lines = [line for line in out.splitlines() if "top-1" in line]
+    assert status == 0 and len(lines) == 2 and all(by in line for line in lines), (out, err)
+    assert f"runs/start, top-1 {read_summary(Path('runs/start'))['top1_last']:.2f} % {by}>" in repr(
+        open_run("runs/start")
+    )
+    facts = facts_of(Path("runs/start"))
+    single = Single("start", facts.config, (), state="done", summary=facts.summary)
+    table = Table("t", [(Row({"row": "start"}, "start", (), facts.config, "start"), [single])], [3], [])
+    assert f"of runs without labels: top-1 {by}" in markdown(table)
+    assert table.as_json()["rows"][0]["runs"][0]["measured_by"] == by.removeprefix("by ")
+    page = run_page(facts, "")
+    assert f"on test images top-1 is {by}" in page and f"top-1 {by}, as the run told it" in page
+
+
 def test_what_has_no_place_is_refused_in_a_line(fastlg):
     again, start = ("train", "student.yaml", "teacher=null", "--dry-run"), "model.weights=runs/start"
     refused(fastlg(*again, start, "model.name=deit_tiny_patch16_224"), "without labels as vit_tiny_patch16_224")
@@ -143,7 +187,21 @@ def test_what_has_no_place_is_refused_in_a_line(fastlg):
     ],
 )
 def test_settings_that_contradict_it_are_refused(overrides, words, fastlg):
-    refused(fastlg("pretrain", "student.yaml", "--dry-run", "run.name=no", *overrides.split()), *words)
+    result = fastlg("pretrain", "student.yaml", "--dry-run", "run.name=no", *overrides.split())
+    refused(result, *words)
+    blamed = result[2].partition("override")[2]
+    assert "pretrain={}" not in blamed and (not blamed or overrides.split()[0] in blamed), "what was typed"
+
+
+def test_a_config_that_contradicts_it_is_blamed_and_not_what_the_recipe_sets(here, fastlg):
+    tree = yaml.safe_load((here / "student.yaml").read_text())
+    (here / "mapped.yaml").write_text(yaml.safe_dump({**tree, "data": {**tree["data"], "loader": "ffcv"}}))
+    result = fastlg("pretrain", "mapped.yaml", "--dry-run")
+    refused(result, "mapped.yaml by the recipe of fastlg pretrain: data.loader has no place", "data.loader=auto")
+    assert "override" not in result[2]
+    refused(
+        fastlg("pretrain", "mapped.yaml", "--dry-run", "data.loader=auto", "optim.ema=0.5"), "override optim.ema=0.5:"
+    )
 
 
 def test_on_a_gpu_its_blocks_are_not_fused_and_cudnn_is_told_what_holds_for_it(inside, monkeypatch):
@@ -180,3 +238,9 @@ def test_a_config_gives_model_images_epochs_and_batch_and_the_authors_the_rest()
     assert config.optim.lr == pytest.approx(1e-4 * 64 / 256) and config.optim.warmup_epochs == 6
     assert (config.optim.min_lr, config.optim.weight_decay, config.pretrain.final_weight_decay) == (0, 0.04, 0.4)
     assert "optim.lr 2.5e-05" in told and "its teacher is left out" in told
+    again, _ = unlabelled("student.yaml", ["optim.name=timm:nadamw", "optim.args.eps=1e-6", "teacher.weights=nowhere"])
+    assert again.optim.args == {"eps": 1e-6} and again.teacher is None
+    last, _ = unlabelled(
+        "student.yaml", ["optim.min_lr=0", "optim.min_lr=1e-7", "optim.min_lr=0", "pretrain.outputs=9"]
+    )
+    assert (last.optim.min_lr, last.pretrain.outputs) == (0, 9)
