@@ -13,7 +13,7 @@ from fastlg.assemble import assemble, check_buildable
 from fastlg.batch import Batch, Views
 from fastlg.callbacks import Callbacks
 from fastlg.config import Config
-from fastlg.data.stores import Stores, open_stores
+from fastlg.data.stores import Stores, open_stores, what_changed
 from fastlg.derived import derived
 from fastlg.engine.build import stand_in
 from fastlg.engine.precision import pick_device, uses_cuda
@@ -25,7 +25,7 @@ from fastlg.models.build import new_model
 from fastlg.models.general.teaching import as_teacher
 from fastlg.ranks.say import say
 from fastlg.ranks.stop import StopRequest
-from fastlg.run.folder import finished, refuse_unusable, resume_source
+from fastlg.run.folder import finished, refuse_unusable, resume_source, seen_images, told_score
 from fastlg.run.lock import run_lock
 from fastlg.run.metrics import Meter
 from fastlg.run.parts import Parts
@@ -57,21 +57,28 @@ def train(
     own = ranks.joined(cuda=uses_cuda(config.engine), timeout_s=config.engine.timeout_s)
     with own, Pulse(lambda: f"starting {config.run_dir}"):
         config = derived(config)
-        done = _finished(config, resume)
+        done = _finished(config, resume, is_teacher=is_teacher)
         if done is not None:
             return done
         if dry_run:
             return rehearse(_parts(config, resume, dry_run=True, is_teacher=is_teacher))
         with run_lock(config.run_dir, waits=waits):
-            return _finished(config, resume) or _train(config, resume, told, is_teacher=is_teacher)
+            done = _finished(config, resume, is_teacher=is_teacher)
+            return done or _train(config, resume, told, is_teacher=is_teacher)
 
 
-def _finished(config: Config, resume: str) -> dict | None:
-    """Summary of a run that is complete already; None for one to train. All ranks learn it from rank 0."""
+def _finished(config: Config, resume: str, *, is_teacher: bool) -> dict | None:
+    """Summary of a run that is complete already; None for one to train. All ranks learn it from rank 0.
+
+    Other images than it saw are told: a teacher's folder is named by its own.
+    """
     done = ranks.first_says(finished(config.run_dir, config) if ranks.is_first() else None)
     if done is None or resume != "auto":
         return None
-    say(f"finished {config.run_dir} is complete (top-1 {done['top1_last']:.2f} %); nothing to do")
+    say(f"finished {config.run_dir} is complete ({told_score(done)}); nothing to do")
+    seen = seen_images(config.run_dir) if ranks.is_first() and not is_teacher else None
+    if seen and (changed := what_changed(config.data, seen)):
+        say(f"warning  since it was trained {changed}; another run.name trains on what is there")
     return done
 
 

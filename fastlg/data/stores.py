@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from fastlg.config import DataConfig
+from fastlg.config.sections import scheme_of
 from fastlg.data.sources.base import Source
 from fastlg.data.sources.choose import chosen_splits, dataset_of_paths, measurable
 from fastlg.data.sources.objects import SCHEME, object_dataset, title_of
 from fastlg.data.store.duplicates import find_split, rows_in
-from fastlg.data.store.make import find_or_prepare, find_or_prepare_test, in_cache, stores_root
+from fastlg.data.store.make import find_made, find_or_prepare, find_or_prepare_test, in_cache, stores_root
 from fastlg.data.store.make_split import Shrink
-from fastlg.data.store.store import Store, open_store
-from fastlg.errors import UserError
+from fastlg.data.store.store import Store, fingerprint_of, open_store, read_manifest
+from fastlg.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,25 @@ def held_out_in(stores: Stores, fingerprint: str, data: DataConfig) -> dict[str,
         return {}
     held = [store for store in stores.splits if store is not stores.train]
     return {store.split: len(rows_in(store, seen) - rows_in(store, stores.train)) for store in held}
+
+
+def what_changed(data: DataConfig, fingerprints: Sequence[str]) -> str:
+    """What is known to differ of the images of ``data`` from those of these fingerprints, without reading an image: by
+    the store of what lies there now or, where none was made, by that of what lay there. "" where nothing is."""
+    if scheme_of(data.source):  # of one content, whenever it is fetched
+        return ""
+    with contextlib.suppress(UserError, RunError, OSError):  # whoever needs images that are gone says so
+        options = {"label_column": data.label_column, "image_column": data.image_column}
+        made = find_made(data.source, data.store, holdout=data.holdout, val=data.val, **options)
+        if made is not None:
+            splits = ("train", "test", "val") if data.val else ("train", "test")
+            manifest = read_manifest(made)
+            is_other = [fingerprint_of(manifest, split) for split in splits] != list(fingerprints)
+            return f"{data.source} holds other images now" if is_other else ""
+        seen = find_split(fingerprints[0], [stores_root(data.store)])
+        if seen is not None and seen.manifest["source"] == data.source:
+            return f"the files of {data.source} have changed (names, sizes or times)"
+    return ""
 
 
 def open_stores(data: DataConfig) -> Stores:

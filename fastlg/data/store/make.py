@@ -143,6 +143,15 @@ def _as_store(spec: str) -> Path | None:
     return path if is_store(path) else None
 
 
+def find_made(spec: str, cache_root: str | Path | None = None, **source_options) -> Path | None:
+    """The store that ``find_or_prepare`` would return, where it is there already: no image is read. None where it
+    would have to be made. Raises UserError as that does."""
+    if (store := _as_store(spec)) is not None:
+        return store
+    path, _ = _place(spec, open_splits(spec, **source_options), cache_root, _shrink(None, None))
+    return path if is_store(path) else None
+
+
 def in_cache(
     spec: str,
     sources: dict[str, Source],
@@ -152,15 +161,19 @@ def in_cache(
     workers: int | None,
 ) -> Path:
     """The store of opened ``sources`` below ``cache_root``, made first if need be; ``spec`` is what it is called."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2])
-    stem = name[:_STEM_LETTERS].strip("-") or "data"
-    root = stores_root(cache_root)
-    out_dir = root / f"{stem}-{_key(sources, shrink)[:_KEY_LETTERS]}"
+    out_dir, stem = _place(spec, sources, cache_root, shrink)
     with contextlib.suppress(OSError):  # a folder that cannot be written is said where it matters
-        _remove_abandoned(root, stem, out_dir)
+        _remove_abandoned(out_dir.parent, stem, out_dir)
     setting = "data.store" if cache_root is not None else "FASTLG_CACHE (or data.store)"
     with _writing(out_dir, f"set {setting} to another folder"):
         return _build(spec, sources, out_dir, on_bad, shrink, workers)
+
+
+def _place(spec: str, sources: dict[str, Source], cache_root: str | Path | None, shrink: Shrink) -> tuple[Path, str]:
+    """(where a store of opened ``sources`` is kept, what it has of the name of ``spec``)."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.rstrip("/").rpartition("/")[2])
+    stem = name[:_STEM_LETTERS].strip("-") or "data"
+    return stores_root(cache_root) / f"{stem}-{_key(sources, shrink)[:_KEY_LETTERS]}", stem
 
 
 def stores_root(cache_root: str | Path | None) -> Path:

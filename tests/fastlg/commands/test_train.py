@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from rank_processes import train_in_turn
+from refusals import refused
 
 SUMMARY_KEYS = {
     "top1_last",
@@ -61,6 +63,34 @@ def test_a_finished_run_is_not_trained_again(project, fastlg):
     status, out, _ = fastlg(*arguments)
     assert status == 0 and "is complete" in out
     assert (project / "runs" / "student" / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_tells_that_its_images_are_others_now(project, fastlg, image_folder):
+    """By names, sizes and times, without reading an image, and by the content of a store of what is there now."""
+    from fastlg.config import load_config
+    from fastlg.data.stores import open_stores
+
+    shutil.copytree(image_folder, project / "images")
+    given = ("student.yaml", "data.source=images", "teacher=null", "optim.epochs=1")
+    told = "warning  since it was trained"
+    assert fastlg("train", *given)[0] == 0
+    status, out, err = fastlg("train", *given)
+    assert status == 0 and told not in out, err
+    first = sorted((project / "images" / "train").rglob("*.png"))[0]
+    first.rename(first.with_name("moved.png"))
+    status, out, err = fastlg("train", *given)
+    assert status == 0 and f"{told} the files of images have changed (names, sizes or times); another run.name" in out
+    open_stores(load_config(given[0], given[1:]).data)
+    first.with_name("moved.png").rename(first)
+    open_stores(load_config(given[0], given[1:]).data)
+    status, out, err = fastlg("train", *given)
+    assert status == 0 and told not in out, "the same again"
+    first.unlink()
+    open_stores(load_config(given[0], given[1:]).data)
+    status, out, err = fastlg("train", *given)
+    assert status == 0 and f"{told} images holds other images now; another run.name" in out, err
+    shutil.rmtree(project / "images")
+    refused(fastlg("train", *given), "images")
 
 
 def test_eval_and_export_give_what_training_measured(project, fastlg):
