@@ -75,9 +75,10 @@ def _finished(config: Config, resume: str, *, is_teacher: bool) -> dict | None:
     done = ranks.first_says(finished(config.run_dir, config) if ranks.is_first() else None)
     if done is None or resume != "auto":
         return None
-    say(f"finished {config.run_dir} is complete ({told_score(done)}); nothing to do")
     seen = seen_images(config.run_dir) if ranks.is_first() and not is_teacher else None
-    if seen and (changed := what_changed(config.data, seen)):
+    changed = what_changed(config.data, seen) if seen else ""
+    say(f"finished {config.run_dir} is complete ({told_score(done)}); nothing to do")
+    if changed:
         say(f"warning  since it was trained {changed}; another run.name trains on what is there")
     return done
 

@@ -28,9 +28,9 @@ def build_model(
         if guided:
             raise UserError(f"model.name {config.name} is a CNN, which cannot be guided; remove the teacher section")
         if config.resolution:
-            raise UserError(f"model.resolution {config.resolution}: {config.name} takes none")
+            raise UserError(f"model.resolution {config.resolution}: {config.name} takes none; remove it")
         if config.args:
-            raise UserError(f"model.args {config.args}: {config.name} takes none")
+            raise UserError(f"model.args {config.args}: {config.name} takes none; set model.args={{}}")
         if config.init not in ("reference", "timm"):
             raise UserError(f"model.init {config.init}: {config.name} takes none; it is for ViTs")
         return CNNS[config.name](num_classes)

@@ -31,6 +31,7 @@ RESERVED = {
 }
 OPTIONAL = ("img_size", "drop_path_rate")  # given where a model has them
 COUNTS = ("depth", "layers", "stages", "num_blocks")  # how the arguments begin that say how many blocks there are
+SIZES = ("embed_dim", "num_heads", "patch_size")  # how arguments begin that are never 0
 _LACKING: dict[tuple[str, str], list[str]] = {}  # a run builds its model several times
 LARGEST_ARGUMENT, MOST_BLOCKS, MOST_WEIGHTS = 65_536, 1000, 2_000_000_000
 
@@ -118,8 +119,10 @@ def _create(name: str, num_classes: int, drop: dict[str, float], model_args: dic
 
 
 def _refuse_long(model_args: Mapping[str, Any]) -> None:
-    """Raises UserError for numbers with which no model is built in a lifetime."""
+    """Raises UserError for numbers with which no model is built in a lifetime, and for sizes that nothing has."""
     for key, value in model_args.items():
+        if key.startswith(SIZES) and min(_integers(value), default=1) < 1:
+            raise UserError(f"model.args.{key} is {brief(value)}; give at least 1")
         most = MOST_BLOCKS if key.startswith(COUNTS) else LARGEST_ARGUMENT
         if max(map(abs, _integers(value)), default=0) > most:
             raise UserError(f"model.args.{key} is {brief(value)}; give at most {most:,}")

@@ -66,11 +66,14 @@ class Student(nn.Module):
         fill_relative_positions(self.bare)
         use_patch_products(self.bare)
         family, self.undecayed, self.outer = family_of(self.bare), frozenset(), frozenset()
-        self.is_cnn = family is None and is_convolutional(self.bare)
-        if family is None:
+        is_general = family is None
+        self.is_cnn = is_general and is_convolutional(self.bare)
+        if is_general:
             family = general_family(self.bare, name, image_size, num_classes)
             self.undecayed, self.outer = told_by_timm(self.bare)
         self._walk, self._shapes, self._family = family.walk, family.shapes(self.bare, image_size), family
+        if not is_general:  # which is tried on an image
+            _expect_classes_of_blocks(self.bare, name, len(self._shapes))
         if any(min(shape.grid) < 1 for shape in self._shapes):
             raise UserError(f"model.image_size {image_size} px is too small for {name}; its last grids would be empty")
         if not family.fits(self.bare, image_size):
@@ -180,6 +183,17 @@ def guided_blocks(depth: int, stages: int, fraction: float = 1.0) -> list[int]:
             f"use a fraction from {stages}/{depth} to 1, or name model.blocks"
         )
     return [math.floor(stage * (reach - 1) / max(stages - 1, 1)) for stage in range(stages)]
+
+
+def _expect_classes_of_blocks(model: nn.Module, name: str, depth: int) -> None:
+    """Raises UserError for a model without blocks, and for one that tells classes of tokens instead of images."""
+    if not depth:
+        raise UserError(f"model.args leave {name} without blocks; give it model.args.depth=1 or more")
+    if not getattr(model, "global_pool", True):
+        raise UserError(
+            f"model.args.global_pool is {model.global_pool!r}, so that {name} tells every token's class instead of "
+            "the image's; remove it, or use token or avg"
+        )
 
 
 def _cut_off(family: Family, model: nn.Module, name: str, image_size: int, model_args: dict[str, Any]) -> str:

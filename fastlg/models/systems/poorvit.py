@@ -48,10 +48,11 @@ class PoorViT(TokenModel):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
-        _expect_whole(num_cls_token=num_cls_token, latent_dim=latent_dim, depth_token_only=depth_token_only)
+        _expect_whole(1, depth=depth, num_heads=num_heads, num_cls_token=num_cls_token, latent_dim=latent_dim)
+        _expect_whole(0, depth_token_only=depth_token_only)
         if not isinstance(sin_pos, bool):
             raise ValueError(f"sin_pos is {sin_pos!r}; it is true or false")
-        _expect(num_cls_token, latent_mode, latent_dim, embed_dim if sin_pos else 0)
+        _expect(latent_mode, embed_dim if sin_pos else 0)
         self.num_prefix_tokens = num_cls_token  # before the head is made, which is as wide as they are
         super().__init__(embed_dim, num_classes, global_pool, drop_rate)
         self.embed_dim, self.sin_pos = embed_dim, sin_pos
@@ -245,21 +246,17 @@ def row_column_table(grid: tuple[int, int], dim: int) -> Tensor:
     return torch.cat((rows.sin(), rows.cos(), columns.sin(), columns.cos()), dim=1).float()
 
 
-def _expect_whole(**counts: int) -> None:
+def _expect_whole(least: int, **counts: int) -> None:
     for name, value in counts.items():
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{name} is {value!r}; it is a whole number, 0 or more")
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} is {value!r}; it is a whole number, {least} or more")
 
 
-def _expect(num_cls_token: int, latent_mode: str, latent_dim: int, dim_of_table: int) -> None:
-    if num_cls_token < 1:
-        raise ValueError(f"num_cls_token {num_cls_token}; the head reads at least 1")
+def _expect(latent_mode: str, dim_of_table: int) -> None:
     if not isinstance(latent_mode, str) or any(
         latent_mode.count(letter) > (letter in LETTERS) for letter in latent_mode
     ):
         raise ValueError(f"latent_mode {latent_mode!r}; give some of the letters of 'qkv', each once, or ''")
-    if latent_dim < 1:
-        raise ValueError(f"latent_dim {latent_dim}; a product of two matrices has a rank of at least 1")
     if dim_of_table % 4:
         raise ValueError(f"sin_pos needs an embed_dim that 4 divides, not {dim_of_table}")
 

@@ -50,6 +50,7 @@ PUBLISHED = [  # name, parameters, guided blocks, grids, dims, Eq. 8: from the r
 ]
 
 
+POOLING = ("vit_tiny_patch16_224", "convit_tiny", "pit_ti_224", "pvt_v2_b0", "t2t_vit_7", "dhvt_tiny_cifar_patch4")
 LONE = {"class_token": False, "global_pool": "avg", "depth": 1}
 
 
@@ -242,6 +243,11 @@ def test_build_follows_the_config():
         ("vit_tiny_patch16_224", {"model_args": {"depth": 1, "num_heads": 5}}, "timm cannot build"),
         ("vit_tiny_patch16_224", {"model_args": {"depth": 2}, "blocks": [0, 2]}, "no block 2; its blocks are 0 to 1"),
         ("vit_tiny_patch16_224", {"model_args": {"depth": 2}, "blocks": [-1]}, "no block -1"),
+        ("vit_tiny_patch16_224", {"model_args": {"depth": 0}}, "without blocks; .*model.args.depth=1"),
+        ("vit_tiny_patch16_224", {"model_args": {"embed_dim": 0}}, "embed_dim is 0; give at least 1"),
+        ("pvt_v2_b0", {"model_args": {"num_heads": [1, 2, 0, 8]}}, "num_heads is .*; give at least 1"),
+        ("t2t_vit_7", {"model_args": {"depth": 0}}, "without blocks"),
+        *((name, {"model_args": {"global_pool": ""}}, "every token's class") for name in POOLING),
         ("vit_tiny_patch16_224", {"model_args": {"depth": 1}, "image_size": 8}, "too small"),
         ("pit_ti_224", {"image_size": 15}, "too small"),
         ("pvt_v2_b0", {"image_size": 24}, "too small"),

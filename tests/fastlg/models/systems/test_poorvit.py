@@ -186,10 +186,12 @@ def test_a_guided_whitened_run_of_several_class_tokens_goes_on_to_the_same_bits(
 def test_what_contradicts_itself_is_one_line(project, fastlg):
     table = (
         (("model.args={num_cls_token: 2, global_pool: avg}",), "num_cls_token 2 class tokens", "num_cls_token 1"),
-        (("model.args={num_cls_token: 0}",), "num_cls_token 0"),
+        (("model.args={num_cls_token: 2, global_pool: ''}",), "tells every token's class instead of the image's"),
+        (("model.args={num_cls_token: 0}",), "num_cls_token is 0; it is a whole number, 1 or more"),
+        (("model.args={depth: 0}",), "depth is 0; it is a whole number, 1 or more"),
         (("model.args={latent_mode: qx}",), "latent_mode 'qx'"),
         (("model.args={latent_mode: qq}",), "latent_mode 'qq'"),
-        (("model.args={latent_dim: 0}",), "latent_dim 0"),
+        (("model.args={latent_dim: 0}",), "latent_dim is 0"),
         (("model.args={depth_token_only: -1}",), "depth_token_only is -1; it is a whole number, 0 or more"),
         (("model.args={depth_token_only: true}",), "depth_token_only is True"),
         (("model.args={num_cls_token: 1.5}",), "num_cls_token is 1.5"),
