@@ -19,33 +19,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import re
-import shutil
 import statistics
 import sys
-import time
 import unittest.mock
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":  # run by its path: the repository's own modules, whatever lies beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import pyarrow
-import torch
 from pyarrow import parquet
 
 from benchmarks.harness import ladder, plots
-from benchmarks.harness.bench import Stamp
 from benchmarks.harness.ladder import Book, Cell
+from benchmarks.harness.trainings import each, train_measured
 from fastlg.config import Config, config_from, load_config
 from fastlg.data.stores import open_stores
 from fastlg.errors import RunError, Stopped, UserError
 from fastlg.models import param_groups
-from fastlg.run.report import read_metrics
 from fastlg.teacher.recipe import teacher_config
 from fastlg.train import train
 
@@ -97,23 +90,13 @@ class Bases:
 
 def measure(cell: Cell, overrides: dict, config: Config, teacher_top1: float) -> dict:
     """Trains one cell, from its start; its folder is gone afterwards."""
-    shutil.rmtree(config.run_dir, ignore_errors=True)
-    arguments = ["FOLDER" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
-    stamp = asdict(Stamp.of(torch.device("cpu"), " ".join(["python benchmarks/recipe.py", *arguments])))
     with unittest.mock.patch.object(param_groups, "NOT_HIDDEN", re.compile(cell.left_out or param_groups.NOT_HIDDEN)):
-        start = time.process_time()
-        summary = train(config)
-        spent = time.process_time() - start
-    curve = [[row["epoch"], row["top1"]] for row in read_metrics(config.run_dir) if row["kind"] == "eval"]
-    shutil.rmtree(config.run_dir)
+        row = train_measured(config, "benchmarks/recipe.py")
     return {
         "cell": cell._asdict(),
         "overrides": overrides,
-        **{key: summary[key] for key in ("top1_last", "top1_best", "top5_last", "epochs", "wall_s")},
-        "processor_s": spent,
-        "curve": curve,
         "teacher_top1": teacher_top1 if cell.guided else None,
-        **stamp,
+        **row,
     }
 
 
@@ -180,15 +163,7 @@ def phases(options: argparse.Namespace, book: Book) -> Iterator[list[Cell]]:
 
 
 def measured(cells: list[Cell], bases: Bases, jobs: int) -> Iterator[dict]:
-    """The row of each cell, as they come; with ``jobs`` above 1 each in a process of its own with one thread."""
-    tasks = [(cell, cell.overrides(), bases.of(cell), bases.teacher_top1) for cell in cells]
-    if jobs == 1:
-        yield from (measure(*task) for task in tasks)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for future in as_completed([pool.submit(measure, *task) for task in tasks]):
-            yield future.result()
+    return each(measure, [(cell, cell.overrides(), bases.of(cell), bases.teacher_top1) for cell in cells], jobs)
 
 
 if __name__ == "__main__":

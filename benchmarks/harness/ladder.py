@@ -1,11 +1,11 @@
-"""What recipe.py trains: settings, rates, levers, the cells made of them, and the book that their rows are kept in."""
+"""What recipe.py trains: settings, rates, levers, the cells made of them, and what their rows say."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks.harness import trainings
 
 WEAK = {"rand_augment": None, "erase": 0.0}  # crop and flip alone
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 48, "blocks": [0, 2, 3], "drop_path": 0.0}
@@ -108,21 +108,8 @@ class Cell(NamedTuple):
         return int(self.lever.split()[1]) if self.lever.startswith(TEACHER_LEVER) else 0
 
 
-class Book:
-    """The rows of one setting, on disk as they come."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.rows = [json.loads(line) for line in lines]
-
-    def has(self, cell: Cell) -> bool:
-        return any(row["cell"] == cell._asdict() for row in self.rows)
-
-    def add(self, row: dict) -> None:
-        self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+class Book(trainings.Book):
+    """The rows of one setting."""
 
     def best_rate(self, optimizer: str, guided: bool, lever: str = "") -> float:
         """The one with the highest top-1 at seed 0, which tries them all."""

@@ -249,6 +249,8 @@ def levers(rows: list[dict], path: Path) -> None:
 
 def name_of(cell: dict) -> str:
     """Of a row of the ladder, in a plot."""
+    if "system" in cell:
+        return cell["system"]
     if cell["optimizer"] == "muon":
         return cell["lever"] or "Muon alone"
     return f"AdamW {cell['lr']:g}{', ' if cell['lever'] else ''}{cell['lever']}"
