@@ -95,7 +95,7 @@ def measure(cell: Cell, overrides: dict, config: Config, teacher_top1: float) ->
     return {
         "cell": cell._asdict(),
         "overrides": overrides,
-        "teacher_top1": teacher_top1 if cell.guided else None,
+        "teacher_top1": teacher_top1 if cell.guided and "teacher.weights" not in overrides else None,
         **row,
     }
 

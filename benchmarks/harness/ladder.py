@@ -52,6 +52,7 @@ WIDER_RATES = {  # one more of each, where the best of an optimizer lay at an ed
 }
 TIMES = "rate times"  # of a lever that changes the rate by a factor
 LEFT_OUT = "muon leaves"  # of a lever: names of the matrices that AdamW steps, in place of NOT_HIDDEN's
+OWN_TEACHER = {"teacher.weights": None}  # of a lever: not the setting's teacher, but one by teacher.overrides
 LEVERS: dict[str, dict] = {
     "alternating flips": {"augment.flip": "alternating"},
     "linear": {"optim.schedule": "linear"},
@@ -68,14 +69,25 @@ LEVERS: dict[str, dict] = {
     "batch 64, rate x 1.4": {"optim.global_batch_size": 64, TIMES: 1.4},
     "Muon steps the head too": {LEFT_OUT: r"(^|\.)(stem|patch_embed|pos_)"},
     "Muon steps the patches too": {LEFT_OUT: r"(^|\.)(head|pos_)"},
+    "teacher of 2 epochs": {**OWN_TEACHER, "teacher.overrides.optim.epochs": 2},
+    "teacher of 2 epochs, Muon": {
+        **OWN_TEACHER,
+        "teacher.overrides.optim": {"epochs": 2, "name": "muon", "lr": 4e-3, "min_lr": 4e-5, "global_batch_size": 32},
+    },
     "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
 }
 LONG = {"30 epochs": {"optim.epochs": 30}}  # of AdamW, at the paper's rate and at its best one
 PAPER_RATE = 5e-4
-TEACHERS = {("sgd", 6): (0.05, 0.1, 0.2), ("sgd", 2): (0.05, 0.1, 0.2), ("muon", 2): (4e-3, 8e-3, 1.6e-2)}  # epochs
+TEACHERS = {  # optimizer and epochs -> rates
+    ("sgd", 20): (0.0125, 0.025, 0.05),
+    ("sgd", 6): (0.0125, 0.025, 0.05, 0.1, 0.2),
+    ("sgd", 2): (0.0125, 0.025, 0.05, 0.1, 0.2),
+    ("muon", 6): (1e-3, 2e-3, 4e-3),
+    ("muon", 2): (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+}
 TEACHER_LEVER = "teacher, "
 SETTINGS_OF = {"24, 32, 48 px": ("mini", "flowers17"), "24, 32, 40 px": ("slice",)}  # of a lever that not all can take
-GUIDED_ONLY = "guidance."  # levers of such keys have no unguided side
+GUIDED_ONLY = ("guidance.", "teacher.")  # levers of such keys have no unguided side
 
 
 class Cell(NamedTuple):
