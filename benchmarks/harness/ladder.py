@@ -72,7 +72,10 @@ LEVERS: dict[str, dict] = {
     "teacher of 2 epochs": {**OWN_TEACHER, "teacher.overrides.optim.epochs": 2},
     "teacher of 2 epochs, Muon": {
         **OWN_TEACHER,
-        "teacher.overrides.optim": {"epochs": 2, "name": "muon", "lr": 4e-3, "min_lr": 4e-5, "global_batch_size": 32},
+        "teacher.overrides.optim.epochs": 2,
+        "teacher.overrides.optim.name": "muon",
+        "teacher.overrides.optim.lr": 4e-3,
+        "teacher.overrides.optim.min_lr": 4e-5,
     },
     "RandAugment, erasing": {"augment.rand_augment": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25},
 }
