@@ -27,6 +27,7 @@ app = typer.Typer(
 
 
 BESIDE = ("predict",)  # commands whose stdout is a result that programs read
+TRAINING, OF_A_RUN, AROUND = "Train", "Use and examine a trained run", "Data, configs and this machine"  # of --help
 
 
 @app.callback()
@@ -47,11 +48,7 @@ def of_all_commands(
     ctx.with_resource(Pulse(lambda: f"at work  fastlg {name}", aside=name in BESIDE))
 
 
-app.command()(config_commands.configs)
-app.command()(config_commands.config)
-
-
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def train(
     config: ConfigName,
     overrides: Overrides = None,
@@ -88,7 +85,7 @@ def train(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def pretrain(
     config: ConfigName,
     overrides: Overrides = None,
@@ -116,7 +113,7 @@ def pretrain(
     run(loaded, resume=resume, dry_run=dry_run)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def compare(
     config: ConfigName,
     overrides: Overrides = None,
@@ -142,14 +139,18 @@ def compare(
     run(loaded, overrides=overrides or [], dry_run=dry_run)
 
 
-app.command()(many.reproduce)
-app.command()(many.sweep)
-app.command()(hand_on.predict)
-app.command("eval")(testing.evaluate)
-app.command()(hand_on.export)
+app.command(rich_help_panel=TRAINING)(many.sweep)
+app.command(rich_help_panel=TRAINING)(many.reproduce)
+app.command("eval", rich_help_panel=OF_A_RUN)(testing.evaluate)
+app.command(rich_help_panel=OF_A_RUN)(hand_on.predict)
+app.command(rich_help_panel=OF_A_RUN)(hand_on.export)
+app.command(rich_help_panel=OF_A_RUN)(report)
+app.command(rich_help_panel=OF_A_RUN)(analyze)
+app.command(rich_help_panel=AROUND)(config_commands.configs)
+app.command(rich_help_panel=AROUND)(config_commands.config)
 
 
-@app.command()
+@app.command(rich_help_panel=AROUND)
 def prepare(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Whatever data.source accepts (docs/data.md).")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the store.")],
@@ -182,11 +183,7 @@ def prepare(
         preview_store(path, preview)
 
 
-app.command()(analyze)
-app.command()(report)
-
-
-@app.command()
+@app.command(rich_help_panel=AROUND)
 def cache(config: ConfigName, overrides: Overrides = None) -> None:
     """Run a config's teacher once over the training images and store its features, for teacher.mode=cache."""
     from fastlg.commands.line.early import expect_possible
@@ -199,7 +196,7 @@ def cache(config: ConfigName, overrides: Overrides = None) -> None:
     make_cache(loaded)
 
 
-@app.command()
+@app.command(rich_help_panel=AROUND)
 def models(
     pattern: Annotated[
         str | None,
@@ -220,7 +217,7 @@ def models(
     list_models(pattern, image_size)
 
 
-@app.command()
+@app.command(rich_help_panel=AROUND)
 def bench(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks to run; default: all.")
@@ -249,7 +246,7 @@ def bench(
     raise typer.Exit(run_benchmarks(arguments, *paths.values()))
 
 
-@app.command()
+@app.command(rich_help_panel=AROUND)
 def doctor() -> None:
     """Report what this machine offers, what is missing and how to install it."""
     from fastlg.commands.doctor import report

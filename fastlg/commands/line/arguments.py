@@ -31,9 +31,7 @@ Resume = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything and try one step, without writing a run.")]
 Gpus = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", help="Start N ranks on this machine, one per GPU (with engine.device=cpu: one per process)."
-    ),
+    typer.Option(metavar="N", help="Start N ranks on this machine, one per GPU; with engine.device=cpu, N processes."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME.")]
 Which = Annotated[str, typer.Option(help="Checkpoint to use: last or best.")]
