@@ -41,7 +41,7 @@ from fastlg.errors import brief
 
 
 class RunConfig(Section):
-    """Where the run lives: ``root/name``. An empty name is the config file's own."""
+    """The run folder is ``root/name``. An empty name takes that of the config file."""
 
     name: RunName = ""  # a folder below root
     root: Path = pathlib.Path("runs")  # folder of all runs, and of the teachers that they share
@@ -55,7 +55,7 @@ def scheme_of(source: str) -> str:
 
 
 class DataConfig(Section):
-    """Which images, and how they are read. See data/sources/choose.py for the forms of ``source``."""
+    """Which images, and how they are read. docs/data.md lists the forms of ``source``."""
 
     source: HomeText  # a path, torchvision:NAME, hf://OWNER/NAME or demo:mnist5k
     label_column: str | None = None  # column of the labels; parquet, hf:// and .beton only
@@ -70,7 +70,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """timm's train transform, by its parts; the defaults are the paper's."""
+    """The parts of timm's training transform; the defaults are the paper's."""
 
     crop_scale: tuple[Share, Share] = (0.08, 1.0)  # range of a random crop's area, as a fraction of the image
     crop_ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # range of a crop's width / height
@@ -156,7 +156,7 @@ class TeacherConfig(Section):
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # of the features on disk
     cache_replay: Literal["exact", "cell"] = "exact"  # how a crop is cut from a cached map; cell: as the reference code
     cache_augment: Literal["geometric", "all"] = "geometric"  # all: the rest for the student only (docs/training.md)
-    cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # see teacher/cache/memory.py
+    cache_memory: Literal["auto", "device", "shard", "host", "mmap"] = "auto"  # on GPU, split over GPUs, RAM or disk
     view: Literal["student", "source"] = "student"  # source: the same crop without RandAugment and erasing
 
 
