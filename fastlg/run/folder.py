@@ -34,6 +34,7 @@ EVALUATION = "evaluation"  # what fastlg eval found
 FOLDERS_OF_RUN = ("checkpoints", "tensorboard", ANALYSIS, EVALUATION)
 SHOWN = ("top1_last", "top1_best", "images_per_s", "wall_s", "epochs")  # numbers of a summary that are told
 MAX_SUMMARY = 1 << 20  # bytes
+MOST_LOOKED_INTO = 100  # folders, for runs that may be meant
 OF_COMPARE = (LOCK, "summary.json", "curves.png", "compare.md", "compare.tex", "compare.csv", "compare.json", REPORT)
 WEIGHTS = {  # what may be given as them
     "model.weights": "a run folder or a checkpoint file",
@@ -107,9 +108,15 @@ def expect_run(folder: Path) -> None:
 
 def runs_of(folder: Path) -> list[Path]:
     """The runs right below a folder."""
+    return [run for run in folders_of(folder) if is_file(run / "config.yaml")]
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """The folders right below a folder; [] of one that cannot be read."""
     try:
-        return [run for run in sorted(folder.iterdir()) if is_file(run / "config.yaml")]
-    except OSError:
+        with os.scandir(folder) as entries:  # which knows folders without a look at each of a million images
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except (OSError, ValueError):
         return []
 
 
@@ -121,13 +128,11 @@ def expect_there(path: Path, field: str) -> None:
 
 
 def runs_near(path: Path) -> str:
-    """Which run folder may be meant by ``path``, which is none: those in it, beside it and in runs/."""
-    runs = []
-    for place in dict.fromkeys((path, path.parent, Path("runs"), Path("runs", "teachers"))):
-        try:
-            runs += [run for run in sorted(place.iterdir()) if is_file(run / "config.yaml") and run not in runs]
-        except (OSError, ValueError):
-            continue
+    """Which run folder may be meant by ``path``, which is none: those in it, in folders in it (of a table), beside it
+    and in runs/."""
+    runs = runs_of(path) or [run for folder in folders_of(path)[:MOST_LOOKED_INTO] for run in runs_of(folder)]
+    for place in dict.fromkeys((path.parent, Path("runs"), Path("runs", "teachers"))):
+        runs += [run for run in runs_of(place) if run not in runs]
     if not runs:
         return "no runs here; fastlg train CONFIG makes one in runs/ (see run.root)"
     near = difflib.get_close_matches(path.name[:200], [run.name for run in runs], n=1, cutoff=0.6)

@@ -17,7 +17,7 @@ from fastlg.commands.testing.files import keep
 from fastlg.commands.testing.outcome import Evaluation, Side
 from fastlg.commands.testing.sheets import ends, sheets_of, show, texts_of
 from fastlg.data.corruptions.strengths import NAMES, SEVERITIES
-from fastlg.errors import UserError, writing
+from fastlg.errors import UserError, is_unwritable, writing
 from fastlg.ranks.say import say
 from fastlg.run.report import Pulse
 
@@ -34,9 +34,14 @@ def evaluate(run: Path, which: str, overrides: dict[str, Any], *, out: Path | No
 
 
 def expect_place(out: Path) -> None:
-    """Makes the folder before anything takes long. Raises RunError."""
+    """Makes the folder before anything takes long. Raises UserError where none can be, RunError on a full disk."""
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if not is_unwritable(error):
+                raise
+            raise UserError(f"cannot write to {out}: {error.strerror}; give another folder (--out)") from None
 
 
 def measured(

@@ -18,6 +18,10 @@ RUNS = {
     "runs/alpah": ["there is no run runs/alpah", NEAR],
     "no/such/place": ["there is no run no/such/place", THERE],
     "runs": ["runs is no run folder: it holds no config.yaml", THERE],
+    "runs/swept": [
+        "runs/swept is no run folder",
+        "runs there: runs/swept/lr=1/seed0, runs/swept/lr=2/seed0, runs/alpha",
+    ],
     ".": [". is no run folder", THERE],
     "own.yaml": ["own.yaml is no run folder: it is a file", THERE],
     "/dev/null": ["/dev/null is no run folder: it is a device", THERE],
@@ -37,7 +41,7 @@ def place(tmp_path, monkeypatch):
     """A working folder with two runs, a comparison and a config."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLG_CACHE", str(tmp_path / "cache"))
-    for name in ("alpha", "cut", "both/guided", "both/unguided"):
+    for name in ("alpha", "cut", "both/guided", "both/unguided", "swept/lr=1/seed0", "swept/lr=2/seed0"):
         (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
         (tmp_path / "runs" / name / "config.yaml").write_text(RUN)
     (tmp_path / "runs" / "alpha" / "checkpoints" / "best.pt").write_bytes(b"")

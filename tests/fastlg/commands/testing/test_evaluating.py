@@ -305,6 +305,10 @@ def test_of_python_an_evaluation_can_be_asked(both):
         (("{guided}", "--corruptions", "--without", ",".join(NAMES)), ("leave no corruption",)),
         (("{guided}", "--corruptions", "--without", "frost", "--severities", "0,6"), ("--severities is 0,6",)),
         (("{guided}", "--out", "{guided}/config.yaml"), ("is a file", "give a folder")),
+        (
+            ("{guided}", "--out", "{guided}/config.yaml/x"),
+            ("cannot write to", "config.yaml/x", "another folder (--out)"),
+        ),
         (("{guided}", "--against", "{moved}"), ("different images", "data.source=")),
     ],
 )
