@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from fastlg import ranks
 from fastlg.config import Config
-from fastlg.data.loaders.choose import make_loader
-from fastlg.data.loaders.of_run import new_crops_loader, new_loader, new_plan
+from fastlg.data.loaders.of_run import new_crops_loader, new_first_loader, new_loader, new_plan
 from fastlg.data.stores import Stores
 from fastlg.data.views.crops import CropViewMaker
 from fastlg.data.views.make import ViewMaker
@@ -178,12 +177,12 @@ def begin(model: Student | CifarResNet, config: Config, stores: Stores, device: 
 
 
 def first_views(config: Config, stores: Stores, device: torch.device) -> Iterator[Tensor]:
-    """What the student sees in the first epoch, unmixed, in whole batches: of all ranks, on each of them alike."""
-    plan = {**vars(new_plan(config, train=True)), "rank": 0, "world_size": 1}
-    plan["batch_size"] = config.optim.global_batch_size
+    """What the student sees in the first epoch, unmixed, in whole batches [N, 3, S, S]: of all ranks, on each of them
+    alike. Of a run without labels the large views, one after the other."""
     views = make_views(config, None)
-    for batch in make_loader("torch", stores.train, device=device, **plan).epoch(0):
-        yield views(batch, 0).student
+    for batch in new_first_loader(config, stores.train, device).epoch(0):
+        seen = views(batch, 0).student
+        yield seen.flatten(0, -4)
 
 
 def online_statistics(config: Config) -> str | None:

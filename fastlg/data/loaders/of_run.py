@@ -41,15 +41,31 @@ def new_loader(config: Config, store: Store, device: torch.device, *, train: boo
 
 def new_crops_loader(config: Config, store: Store, device: torch.device, *, small_size: int) -> CropsLoader:
     """Loader of this rank's part of the training split, several crops of each image, as ``pretrain`` says."""
+    plan = vars(new_plan(config, train=True))
+    return _crops_loader(config, config.data.loader, store, device, plan, small_size, config.pretrain.local_crops)
+
+
+def new_first_loader(config: Config, store: Store, device: torch.device):
+    """Loader of what a student sees large of the training split, in whole batches: of all ranks, on each alike."""
+    plan = {**vars(new_plan(config, train=True)), "rank": 0, "world_size": 1}
+    plan["batch_size"] = config.optim.global_batch_size
+    if config.pretrain is None:
+        return make_loader("torch", store, device=device, **plan)
+    return _crops_loader(config, "torch", store, device, plan, plan["size"], 0)
+
+
+def _crops_loader(
+    config: Config, kind: str, store: Store, device: torch.device, plan: dict, small_size: int, small_crops: int
+) -> CropsLoader:
     own = config.pretrain
     return CropsLoader(
-        config.data.loader,
+        kind,
         store,
         device=device,
         workers=config.data.workers,
-        plan=vars(new_plan(config, train=True)),
+        plan=plan,
         large_scale=own.global_scale,
         small_scale=own.local_scale,
         small_size=small_size,
-        small_crops=own.local_crops,
+        small_crops=small_crops,
     )

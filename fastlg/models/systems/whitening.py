@@ -45,7 +45,7 @@ def start_whitening(conv: nn.Conv2d, images: Iterable[Tensor]) -> str:
             break
     rows = whitening_rows(total / patches)
     conv.weight[: len(rows)] = rows.view(-1, *conv.weight.shape[1:]).to(conv.weight)
-    return f"whitening in {len(rows)} of {conv.out_channels} channels, from {count:,} images"
+    return f"whitening in {len(rows)} of {conv.out_channels} channels, from {count:,} views"
 
 
 def whitening_rows(moments: Tensor) -> Tensor:

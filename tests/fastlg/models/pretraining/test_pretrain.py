@@ -215,6 +215,22 @@ def test_on_a_gpu_its_blocks_are_not_fused_and_cudnn_is_told_what_holds_for_it(i
     assert not switches.tune_convolutions and torch.backends.cudnn.benchmark is False
 
 
+def test_whitening_is_of_the_large_views_that_the_student_begins_with(inside, capsys):
+    own = ("model.init=whitening", "model.args.patch_size=4", "model.args.embed_dim=48", "data.workers=0")
+    config = unlabelled("student.yaml", [*SMALL, *own, "run.name=white"])[0]
+    parts = assemble.assemble(config, open_stores(config.data), None, None)
+    assert "start    whitening in 48 of 48 channels, from 152 views" in capsys.readouterr().out
+    seen = [parts.views(batch, 0).student.flatten(0, 1) for batch in parts.train_loader.epoch(0)]
+    conv = parts.unit.student.bare.patch_embed.proj
+    patches = (
+        torch.cat(seen).double().unfold(2, 4, 1).unfold(3, 4, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    )
+    made = patches @ conv.weight.detach().double().flatten(1).mT
+    moments = made.mT @ made / len(made)
+    assert (moments - moments.diag().diag()).abs().max() < 1e-4 and moments.diag()[0] > 0.99
+    assert torch.equal(parts.teacher.student.bare.patch_embed.proj.weight, conv.weight)
+
+
 def test_warm_up_is_the_authors_share_where_epochs_are_made_of_the_images():
     config = unlabelled("own_images", [])[0]
     found = values_of(config, Facts(2000, 10, 300))

@@ -138,7 +138,7 @@ def test_whitening_rows_are_the_authors(systems):
         conv.weight.copy_(arrays["weight_before"])
         conv.bias.copy_(arrays["bias"])
     said = start_whitening(conv, arrays["images"].float().split([4, 2]))
-    assert said == "whitening in 12 of 16 channels, from 6 images"
+    assert said == "whitening in 12 of 16 channels, from 6 views"
     found, wanted = conv.weight.detach(), arrays["weight_after_f32"]
     torch.testing.assert_close(found[:12].abs(), wanted[:12].abs(), rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(found[:12].abs(), arrays["rows_f64"].abs().float(), rtol=1e-5, atol=1e-5)
