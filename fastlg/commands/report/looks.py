@@ -32,6 +32,11 @@ _TITLES = {"stored, crop in red": "stored image, its crop in red"}
 
 def views_of(facts: Facts) -> Markup:
     """The first training images of epoch 1 through the run's own loader and augmentation."""
+    if (own := facts.config.pretrain) is not None:
+        small = f" and {own.local_crops} small" if own.local_crops else ""
+        return note(
+            f"Not shown: without labels the networks see 2 large{small} crops of an image, each changed by itself."
+        )
     if not facts.stores:
         return note(f"Not shown, for the images cannot be read: {facts.stores.why}")
     made = tried(lambda: _views(facts, facts.stores.value))

@@ -160,6 +160,7 @@ def test_its_score_is_told_by_what_measured_it(here, fastlg):
     assert table.as_json()["rows"][0]["runs"][0]["measured_by"] == by.removeprefix("by ")
     page = run_page(facts, "")
     assert f"on test images top-1 is {by}" in page and f"top-1 {by}, as the run told it" in page
+    assert "the networks see 2 large and 2 small crops of an image" in page and "Error)" not in page
 
 
 def test_what_has_no_place_is_refused_in_a_line(fastlg):
