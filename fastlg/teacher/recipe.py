@@ -24,7 +24,8 @@ def teacher_config(config: Config, fingerprints: list[str]) -> Config:
 
     fingerprints: of the run's images.
 
-    Raises UserError for an override of what is the run's: its data, name and seed.
+    Raises UserError for an override of what is the run's (its data, name and seed), and for a recipe that makes no
+    teacher: one that has a teacher itself, or trains without labels.
     """
     overrides = dotted(config.teacher.overrides)
     if foreign := [key for key in overrides if key.partition(".")[0] in ("data", "run")]:
@@ -45,6 +46,11 @@ def teacher_config(config: Config, fingerprints: list[str]) -> Config:
         raise UserError(
             f"teacher.recipe {config.teacher.recipe} trains a {recipe.model.name} that has a teacher itself; name a "
             "recipe without a teacher section, or set teacher.overrides.teacher=null"
+        )
+    if recipe.pretrain is not None:
+        raise UserError(
+            f"teacher.recipe {config.teacher.recipe} trains without labels (pretrain), so that it tells no classes "
+            "apart; name another recipe, or set teacher.overrides.pretrain=null"
         )
     return as_teacher(recipe, fingerprints)
 

@@ -167,6 +167,8 @@ def test_what_has_no_place_is_refused_in_a_line(fastlg):
     again, start = ("train", "student.yaml", "teacher=null", "--dry-run"), "model.weights=runs/start"
     refused(fastlg(*again, start, "model.name=deit_tiny_patch16_224"), "without labels as vit_tiny_patch16_224")
     refused(fastlg(*again, start, "model.args.depth=2"), "blocks.2.norm1.weight is not in the model")
+    taught = ("train", "student.yaml", "--dry-run", "teacher.recipe=runs/start/config.yaml")
+    refused(fastlg(*taught), "trains without labels (pretrain)", "teacher.overrides.pretrain=null")
     for command in (("eval", "runs/start"), ("export", "runs/start", "out"), ("predict", "runs/start", ".")):
         refused(fastlg(*command), "trained without labels", "model.weights=runs/start")
 
