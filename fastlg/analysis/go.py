@@ -20,6 +20,7 @@ from fastlg.engine.precision import pick_device
 from fastlg.errors import UserError, brief, writing
 from fastlg.files.atomic import write_whole
 from fastlg.files.reading import what_is
+from fastlg.files.together import together
 from fastlg.ranks.say import say
 from fastlg.run.curves import plot_curves, save_picture
 from fastlg.run.folder import ANALYSIS, PARTS_OF_COMPARE, is_compare
@@ -28,6 +29,8 @@ from fastlg.run.trained import is_export
 
 SHOWN = 4  # images whose maps are drawn
 COLUMNS = 4  # blocks whose maps are drawn, where none are chosen
+PICTURES = ("distance.png", "attention.png", "rollout.png", "similarity.png", "curves.png")
+NAMES = ("analysis.json", "maps.json", *PICTURES)  # of all files that may be left
 FIXED = "analyze cannot change {}: it is part of the trained run; data.* and engine.device may differ"
 
 
@@ -51,8 +54,8 @@ def analyze(
     of_class  the class that dense maps are about; None: the one that each image is taken for
     out     None: the folder ``analysis`` in ``run``
 
-    Writes analysis.json, maps.json and the pictures, and returns what the former holds. Raises UserError before
-    anything is measured.
+    Writes analysis.json, maps.json and the pictures, in the place of what an earlier call left in the folder
+    (files/together.py), and returns what the first holds. Raises UserError before anything is measured.
     """
     others = [text for text in more if "=" not in text]
     overrides = parse_overrides([text for text in more if "=" in text])
@@ -86,12 +89,13 @@ def analyze(
         for note in found[subject.name].notes:
             say(f"note     {subject.name}: {note}")
     report = _report(subjects, found, which, len(rows), f"{store.path} ({store.split})", guide and guide.what)
-    with writing(out):
-        write_whole(out / "analysis.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-        write_whole(out / "maps.json", json.dumps(_maps(found, first), allow_nan=False) + "\n")
     view = max(subject.config.model.image_size for subject in subjects)
-    drawn = _draw(out, subjects, found, whole_images(store, first, view), chosen)
-    _tell(report, out, drawn)
+    shown = whole_images(store, first, view)
+    with writing(out), together(out, NAMES) as work:
+        report["files"] = ["maps.json", *_draw(work, subjects, found, shown, chosen)]
+        write_whole(work / "analysis.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_whole(work / "maps.json", json.dumps(_maps(found, first), allow_nan=False) + "\n")
+    _tell(report, out)
     return report
 
 
@@ -228,7 +232,7 @@ def _pairs(subject: Subject) -> list[tuple[int, int]]:
     return list(zip(subject.student.blocks, subject.trained.teacher.stages, strict=False))
 
 
-def _tell(report: dict, out: Path, drawn: list[str]) -> None:
+def _tell(report: dict, out: Path) -> None:
     for name, own in report["models"].items():
         if own["distance"] is not None:
             say(
@@ -237,7 +241,7 @@ def _tell(report: dict, out: Path, drawn: list[str]) -> None:
             )
         for block, stage, value in _closest(own["cka"]):
             say(f"teacher  {name}: stage {stage} is closest to block {block}, CKA {value:.2f}")
-    say(f"analysis of {report['images']} images in {out}: {', '.join(['analysis.json', 'maps.json', *drawn])}")
+    say(f"analysis of {report['images']} images in {out}: {', '.join(['analysis.json', *report['files']])}")
 
 
 def _closest(cka: list[list[float | None]] | None) -> list[tuple[int, int, float]]:

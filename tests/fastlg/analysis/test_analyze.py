@@ -75,7 +75,8 @@ def test_a_run_leaves_its_numbers_and_pictures_and_is_still_a_run(here, fastlg):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
     report = report_of(folder)
-    assert report["images"] == 10 and set(report) == {"version", "images", "source", "teacher", "models"}
+    assert report["images"] == 10 and set(report) == {"version", "images", "source", "teacher", "models", "files"}
+    assert sorted(report["files"]) == sorted([*PICTURES, "maps.json"])
     (own,) = report["models"].values()
     assert set(own) == OF_MODEL and list(report["models"]) == ["guided"] and own["guided_blocks"] == [0, 1, 2]
     assert [set(block) for block in own["blocks"]] == [OF_BLOCK] * 3
@@ -223,12 +224,16 @@ def mean_and_std(config):
 
 
 def test_pictures_that_fail_are_lines_and_the_numbers_are_there(here, fastlg, monkeypatch):
+    folder = here / "runs/pair/guided/analysis"
+    folder.mkdir()
+    for name in (*PICTURES, "analysis.json", "notes.txt"):
+        (folder / name).write_text("of an earlier call")
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(ValueError("no\nink")))
     status, out, err = fastlg("analyze", "runs/pair/guided", "--images=3")
     assert status == 0 and err == ""
     assert sum(line.startswith("warning  the picture") for line in out.splitlines()) == len(PICTURES)
-    folder = here / "runs/pair/guided/analysis"
-    assert sorted(path.name for path in folder.iterdir()) == ["analysis.json", "maps.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["analysis.json", "maps.json", "notes.txt"]
+    assert report_of(folder)["files"] == ["maps.json"]
 
 
 def test_a_run_whose_teacher_is_gone_is_analysed_without_it_and_says_so(here, made, fastlg):
