@@ -73,14 +73,15 @@ def evaluate_seeds(
         raise UserError(f"{folder}: its seeds were tested on different images; give data.source=..., for all")
     evidence = weigh(*(np.stack([own.right[side] for own in seeds]) for side in (1, 0)))
     said = verdict(evidence, " against ".join(SIDES), "other seeds were not trained")
-    lines = [said, *(f"note     {note}" for note in dict.fromkeys(notes))]
+    notes = list(dict.fromkeys(notes))
+    lines = [said, *(f"note     {note}" for note in notes)]
     sheet = _sheet(seeds)
     show(sheet)
     for line in lines:
         say(line)
     whole = {"seeds": [_told(own) for own in seeds], "evidence": {**evidence._asdict(), "holds": evidence.holds}}
     texts = {PAGE: markdown(str(folder), [sheet], lines), "seeds.csv": as_csv(*sheet.numbers)}
-    keep(out, texts, {**whole, "notes": lines[1:]})
+    keep(out, texts, {**whole, "notes": notes})
     return evidence
 
 

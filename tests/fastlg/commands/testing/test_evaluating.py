@@ -265,6 +265,7 @@ def test_a_comparison_over_seeds_is_evaluated_pair_by_pair(both, fastlg):
         json.loads((folder / "evaluation/evaluation.json").read_text()),
     )
     gain = first["guided"]["top1_last"] - first["unguided"]["top1_last"]
+    assert second["notes"][0].startswith("left out: seed9") and second["seeds"][1]["seed"] == "seed10"
     assert second["evidence"]["differences"] == pytest.approx([gain, -gain])
     assert second["evidence"]["mean"] == pytest.approx(0) and not second["evidence"]["holds"]
     rows = list(csv.DictReader((folder / "evaluation" / "seeds.csv").open()))
