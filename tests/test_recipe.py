@@ -13,7 +13,6 @@ from tiny_project import STUDENT, TEACHER
 
 from benchmarks import recipe
 from benchmarks.harness import ladder as cells_of
-from fastlg.models.param_groups import param_groups
 
 TOP1 = {("muon", True, 1e-3): [50.0, 60.0], ("muon", True, 2e-3): [56.0, 57.0], ("muon", True, 4e-3): [90.0]}
 TOP1 |= {("muon", False, 1e-3): [41.0, 30.0], ("muon", False, 2e-3): [40.0, 40.0]}
@@ -108,20 +107,3 @@ def test_several_at_once_give_the_rows_of_one_after_the_other(ladder, tmp_path):
     what = ("cell", "overrides", "curve", "teacher_top1")
     one, other = ({row["cell"]["guided"]: [row[key] for key in what] for row in rows} for rows in (alone, beside))
     assert one == other and one.keys() == {True, False}
-
-
-def test_a_lever_may_hand_the_head_to_muon_and_only_within_its_own_training(ladder, monkeypatch):
-    counts = []
-
-    def counted(unit, *args, **kwargs):
-        groups = param_groups(unit, *args, **kwargs)
-        counts.append(len(groups[-1]["params"]))
-        return groups
-
-    monkeypatch.setattr("fastlg.models.param_groups.param_groups", counted)
-    takes = {"head": {cells_of.LEFT_OUT: r"(^|\.)(stem|patch_embed|pos_)"}, "as ever": {"optim.ema": 0.5}}
-    monkeypatch.setattr(cells_of, "LEVERS", takes)
-    made = ladder("levers")[-4:]
-    guided, unguided, guided_as_ever, unguided_as_ever = counts[-8:][1::2]  # tried first, then trained
-    assert guided == guided_as_ever + 1 and unguided == unguided_as_ever + 1
-    assert "muon leaves" not in json.dumps([row["overrides"] for row in made])

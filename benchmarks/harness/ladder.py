@@ -51,7 +51,6 @@ WIDER_RATES = {  # one more of each, where the best of an optimizer lay at an ed
     "quickstart": {"adamw": 1.6e-2, "muon": 3.2e-2},
 }
 TIMES = "rate times"  # of a lever that changes the rate by a factor
-LEFT_OUT = "muon leaves"  # of a lever: names of the matrices that AdamW steps, in place of NOT_HIDDEN's
 OWN_TEACHER = {"teacher.weights": None}  # of a lever: not the setting's teacher, but one by teacher.overrides
 LEVERS: dict[str, dict] = {
     "alternating flips": {"augment.flip": "alternating"},
@@ -67,8 +66,9 @@ LEVERS: dict[str, dict] = {
     "5 epochs": {"optim.epochs": 5},
     "batch 64": {"optim.global_batch_size": 64},
     "batch 64, rate x 1.4": {"optim.global_batch_size": 64, TIMES: 1.4},
-    "Muon steps the head too": {LEFT_OUT: r"(^|\.)(stem|patch_embed|pos_)"},
-    "Muon steps the patches too": {LEFT_OUT: r"(^|\.)(head|pos_)"},
+    "Muon steps the head too": {"optim.muon_also": ["head"]},
+    "Muon steps the patches too": {"optim.muon_also": ["stem"]},
+    "Muon steps patches and head too": {"optim.muon_also": ["stem", "head"]},
     "teacher of 2 epochs": {**OWN_TEACHER, "teacher.overrides.optim.epochs": 2},
     "teacher of 2 epochs, Muon": {
         **OWN_TEACHER,
@@ -106,16 +106,10 @@ class Cell(NamedTuple):
     def overrides(self) -> dict:
         lever = dict(LEVERS.get(self.lever) or LONG.get(self.lever) or {})
         rate = self.lr * lever.pop(TIMES, 1)
-        lever.pop(LEFT_OUT, None)
         own = {"optim.name": self.optimizer, "optim.lr": rate, "optim.min_lr": rate / 100, "run.seed": self.seed}
         if self.epochs:
             return {**own, "optim.epochs": self.epochs}
         return {**own, **({} if self.guided else {"teacher": None}), **lever}
-
-    @property
-    def left_out(self) -> str | None:
-        """Names of the matrices that Muon leaves to AdamW; None: those of fastlg."""
-        return LEVERS.get(self.lever, {}).get(LEFT_OUT)
 
     @property
     def epochs(self) -> int:

@@ -255,6 +255,7 @@ class OptimConfig(OfTimmOrOurs):
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # of adamw
     momentum: Momentum = 0.9  # of sgd, Nesterov
     muon_momentum: Momentum = 0.95  # of muon's matrices, Nesterov
+    muon_also: tuple[Literal["stem", "head"], ...] = ()  # muon steps these layers' matrices too: patch embedding, head
     clip_norm: NotNegative = 0.0  # largest L2 norm of the gradients; 0: no clipping
     label_smoothing: Momentum = 0.0  # fraction of each target spread over all classes
     ema: Momentum = 0.0  # decay per update of averaged weights, which are tested and exported; 0: off

@@ -36,6 +36,7 @@ class OfTimmOrOurs(Section):
             "betas": self.of_timm,
             "momentum": self.of_timm,
             "muon_momentum": self.of_timm,
+            "muon_also": self.of_timm,
             "flat": self.schedule_of_timm,
         }
         for name, is_timms in exact.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from timm.models import group_parameters
 from torch import nn
@@ -12,7 +12,8 @@ from fastlg.config import OptimConfig
 from fastlg.errors import UserError
 
 SPARED = ("cls_token", "pos_embed", "dist_token", "distill_token")
-NOT_HIDDEN = re.compile(r"(^|\.)(head|stem|patch_embed|pos_)")  # first and last layers; ConViT's map of positions
+OUTER = {"stem": re.compile(r"(^|\.)(stem|patch_embed)"), "head": re.compile(r"(^|\.)head")}  # first and last layers
+POSITIONS = re.compile(r"(^|\.)pos_")  # ConViT's map of them
 
 
 def groups_of(unit: nn.Module, optim: OptimConfig) -> list[dict]:
@@ -24,25 +25,31 @@ def groups_of(unit: nn.Module, optim: OptimConfig) -> list[dict]:
         inside = "student." if bare is student else "student.bare."
         found = layer_scales(bare, getattr(student, "name", type(student).__name__), optim.layer_decay)
         scales = {inside + name: share for name, share in found.items()}
-    return param_groups(unit, optim.weight_decay, muon=optim.name == "muon", scales=scales)
+    is_muon = optim.name == "muon"
+    return param_groups(unit, optim.weight_decay, muon=is_muon, also=optim.muon_also, scales=scales)
 
 
 def param_groups(
-    module: nn.Module, weight_decay: float, *, muon: bool = False, scales: Mapping[str, float] | None = None
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    muon: bool = False,
+    also: Collection[str] = (),
+    scales: Mapping[str, float] | None = None,
 ) -> list[dict]:
     """Optimizer groups, [no decay, decay]; every trainable parameter is in exactly one, in definition order.
 
     No decay: 1-D parameters, names ending in ".bias", and class, distillation and position tokens (the reference
     code's rule); of a student without a walk of its own also what its author spares. ``muon`` takes the matrices
-    between hidden layers (``is_hidden_matrix``) out of the decayed ones, to a third group that says so. ``module`` may
-    be a student or a unit that wraps it with its projections: names are judged by what they contain. A group without
-    parameters is left out.
+    between hidden layers (``is_matrix``), and those of the "stem" and the "head" where ``also`` names them, out of the
+    decayed ones, to a third group that says so. ``module`` may be a student or a unit that wraps it with its
+    projections: names are judged by what they contain. A group without parameters is left out.
 
     ``scales`` (``layer_scales``) splits every group by its parameters' share of the learning rate, which is then the
     group's ``lr_scale``; a parameter without one has all of it.
     """
     spared, decayed, matrices = [], [], []
-    told, outer = _told(module, "undecayed"), _told(module, "outer")
+    told, outer = _told(module, "undecayed"), {kind: _told(module, f"of_{kind}") for kind in OUTER}
     share_of = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -50,7 +57,7 @@ def param_groups(
         share_of[parameter] = (scales or {}).get(name, 1.0)
         if parameter.ndim == 1 or name.endswith(".bias") or any(token in name for token in SPARED) or name in told:
             spared.append(parameter)
-        elif muon and name not in outer and is_hidden_matrix(name, parameter):
+        elif muon and is_matrix(parameter) and _place(name, outer) in (None, *also):
             matrices.append(parameter)
         else:
             decayed.append(parameter)
@@ -86,12 +93,17 @@ def layer_scales(model: nn.Module, name: str, decay: float) -> dict[str, float]:
     return {own: decay ** (last - layer) for own, layer in layer_of.items()}
 
 
-def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a weight maps hidden features to hidden features: linear layers of blocks, guidance projections, and
-    convolutions, flattened to [out, in * kh * kw]. Not heads, patch embeddings and stems, which see classes and pixels;
-    nor depthwise convolutions, which map no channel to another."""
-    is_linear = parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
-    return is_linear and NOT_HIDDEN.search(name) is None
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether a weight maps features to features: linear layers, and convolutions, flattened to [out, in * kh * kw];
+    not depthwise ones, which map no channel to another."""
+    return parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
+
+
+def _place(name: str, outer: Mapping[str, set[str]]) -> str | None:
+    """Of what sees pixels "stem", of what tells classes apart "head", of maps of positions "positions"; else None."""
+    if POSITIONS.search(name):
+        return "positions"
+    return next((kind for kind, pattern in OUTER.items() if pattern.search(name) or name in outer[kind]), None)
 
 
 def _told(module: nn.Module, what: str) -> set[str]:

@@ -41,8 +41,9 @@ class Student(nn.Module):
     model_args   further arguments of the timm model: patch_size, embed_dim, depth, num_heads, ...
 
     ``bare`` is the plain timm model, whose state dict is timm's; ``model_args`` with the name rebuild it. Of a model
-    without a walk: ``is_cnn``, whether most of its weights are those of convolutions; ``undecayed`` and ``outer``, the
-    weights that its author spares from decay and those of its first and last layers, by their names in ``bare``.
+    without a walk: ``is_cnn``, whether most of its weights are those of convolutions; ``undecayed``, ``of_stem``
+    and ``of_head``, the weights that its author spares from decay and those of its first and last layers, by their
+    names in ``bare``.
     Raises UserError for unknown names, arguments, blocks that do not exist, and image sizes the model cannot take.
     """
 
@@ -65,12 +66,13 @@ class Student(nn.Module):
             as_reference(self.bare, drop_path)
         fill_relative_positions(self.bare)
         use_patch_products(self.bare)
-        family, self.undecayed, self.outer = family_of(self.bare), frozenset(), frozenset()
+        family = family_of(self.bare)
+        self.undecayed = self.of_stem = self.of_head = frozenset()
         is_general = family is None
         self.is_cnn = is_general and is_convolutional(self.bare)
         if is_general:
             family = general_family(self.bare, name, image_size, num_classes)
-            self.undecayed, self.outer = told_by_timm(self.bare)
+            self.undecayed, self.of_stem, self.of_head = told_by_timm(self.bare)
         self._walk, self._shapes, self._family = family.walk, family.shapes(self.bare, image_size), family
         if not is_general:  # which is tried on an image
             _expect_classes_of_blocks(self.bare, name, len(self._shapes))

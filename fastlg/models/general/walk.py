@@ -63,15 +63,15 @@ def walk_features(model: nn.Module, images: Tensor, wanted: frozenset[int]) -> t
     return given[0], dict(enumerate(given[1]))
 
 
-def told_by_timm(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the weights that a model's author spares from decay, and of those of its first and last layers."""
+def told_by_timm(model: nn.Module) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Names of the weights that a model's author spares from decay, of those of its first layers, and of its last."""
     names = [name for name, _ in model.named_parameters()]
     listed = getattr(model, "no_weight_decay", None)
     parts = listed() if callable(listed) else ()
-    outer = tuple(f"{name}." for name in (*_first(model), *classifiers(model)))
+    outer = [tuple(f"{name}." for name in layers) for layers in (_first(model), classifiers(model))]
     return (
         frozenset(name for name in names if any(part in name for part in parts)),
-        frozenset(name for name in names if name.startswith(outer)),
+        *(frozenset(name for name in names if name.startswith(own)) for own in outer),
     )
 
 

@@ -203,6 +203,16 @@ def muon(tmp_path, monkeypatch):
         torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], wanted)
 
 
+@reaches("optim.muon_also", "optim.name")
+def muons_outer_layers(tmp_path, monkeypatch):
+    for also in ([], ["stem"], ["head"], ["head", "stem"]):
+        parts, batch, views = first_batch(*BARE, "optim.name=muon", f"optim.muon_also={also}")
+        parts.engine.step(views, batch, 16)
+        bare, state = parts.unit.student.bare, parts.engine.optimizer.state
+        stepped = {"stem": bare.patch_embed.proj.weight, "head": bare.head.weight}
+        assert [key for key in ("head", "stem") if "momentum_buffer" in state[stepped[key]]] == also
+
+
 @reaches("optim.name", "optim.args", "optim.layer_decay")
 def timms_optimizer(tmp_path, monkeypatch):
     """timm's own AdaMax and its layer decay, beside those of the run."""

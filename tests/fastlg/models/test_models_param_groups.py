@@ -128,3 +128,25 @@ def test_muon_steps_the_matrices_between_hidden_layers(name):
     assert found == {"projections.N.weight", *(f"student.{key}.weight" for key in wanted.split())}
     plain = param_groups(unit, 0.05)
     assert [id(parameter) for parameter in groups[0]["params"]] == [id(parameter) for parameter in plain[0]["params"]]
+
+
+OUTER = {  # model -> names of the matrices that see pixels, and of those that tell classes apart
+    "deit_tiny_distilled_patch16_224": ({"patch_embed.proj"}, {"head", "head_dist"}),
+    "t2t_vit_7": ({"patch_embed.performers.1.attn.kqv", "patch_embed.proj"}, {"head"}),  # two of many
+    "resnet20": ({"stem.conv"}, {"head"}),
+}
+
+
+@pytest.mark.parametrize("also", [("stem",), ("head",), ("stem", "head")], ids="-".join)
+@pytest.mark.parametrize("name", OUTER)
+def test_muon_steps_first_and_last_layers_where_it_is_told_to(name, also):
+    arguments, _ = MUON[name]
+    model = resnet20(5) if arguments is None else Student(name, num_classes=5, image_size=64, model_args=arguments).bare
+    unit = Unit(model)
+    hidden, more = (
+        {key for key, own in unit.named_parameters() if any(own is other for other in groups[-1]["params"])}
+        for groups in (param_groups(unit, 0.05, muon=True), param_groups(unit, 0.05, muon=True, also=also))
+    )
+    stem, head = ({f"student.{key}.weight" for key in names} for names in OUTER[name])
+    assert hidden < more and (stem <= more) == ("stem" in also) and (head <= more) == ("head" in also)
+    assert {key.split(".")[1].partition("_")[0] for key in more - hidden} <= {"patch", "stem", "head"}

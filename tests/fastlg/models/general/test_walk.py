@@ -145,6 +145,9 @@ def test_what_an_author_spares_from_decay_is_spared_and_muon_steps_no_first_or_l
     matrices = {id(weight) for weight in param_groups(resnet, 0.05, muon=True)[-1]["params"]}
     assert id(resnet.bare.layer1[0].conv1.weight) in matrices
     assert not {id(resnet.bare.conv1.weight), id(resnet.bare.fc.weight)} & matrices
+    for also, own in (("stem", resnet.bare.conv1.weight), ("head", resnet.bare.fc.weight)):
+        more = {id(weight) for weight in param_groups(resnet, 0.05, muon=True, also=[also])[-1]["params"]}
+        assert more - matrices == {id(own)}
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "resnet18", "levit_128s"])
