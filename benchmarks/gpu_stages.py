@@ -4,7 +4,7 @@
     python benchmarks/gpu_stages.py second --source CIFAR100 [--out OUT] [--total-s 400] [section.key=value ...]
 
 first   Does it train, at what rate (first_light); the tests that need a GPU, eight at a time; where a step's time goes,
-        guidance, augmentation, teacher and optimizer alone.
+        fused blocks, guidance, augmentation, teacher and optimizer alone.
 second  Real CIFAR-100: teacher, then guided student, evaluated as it goes (speedrun.py, which goes on where an earlier
         slice stopped); then first_light again, the ladder from the reference style, and compute-sanitizer.
 
@@ -37,10 +37,11 @@ GPU_TESTS = (
     "tests/fastlg/engine/test_engines_gpu.py",
     "tests/fastlg/test_drloc.py",
     "tests/kernels/guidance/test_guidance_gpu.py",
+    "tests/kernels/test_block_gpu.py",
     "tests/kernels/augment/test_augment_gpu.py",
     "tests/fastlg/data/loaders/test_loader_resident.py",
 )
-PARTS = ("guidance", "augment", "step", "teacher")
+PARTS = ("guidance", "blocks", "augment", "step", "teacher")
 TINY_MODEL = (
     "model.name=vit_tiny_patch16_224",
     "model.image_size=56",
@@ -125,7 +126,7 @@ def first(options: argparse.Namespace) -> list[Stage]:
     stages = [
         Stage("first_light", 195, bench(options, "first_light")),
         Stage("tests", 100, tests(options)),
-        Stage("parts", 80, bench(options, "optimizer", *(() if options.tiny else PARTS))),
+        Stage("parts", 110, bench(options, "optimizer", *(() if options.tiny else PARTS))),
     ]
     return chosen(stages, options)
 
