@@ -89,11 +89,12 @@ def scheduled(function: Callable[..., Tensor], arguments: list[Tensor]) -> list[
     kernels: list[Kernel] = []
 
     def compile_as(parts_of: Callable, graph_module: GraphModule, inputs: list, **options):
-        with V.set_fake_mode(detect_fake_mode(inputs)), pretended_gpu():
+        with V.set_fake_mode(detect_fake_mode(inputs)):
             cpu = torch.device("cpu")  # where the passes trace their patterns
             moved = _on_gpu(compile_fx._recursive_joint_graph_passes(graph_module, input_device=cpu))
-            for part in parts_of(moved, **options):
-                kernels.extend(_lowered(part))
+            with pretended_gpu():
+                for part in parts_of(moved, **options):
+                    kernels.extend(_lowered(part))
         raise _AllIsKnown
 
     def forward_and_backward(joint: GraphModule, **options) -> tuple[GraphModule, GraphModule]:
