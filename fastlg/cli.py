@@ -93,10 +93,10 @@ def pretrain(
     dry_run: DryRun = False,
     gpus: Gpus = None,
 ) -> None:
-    """Train a config's student without labels on its own images; model.weights=RUN then starts a run from it.
+    """Pretrain a config's student on its images without labels; model.weights=RUN then starts a run from it.
 
-    From a config without a pretrain section it takes model, images, epochs and batch size; the recipe is that of Gani
-    et al. 2022 (docs/systems.md).
+    Of a config without a pretrain section, only model, images, epochs and batch size are used; the rest is the recipe
+    of Gani et al. 2022 (docs/systems.md).
     """
     from fastlg.commands.line.early import expect_run
     from fastlg.commands.pretrain import pretrain as run

@@ -210,22 +210,22 @@ class DrlocConfig(Section):
 
 
 class PretrainConfig(Section):
-    """A start without labels (``fastlg pretrain``; Gani et al. 2022, arXiv 2210.07240): the student tells from one view
-    of an image what its own running mean, the teacher, says of another. Without the section: an ordinary run."""
+    """Pretraining without labels (``fastlg pretrain``; Gani et al. 2022, arXiv 2210.07240): the student predicts from one
+    view of an image what its own running mean, the teacher, outputs on another. No such section: an ordinary run."""
 
-    global_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the image's area that the two large views have
-    local_scale: tuple[Share, Share] = (0.2, 0.4)  # that the small views have, which the student alone sees
-    local_crops: Annotated[int, Field(ge=0, le=64)] = 8  # small views of an image
-    local_size: Size | None = None  # their side, px; None: half of model.image_size, in whole patches
-    outputs: Annotated[int, Field(ge=2, le=65_536)] = 1024  # what both networks sort views into
-    student_temperature: Temperature = 0.1  # of its answers
-    teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)  # rises from the first to the second
-    temperature_epochs: Epochs = 10  # in as many epochs
-    center_momentum: Momentum = 0.9  # of the mean of the teacher's answers, which is taken off them
-    momentum: Momentum = 0.996  # of the teacher's weights; it rises to 1 as a cosine
-    final_weight_decay: NotNegative = 0.4  # to which optim.weight_decay goes as a cosine
-    clip_each: NotNegative = 3.0  # the gradient of each parameter is scaled down to this L2 norm; 0 leaves them
-    frozen_epochs: Annotated[int, Field(ge=0, le=100_000)] = 1  # first ones, in which the last layer of the head rests
+    global_scale: tuple[Share, Share] = (0.5, 1.0)  # range of the two large views' area, as a fraction of the image
+    local_scale: tuple[Share, Share] = (0.2, 0.4)  # likewise, of the small views, which only the student sees
+    local_crops: Annotated[int, Field(ge=0, le=64)] = 8  # small views per image
+    local_size: Size | None = None  # side of the small views, px; None: half of model.image_size, in whole patches
+    outputs: Annotated[int, Field(ge=2, le=65_536)] = 1024  # outputs of the projection head of both networks
+    student_temperature: Temperature = 0.1  # of the student's softmax
+    teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)  # of the teacher's softmax: first, last
+    temperature_epochs: Epochs = 10  # epochs over which the teacher's temperature rises
+    center_momentum: Momentum = 0.9  # of the running mean that is subtracted from the teacher's outputs
+    momentum: Momentum = 0.996  # of the teacher's running mean of weights; rises to 1 as a cosine
+    final_weight_decay: NotNegative = 0.4  # last value of the weight decay, from optim.weight_decay as a cosine
+    clip_each: NotNegative = 3.0  # largest L2 norm of each parameter's gradient; 0: no clipping
+    frozen_epochs: Annotated[int, Field(ge=0, le=100_000)] = 1  # first epochs, in which the head's last layer is frozen
 
     @model_validator(mode="after")
     def _ordered(self):

@@ -11,26 +11,27 @@ from fastlg.commands.line.arguments import Overrides, Which
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME, or a comparison's.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, runs/NAME, or that of a comparison.")],
     overrides: Overrides = None,
     which: Which = "last",
     against: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Another run beside it, on the same images.")
+        Path | None, typer.Option(metavar="RUN", help="Another run to compare with, on the same images.")
     ] = None,
     corruptions: Annotated[
-        bool, typer.Option("--corruptions", help="Also the 15 common corruptions at severities 1 to 5.")
+        bool, typer.Option("--corruptions", help="Also test on the 15 common corruptions, severities 1 to 5.")
     ] = False,
-    only: Annotated[str | None, typer.Option(metavar="A,B,...", help="Of the corruptions only these.")] = None,
-    without: Annotated[str | None, typer.Option(metavar="A,B,...", help="All of them but these.")] = None,
-    severities: Annotated[str | None, typer.Option(metavar="1,3,...", help="Of the severities only these.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these corruptions.")] = None,
+    without: Annotated[str | None, typer.Option(metavar="A,B,...", help="All corruptions but these.")] = None,
+    severities: Annotated[str | None, typer.Option(metavar="1,3,...", help="Only these severities.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For tables and pictures; RUN/evaluation of two runs.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder for tables and pictures, by default RUN/evaluation with two runs."),
     ] = None,
 ) -> None:
-    """Measure a trained run on its test split: accuracy, calibration, classes; robustness, and another run beside it.
+    """Evaluate a trained run on its test split: accuracy, calibration, classes, robustness, difference to another run.
 
-    data.source=... measures other images of its classes, or of some of them: a test split, or plain class folders. A
-    comparison's folder has its guided run held against the unguided one.
+    data.source=... evaluates on other images of its classes, or of some of them: a test split, or plain class folders.
+    For the folder of a comparison, the guided run is compared with the unguided one.
     """
     from fastlg.commands.line.early import expect_source, expect_which
     from fastlg.commands.testing.choice import chosen_corruptions, out_folder, pair_of, pairs_of_seeds
