@@ -210,8 +210,8 @@ class DrlocConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Pretraining without labels (``fastlg pretrain``; Gani et al. 2022, arXiv 2210.07240): the student predicts from one
-    view of an image what its own running mean, the teacher, outputs on another. No such section: an ordinary run."""
+    """Pretraining without labels (``fastlg pretrain``; Gani et al. 2022, arXiv 2210.07240): from one view of an image
+    the student predicts the output of the teacher, its running mean, on another. No such section: an ordinary run."""
 
     global_scale: tuple[Share, Share] = (0.5, 1.0)  # range of the two large views' area, as a fraction of the image
     local_scale: tuple[Share, Share] = (0.2, 0.4)  # likewise, of the small views, which only the student sees
