@@ -20,6 +20,8 @@ from fastlg.data.store.make_split import Shrink
 from fastlg.data.store.store import Store, fingerprint_of, open_store, read_manifest
 from fastlg.errors import RunError, UserError
 
+SPLITS = ("train", "test", "val")  # in the order of Stores.splits
+
 
 @dataclass(frozen=True)
 class Stores:
@@ -66,8 +68,8 @@ def what_changed(data: DataConfig, fingerprints: Sequence[str]) -> str:
         options = {"label_column": data.label_column, "image_column": data.image_column}
         made = find_made(data.source, data.store, holdout=data.holdout, val=data.val, **options)
         if made is not None:
-            splits = ("train", "test", "val") if data.val else ("train", "test")
             manifest = read_manifest(made)
+            splits = [split for split in SPLITS[: 2 + bool(data.val)] if split in manifest["splits"]]
             is_other = [fingerprint_of(manifest, split) for split in splits] != list(fingerprints)
             return f"{data.source} holds other images now" if is_other else ""
         seen = find_split(fingerprints[0], [stores_root(data.store)])

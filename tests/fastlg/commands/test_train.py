@@ -68,7 +68,7 @@ def test_a_finished_run_is_not_trained_again(project, fastlg):
 def test_a_finished_run_tells_that_its_images_are_others_now(project, fastlg, image_folder):
     """By names, sizes and times, without reading an image, and by the content of a store of what is there now."""
     from fastlg.config import load_config
-    from fastlg.data.stores import open_stores
+    from fastlg.data.stores import open_stores, what_changed
 
     shutil.copytree(image_folder, project / "images")
     given = ("student.yaml", "data.source=images", "teacher=null", "optim.epochs=1")
@@ -89,7 +89,11 @@ def test_a_finished_run_tells_that_its_images_are_others_now(project, fastlg, im
     open_stores(load_config(given[0], given[1:]).data)
     status, out, err = fastlg("train", *given)
     assert status == 0 and f"{told} images holds other images now; another run.name" in out, err
+    store = open_stores(load_config(given[0], given[1:]).data).path
+    held = load_config(given[0], [f"data.source={store}", "data.val=0.2"]).data  # a store without that split
+    assert what_changed(held, ["another"]) == f"{store} holds other images now"
     shutil.rmtree(project / "images")
+    assert what_changed(load_config(given[0], given[1:]).data, ["another"]) == ""
     refused(fastlg("train", *given), "images")
 
 
