@@ -121,6 +121,19 @@ def test_an_mlp_that_is_not_known_is_left_as_it_is_and_named(options, reason):
     assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
+def test_a_wide_student_has_its_mlps_named_in_one_line():
+    """DeiT-S: attention and norms are fused, of its channels add_mlp takes none."""
+    model = timm.create_model("deit_small_patch16_224", depth=5)
+    with pytest.warns(UserWarning) as told:
+        fuse(model)
+    assert [str(warning.message) for warning in told] == [
+        "blocks.0.mlp to blocks.4.mlp, 5 of them: not fused, the rest is: 384 channels are more than 192"
+    ]
+    with torch.autocast("cpu", torch.bfloat16), Bytes() as counted:
+        model.blocks[0](torch.zeros(1, 5, 384))
+    assert {"attention_forward", "add_norm_forward", "gelu"} <= set(counted.names)
+
+
 def test_the_mlp_is_fused_where_products_are_half_precision():
     block, tokens = fuse(network()).blocks[0], torch.randn(2, 17, 64)
     for cast, dtype, expected in ((True, None, True), (False, None, False), (False, torch.bfloat16, True)):

@@ -100,7 +100,8 @@ def fuse(model: nn.Module) -> nn.Module:
                 left.setdefault(reason, []).append(f"{name}.mlp" if name else "mlp")
             block.__class__ = _fused_class(type(block), FusedBlock if reason else FusedMlpBlock)
     for reason, names in left.items():
-        warnings.warn(f"{', '.join(names)}: not fused, the rest is: {reason}", stacklevel=2)
+        told = ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]}, {len(names)} of them"
+        warnings.warn(f"{told}: not fused, the rest is: {reason}", stacklevel=2)
     return model
 
 
