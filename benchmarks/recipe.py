@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="the folder that holds the settings' images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="cells trained at once")
-    parser.add_argument("--only", nargs="*", metavar="LEVER", help="of the levers, these")
+    parser.add_argument("--only", nargs="*", metavar="LEVER", help="of the levers, these; of rates: with each of these")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"))
     parser.add_argument("--results", type=Path, help="where recipe-SETTING.json is written")
     options = parser.parse_args()
@@ -137,16 +137,23 @@ def main() -> int:
         path = options.results / f"recipe-{options.setting}.json"
         path.write_text(json.dumps({"setting": ladder.SETTINGS[options.setting], "rows": book.rows}, indent=1) + "\n")
         plots.recipe(book.rows, path.with_suffix(".png"))
-        if any(row["cell"]["lever"] for row in ladder.rungs(book)):
-            plots.levers(ladder.rungs(book), path.with_name(f"{path.stem}-levers.png"))
+        rungs = list(ladder.rungs(book))
+        if any(row["cell"]["lever"] for row in rungs):
+            plots.levers(rungs, path.with_name(f"{path.stem}-levers.png"))
     return 0
 
 
 def phases(options: argparse.Namespace, book: Book) -> Iterator[list[Cell]]:
     """Cells that need no row of one another: what the next phase trains is chosen by the rows before it."""
     if options.what in ("rates", "all"):
+        levers = options.only if options.what == "rates" and options.only else [""]
         for seeds in ([0], range(1, options.seeds)):
-            yield [cell for seed in seeds for cell in ladder.rate_cells(options.setting, seed, book)]
+            yield [
+                cell
+                for seed in seeds
+                for lever in levers
+                for cell in ladder.rate_cells(options.setting, seed, book, lever)
+            ]
     if options.what in ("levers", "all"):
         cells = (cell for seed in range(options.seeds) for cell in ladder.lever_cells(options.setting, seed, book))
         yield [cell for cell in cells if not options.only or cell.lever in options.only]

@@ -107,3 +107,17 @@ def test_several_at_once_give_the_rows_of_one_after_the_other(ladder, tmp_path):
     what = ("cell", "overrides", "curve", "teacher_top1")
     one, other = ({row["cell"]["guided"]: [row[key] for key in what] for row in rows} for rows in (alone, beside))
     assert one == other and one.keys() == {True, False}
+
+
+def test_a_lever_gets_muons_rates_too_and_counts_at_its_own_best(tmp_path):
+    book = cells_of.Book(tmp_path / "quickstart.jsonl")
+    cells = list(cells_of.rate_cells("quickstart", 0, book, "linear"))
+    plain = [cell for cell in cells_of.rate_cells("quickstart", 0, book) if cell.optimizer == "muon"]
+    assert [cell._replace(lever="") for cell in cells] == plain and {cell.lever for cell in cells} == {"linear"}
+    for cell in (*plain, *cells):
+        best = 2e-3 if cell.lever else 4e-3
+        book.add({"cell": cell._asdict(), "top1_last": 60.0 if cell.lr == best else 50.0})
+    kept = {(row["cell"]["lever"], row["cell"]["guided"], row["cell"]["lr"]) for row in cells_of.rungs(book)}
+    assert kept == {(lever, side, lr) for lever, lr in (("", 4e-3), ("linear", 2e-3)) for side in (True, False)}
+    again = list(cells_of.rate_cells("quickstart", 1, book, "linear"))
+    assert {(cell.lr, cell.lever, cell.seed) for cell in again} == {(2e-3, "linear", 1)} and len(again) == 2

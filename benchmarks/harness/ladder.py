@@ -107,6 +107,7 @@ class Cell(NamedTuple):
         lever = dict(LEVERS.get(self.lever) or LONG.get(self.lever) or {})
         rate = self.lr * lever.pop(TIMES, 1)
         own = {"optim.name": self.optimizer, "optim.lr": rate, "optim.min_lr": rate / 100, "run.seed": self.seed}
+        own["optim.muon_also"] = []
         if self.epochs:
             return {**own, "optim.epochs": self.epochs}
         return {**own, **({} if self.guided else {"teacher": None}), **lever}
@@ -132,18 +133,16 @@ class Book(trainings.Book):
         own = {"optimizer": optimizer, "guided": guided, "lever": lever, "seed": 0}
         return {row["cell"]["lr"]: row["top1_last"] for row in self.rows if own.items() <= row["cell"].items()}
 
-    def best_rates(self) -> list[float]:
-        return [self.best_rate(optimizer, guided) for optimizer, guided in RATES]
 
-
-def rate_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
-    """Seed 0 tries every rate; the others are trained at the best of them."""
-    tried = list(zip(*RATES.values(), strict=True))[: FEWER_RATES.get(setting)]
+def rate_cells(setting: str, seed: int, book: Book, lever: str = "") -> Iterator[Cell]:
+    """Seed 0 tries every rate; the others are trained at the best of them. With a lever those of Muon with it."""
+    sides = [side for side in RATES if not lever or side[0] == "muon"]
+    tried = list(zip(*(RATES[side] for side in sides), strict=True))[: FEWER_RATES.get(setting)]
     if more := WIDER_RATES.get(setting):
-        tried.append(tuple(more[optimizer] for optimizer, _ in RATES))
-    for rates in [book.best_rates()] if seed else tried:
-        for (optimizer, guided), lr in zip(RATES, rates, strict=True):
-            yield Cell(setting, optimizer, lr, guided, "", seed)
+        tried.append(tuple(more[optimizer] for optimizer, _ in sides))
+    for rates in [[book.best_rate(*side, lever) for side in sides]] if seed else tried:
+        for (optimizer, guided), lr in zip(sides, rates, strict=True):
+            yield Cell(setting, optimizer, lr, guided, lever, seed)
 
 
 def teacher_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
@@ -169,9 +168,13 @@ def long_cells(setting: str, seed: int, book: Book) -> Iterator[Cell]:
                 yield Cell(setting, "adamw", lr, guided, lever, seed)
 
 
-def rungs(book: Book) -> list[dict]:
-    """The rows that answer to one another: each side of each optimizer at its best rate, and every lever on them."""
-    best = {key: book.best_rate(*key) for key in RATES if book.tried(*key)}
-    rows = [row for row in book.rows if not row["cell"]["lever"].startswith(TEACHER_LEVER)]
-    cells = [(row, row["cell"]) for row in rows]
-    return [row for row, cell in cells if cell["lever"] or cell["lr"] == best[cell["optimizer"], cell["guided"]]]
+def rungs(book: Book) -> Iterator[dict]:
+    """The rows that answer to one another: each side of each optimizer at its best rate, and every lever on them, at
+    the best of its own rates where several were tried."""
+    for row in book.rows:
+        cell = row["cell"]
+        tried = book.tried(cell["optimizer"], cell["guided"], cell["lever"])
+        is_best = not tried or cell["lr"] == max(tried, key=tried.get)
+        is_long = cell["lever"] in LONG  # at the paper's rate, too
+        if (is_best or is_long) and not cell["lever"].startswith(TEACHER_LEVER):
+            yield row
