@@ -1,4 +1,5 @@
-"""Convolutions as tensor cores want them: patches that do not overlap as one product, RGB images with more channels."""
+"""Convolutions as tensor cores want them: patches that do not overlap as one product, RGB images with more channels;
+and those that are computed wrong in half precision, in float32."""
 
 from __future__ import annotations
 
@@ -44,10 +45,27 @@ class ImageConv2d(nn.Conv2d):
         return self._conv_forward(F.pad(x, missing), F.pad(self.weight, missing), self.bias)
 
 
-def use_patch_products(model: nn.Module) -> None:
-    """Makes every convolution of ``model`` over patches that do not overlap a PatchConv2d; names and weights stay."""
+class WideConv3d(nn.Conv3d):
+    """nn.Conv3d that a CPU computes in its weights' precision under autocast, too.
+
+    In bfloat16 torch 2.11 to 2.15 make gradients of weights and biases there that are no numbers, where the kernel is
+    wider than the map: lambda layers' 9 x 9 on maps of up to 8 x 8.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def use_own_convolutions(model: nn.Module) -> None:
+    """Makes every convolution of ``model`` over patches that do not overlap a PatchConv2d, and every nn.Conv3d a
+    WideConv3d; names and weights stay."""
     for module in model.modules():
-        if (
+        if type(module) is nn.Conv3d:
+            module.__class__ = WideConv3d
+        elif (
             type(module) is nn.Conv2d
             and module.kernel_size == module.stride != (1, 1)
             and module.padding in ((0, 0), 0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastlg.config.keys import is_object
 from fastlg.errors import UserError
-from fastlg.models.convolutions import is_convolutional, use_patch_products
+from fastlg.models.convolutions import is_convolutional, use_own_convolutions
 from fastlg.models.create import create
 from fastlg.models.families import Family, Place, family_of, fill_relative_positions, place_of
 from fastlg.models.general.own import is_own
@@ -65,7 +65,7 @@ class Student(nn.Module):
         if init == "reference" and not is_own(name) and not is_object(name):
             as_reference(self.bare, drop_path)
         fill_relative_positions(self.bare)
-        use_patch_products(self.bare)
+        use_own_convolutions(self.bare)
         family = family_of(self.bare)
         self.undecayed = self.of_stem = self.of_head = frozenset()
         is_general = family is None

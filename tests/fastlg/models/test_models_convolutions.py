@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlg.models.convolutions import ImageConv2d, PatchConv2d, use_patch_products
+from fastlg.models.convolutions import ImageConv2d, PatchConv2d, use_own_convolutions
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -20,7 +20,7 @@ def test_the_product_is_the_convolution(kernel, size, bias):
     upstream = torch.randn_like(expected)
     expected_grads = torch.autograd.grad(expected, inputs, upstream)
     model = nn.Sequential(conv)
-    use_patch_products(model)
+    use_own_convolutions(model)
     ours = model[0].product(images)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(torch.autograd.grad(ours, inputs, upstream), expected_grads)
@@ -35,10 +35,25 @@ def test_only_convolutions_over_whole_patches_are_changed_and_no_name_is():
         nn.Conv2d(8, 8, 2, 2),
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    use_patch_products(model)
+    use_own_convolutions(model)
     assert [type(module) is PatchConv2d for module in model] == [True, False, False, False, True]
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(("kernel", "side"), [(9, 8), (7, 2), (3, 8)])
+def test_a_convolution_wider_than_its_map_has_gradients_in_half_precision(kernel, side):
+    """As lambda layers have them: torch's own are no numbers on a CPU."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(1, 6, (kernel, kernel, 1), padding=(kernel // 2, kernel // 2, 0)))
+    maps = torch.randn(2, 1, side, side, 12, requires_grad=True)
+    inputs = [maps, *model.parameters()]
+    expected = torch.autograd.grad(model(maps).square().mean(), inputs)
+    use_own_convolutions(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(maps.to(torch.bfloat16))
+    for ours, truth in zip(torch.autograd.grad(found.square().mean(), inputs), expected, strict=True):
+        assert (ours - truth).norm() <= 0.02 * truth.norm()
 
 
 @pytest.mark.parametrize("bias", [True, False])
