@@ -36,6 +36,8 @@ CASES = [
     ("sm90", "window C300", BF16, {}),
     ("sm90", "7 to 28", BF16, {}),
     ("sm90", "14 to 48", BF16, {}),
+    ("sm90", "deit_ti/0", FP32, {"allow_tf32": True, "teacher_dtype": BF16}),
+    ("sm90", "deit_ti/1", FP32, {"allow_tf32": True, "teacher_dtype": BF16}),
     ("sm90", "deit_ti/2", FP32, {"allow_tf32": True}),
     ("sm90", "window C300", FP32, {}),
     ("sm80", "deit_ti/0", BF16, {}),
@@ -73,11 +75,38 @@ def test_the_cases_take_every_row_of_the_tables(monkeypatch):
     assert taken == {*guidance_configs.SAFE, *(row for rows in guidance_configs.FAMILIES.values() for row in rows)}
 
 
+DEIT = [SHAPES[f"deit_ti/{index}"] for index in range(3)]
+
+
+def token_readings(launches, channels: int) -> int:
+    """How often forward kernels and those of weights read the tokens: each block of teacher's channels reads them."""
+    readings = 0
+    for launch in launches:
+        match launch.kernel.fn.__name__:
+            case "flat_kernel" | "window_kernel":
+                readings += launch.grid[0]
+            case "weight_grad_kernel":
+                assert launch.grid[0] * launch.keywords["BC"] >= channels  # its blocks of channels read their own
+                readings += launch.grid[1]
+    return readings
+
+
+@pytest.mark.parametrize(("dtype", "readings"), [(FP32, 5), (BF16, 3)])
+def test_deit_ti_reads_its_tokens_as_often_as_its_rows_say(monkeypatch, dtype, readings):
+    """As in training: autocast, a float32 stream or a bfloat16 one, a bfloat16 teacher; three pairs."""
+    options = {"allow_tf32": True, "teacher_dtype": BF16, "batch": 1024}
+    launches = record(monkeypatch, "sm90", DEIT, dtype, **options)
+    assert token_readings(launches, 192) == readings
+    safe = record(monkeypatch, "sm80", DEIT, dtype, **options)
+    assert token_readings(safe, 192) > readings
+    exact = record(monkeypatch, "sm90", DEIT, FP32, **{**options, "allow_tf32": False})
+    assert [launch.keywords for launch in exact] != [launch.keywords for launch in launches]
+
+
 def resnet50(channels):
     return [((14, 14), channels, dim, size) for dim, size in ((512, (28, 28)), (1024, (14, 14)), (2048, (7, 7)))]
 
 
-DEIT = [SHAPES[f"deit_ti/{index}"] for index in range(3)]
 PVT = [SHAPES[f"pvt_ti/{index}"] for index in range(4)]
 LARGE = {
     "vit_base": resnet50(768),

@@ -44,7 +44,7 @@ class Schedule(NamedTuple):
     grad_programs: int
 
 
-def plan_pair(pair: Pair, family: str, tuned: bool = True) -> Plan:
+def plan_pair(pair: Pair, family: str, allow_tf32: bool = False, tuned: bool = True) -> Plan:
     """Kernel, constants and tiles of one pair; the safe configuration unless ``tuned``."""
     student, teacher, weight, _, grid = pair
     batch, dim, height, width = teacher.shape
@@ -52,24 +52,26 @@ def plan_pair(pair: Pair, family: str, tuned: bool = True) -> Plan:
     tokens, strides = student_strides(student, grid)
     wide = needs_64_bit(strides, teacher, grid, channels)
     plain = tuned and not wide and is_plain(tokens, strides, channels)
-    facts = family, channels, dim, itemsize
-    side = max(*grid, height, width)
+    facts, tf32 = (family, channels, dim, itemsize), {"tf32": tuned and allow_tf32}
+    own = {"plain": plain, "side": max(*grid, height, width), **tf32}
     constants = {"C": channels, "D": dim, "HS": grid[0], "WS": grid[1], "HT": height, "WT": width}
     if grid[0] >= height and grid[1] >= width:
-        kernel, config = flat_kernel, choose("flat", *facts, plain=plain, side=side)
+        kernel, config = flat_kernel, choose("flat", *facts, **own)
         constants.update(BT=config.tokens, CHANNELS_LAST=teacher.stride(1) == 1)
         tiles = triton.cdiv(batch * grid[0] * grid[1], config.tokens)
     else:
-        kernel, config = window_kernel, choose("window", *facts, plain=plain, side=side)
+        kernel, config = window_kernel, choose("window", *facts, **own)
         window = window_constants(grid, (height, width), config)
         constants.update(window, RESIDUAL_SCALE=residual_scale(grid, teacher.shape))
         tiles = triton.cdiv(batch, window["PACK"] ** 2) * window["TILES_Y"] * window["TILES_X"]
     constants.update(BC=config.channels, BD=config.dims, CHUNKS=triton.cdiv(channels, config.channels))
     blocks = triton.cdiv(dim, config.dims)
-    return Plan(kernel, constants, config, choose("weight_grad", *facts), tiles, blocks, tokens, strides, wide)
+    return Plan(kernel, constants, config, choose("weight_grad", *facts, **tf32), tiles, blocks, tokens, strides, wide)
 
 
-def plan_forward(pairs: Sequence[Pair], family: str, processors: int, with_weights: bool) -> Schedule:
+def plan_forward(
+    pairs: Sequence[Pair], family: str, processors: int, with_weights: bool, allow_tf32: bool = False
+) -> Schedule:
     """Plans of all pairs, their partial gradients within PARTIAL_BYTES (or one row, where that alone is more).
 
     Many programs share the tiles of a pair, and each leaves its sums. A fused pair leaves its gradients in the programs
@@ -78,7 +80,7 @@ def plan_forward(pairs: Sequence[Pair], family: str, processors: int, with_weigh
     """
     width = sum(w.numel() + b.numel() for _, _, w, b, _ in pairs) if with_weights else 0
     for tuned in (True, False):
-        plans = [plan_pair(pair, family, tuned) for pair in pairs]
+        plans = [plan_pair(pair, family, allow_tf32, tuned) for pair in pairs]
         programs = max(min(plan.tiles, processors * plan.config.programs) for plan in plans)
         grad_programs = min(programs, max(1, PARTIAL_BYTES // max(1, 4 * width)))
         if grad_programs == programs or not any(plan.config.fused for plan in plans):
@@ -138,7 +140,7 @@ def forward(
     Loss and gradients are divided by counts; residuals are E times ``residual_scale``.
     """
     device = pairs[0][0].device
-    plans, programs, grad_programs = plan_forward(pairs, *device_family(device), with_weights)
+    plans, programs, grad_programs = plan_forward(pairs, *device_family(device), with_weights, allow_tf32)
     sizes = [w.numel() + b.numel() if with_weights else 0 for _, _, w, b, _ in pairs]
     losses = sum(plan.blocks for plan in plans)
     partials = (
@@ -205,7 +207,8 @@ def token_grad(residual: Tensor, weight: Tensor, upstream: Tensor, scale: float,
         length, (n, t, c) = out.shape[1], out.stride()
     else:
         length, (n, c, _, t) = out.shape[2] * out.shape[3], out.stride()
-    config = choose("token_grad", device_family(out.device)[0], channels, dim, out.element_size(), plain=c == 1)
+    facts = device_family(out.device)[0], channels, dim, out.element_size()
+    config = choose("token_grad", *facts, plain=c == 1, tf32=allow_tf32)
     rows = out.shape[0] * length
     with torch.cuda.device_of(out):
         token_grad_kernel[(triton.cdiv(rows, config.tokens),)](

@@ -50,6 +50,7 @@ class Row(NamedTuple):
     side           longest side of either grid
     multiple       divides the student's channels
     plain          only where rows of channels are aligned and dense, and offsets take 32 bits (see launch.py)
+    tf32           only where one TF32 product is allowed, as under autocast: three take more registers
     """
 
     kernel: str
@@ -60,6 +61,7 @@ class Row(NamedTuple):
     side: int = ANY
     multiple: int = 1
     plain: bool = False
+    tf32: bool = False
 
 
 SAFE = (
@@ -76,6 +78,7 @@ SAFE = (
     Row("token_grad", 4, Config(tokens=32, channels=64, dims=32, warps=4, stages=1)),
 )
 WINDOW_16 = Config(dims=16, rows=32, programs=1, warps=16, stages=1, fused=True)
+FLAT_32 = Config(tokens=32, dims=64, programs=1, fused=True)
 HOPPER = (
     Row("flat", 2, Config(tokens=128, dims=64, programs=1, fused=True), channels=192, multiple=64, plain=True),
     Row("flat", 2, Config(tokens=128, dims=32, programs=1, fused=True), channels=320, plain=True),
@@ -85,6 +88,11 @@ HOPPER = (
     Row("window", 2, Config(dims=16), dim=16, side=32, plain=True),
     Row("window", 2, Config(dims=32), side=16, plain=True),
     Row("window", 2, Config(channels=32, dims=16, rows=32), side=32),
+    Row("flat", 4, FLAT_32, channels=192, multiple=64, plain=True, tf32=True),
+    Row("flat", 4, Config(tokens=64, channels=32, dims=64), plain=True, tf32=True),
+    Row("window", 4, Config(dims=16, rows=32, stages=1), dim=16, side=32, plain=True, tf32=True),
+    Row("window", 4, Config(dims=32, stages=1), side=16, plain=True, tf32=True),
+    Row("weight_grad", 4, Config(tokens=32, channels=64, dims=64, warps=4), tf32=True),
     Row("token_grad", 4, Config(tokens=64, channels=64, dims=32, stages=1)),
 )
 FAMILIES = {"sm90": HOPPER + SAFE}
@@ -97,11 +105,20 @@ def choose(kernel: str, family: str, channels: int, dim: int, itemsize: int, **f
 
 
 def choose_row(
-    kernel: str, family: str, channels: int, dim: int, itemsize: int, *, plain: bool = False, side: int = ANY
+    kernel: str,
+    family: str,
+    channels: int,
+    dim: int,
+    itemsize: int,
+    *,
+    plain: bool = False,
+    tf32: bool = False,
+    side: int = ANY,
 ) -> Row:
-    """The first row of the family's table that fits; ``plain`` and ``side`` as in Row."""
+    """The first row of the family's table that fits; ``plain``, ``tf32`` and ``side`` as in Row."""
     for row in FAMILIES.get(family, SAFE):
         fits = channels <= row.channels and channels % row.multiple == 0 and dim <= row.dim and side <= row.side
-        if (row.kernel, row.itemsize) == (kernel, itemsize) and fits and (plain or not row.plain):
+        allowed = (plain or not row.plain) and (tf32 or not row.tf32)
+        if (row.kernel, row.itemsize) == (kernel, itemsize) and fits and allowed:
             return row
     raise LookupError(f"no {kernel} configuration for elements of {itemsize} bytes")
