@@ -26,7 +26,7 @@ FLOORS = [
     {"cli", "api"},
     {"__main__"},
 ]
-USES_KERNELS = {"data", "models", "teacher", "objective", "integrations"}
+USES_KERNELS = {"data", "engine", "models", "teacher", "objective", "integrations"}
 ONLY_IN = {
     "ffcv": {"data/loaders/ffcv.py"},
     "nvidia": {"data/loaders/dali.py"},

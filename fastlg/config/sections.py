@@ -287,7 +287,7 @@ class EngineConfig(Section):
     channels_last: Switch = "auto"  # memory format of CNNs: of the teacher, and of one in training
     fold_norms: Switch = "auto"  # fold the teacher's batch norms into its convolutions
     fused_attention: Switch = "auto"  # scaled_dot_product_attention, where the student supports it
-    fuse: Switch = "auto"  # run blocks of timm's ViT on fastlg_kernels.fuse
+    fuse: Switch = "auto"  # run blocks of timm's ViT on fastlg_kernels.fuse, and AdamW in one launch
     tune_convolutions: Switch = "auto"  # let cuDNN time its algorithms; a resumed run may differ in bits; auto: off
     checkpointing: bool = False  # recompute the student's blocks in backward: less memory, a third more work
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed: ZeRO stage

@@ -14,6 +14,7 @@ from fastlg.engine.precision import build_optimizer
 from fastlg.engine.protocol import Around, Engine, Share, share_batch
 from fastlg.engine.schedule import schedule_of
 from fastlg.engine.switches import Switches, decide
+from fastlg.engine.update.one_launch import takes_one_launch
 from fastlg.engine.update.timm_optimizers import check_optimizer, keeps_on_host
 
 
@@ -79,7 +80,8 @@ def new_engine(
     around: Around | None = None,
 ) -> Engine:
     """The engine of a run, its optimizer over the unit's parameters in ``groups``. Raises UserError."""
-    optimizer = build_optimizer(groups, optim, on_device=switches.graph)
+    in_one_launch = switches.fuse and takes_one_launch(optim, device, dtype, engine_kind(engine))
+    optimizer = build_optimizer(groups, optim, on_device=switches.graph, in_one_launch=in_one_launch)
     common = {"device": device, "dtype": dtype, "accumulation": share.accumulation, "is_compiled": switches.compile}
     if engine_kind(engine) == "plain":
         own = {"clip_norm": optim.clip_norm, "ema": optim.ema, "rho": optim.sam_rho, "is_captured": switches.graph}

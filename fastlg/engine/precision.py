@@ -10,6 +10,7 @@ from fastlg.config import EngineConfig, OptimConfig
 from fastlg.engine.update.muon import Muon
 from fastlg.engine.update.timm_optimizers import timm_optimizer
 from fastlg.errors import UserError
+from fastlg_kernels import AdamW
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,12 +59,15 @@ def multiplies_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict], config: OptimConfig, *, on_device: bool = False, in_one_launch: bool = False
+) -> torch.optim.Optimizer:
     """Fused AdamW, Nesterov SGD, Muon beside AdamW, or one of timm's, over parameter groups that carry their own weight
     decay, and where layers have learning rates of their own ``lr_scale``, their share of the rate.
 
     ``on_device`` keeps learning rate and step count in tensors there, which a captured CUDA graph reads anew each time.
-    Raises UserError for what timm does not have.
+    ``in_one_launch`` takes fastlg_kernels' AdamW for torch's; either reads what the other left. Raises UserError for
+    what timm does not have.
     """
     lr: float | torch.Tensor = config.lr
     if on_device:
@@ -76,6 +80,8 @@ def build_optimizer(groups: list[dict], config: OptimConfig, *, on_device: bool 
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     if config.name == "muon":
         return Muon(groups, lr, momentum=config.muon_momentum, betas=config.betas, capturable=on_device)
+    if in_one_launch:
+        return AdamW(groups, lr=lr, betas=config.betas)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True, capturable=on_device)
 
 

@@ -1,4 +1,4 @@
-"""A guided student on fused blocks, their kernels under Triton's interpreter, learns what it learns without.
+"""A guided student on fused blocks and AdamW in one launch, under Triton's interpreter, learns what it learns without.
 
 Run by test_interpreted.py in a process of its own.
 """
@@ -36,7 +36,9 @@ def stepped(is_fused: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
     if is_fused:
         use_fused_blocks(student)
     unit = GuidedStudent(student, [4, 6], GuidanceConfig()).train()
-    optimizer = build_optimizer(param_groups(unit, 0.05), OptimConfig(lr=1e-3))
+    optimizer = build_optimizer(param_groups(unit, 0.05), OptimConfig(lr=1e-3), in_one_launch=is_fused)
+    if is_fused:
+        optimizer.impl = "triton"
     generator = torch.Generator().manual_seed(4)
     maps = tuple(torch.randn(3, channels, 4, 4, generator=generator) for channels in (4, 6))
     engine = PlainEngine(unit, lambda *_: Guide(maps, torch.zeros(3, 3)), optimizer, device=CPU, dtype=torch.float32)

@@ -18,6 +18,7 @@ from fastlg.engine.build import engine_kind, new_engine
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.switches import decide
 from fastlg.errors import UserError
+from fastlg_kernels import AdamW
 from fastlg_kernels.blocks import FusedBlock
 
 training = import_module("fastlg.train")  # the module; the attribute of the package is the verb
@@ -117,6 +118,7 @@ def switches_of_a_gpu(tmp_path, monkeypatch):
         parts = parts_of(*BARE, "model.args.embed_dim=64", "model.args.num_heads=2")
         assert torch.backends.cudnn.benchmark is value
         assert [isinstance(block, FusedBlock) for block in parts.unit.student.bare.blocks] == [value] * 3
+        assert isinstance(parts.engine.optimizer, AdamW) is value
 
 
 @reaches("engine.residual")

@@ -10,6 +10,7 @@ from engine_cases import DRLOC, FADES, RISES, trained
 from fastlg.assemble import assemble
 from fastlg.config import load_config
 from fastlg.data.stores import open_stores
+from fastlg.engine.update import one_launch
 from fastlg.models.resnet_cifar import resnet20
 from fastlg.run.metrics import Meter
 from fastlg.train import batches
@@ -61,6 +62,10 @@ def test_an_acceleration_learns_as_the_eager_engine(project, name, precision):
     fast = run(f"engine.precision={precision}", *ON[name])
     tolerance = 1e-3 if precision == "fp32" else 3e-2
     torch.testing.assert_close(fast["losses"], eager["losses"], rtol=tolerance, atol=0)
+
+
+def test_adamw_in_one_launch_is_torchs():
+    assert one_launch.stray(torch.device("cuda")) == ""
 
 
 def test_a_cached_teacher_is_captured_as_it_runs_eagerly(project):

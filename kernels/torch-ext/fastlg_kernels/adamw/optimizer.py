@@ -120,11 +120,13 @@ class AdamW(torch.optim.Optimizer):
             for g in self.param_groups
         ]
         if rows != self._rows:
+            if like.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("AdamW cannot be captured with other options than its last step had; take one first")
             self._rows, rates = rows, torch.tensor(rows, dtype=torch.float64)
             if self._rates is None or self._rates.shape != rates.shape:
-                self._rates = rates.to(like.device)
-            else:
-                self._rates.copy_(rates)
+                self._rates = torch.empty_like(rates, device=like.device)
+            # pinned, so that the host does not wait for the device; torch's allocator keeps it until it is there
+            self._rates.copy_(rates.pin_memory() if like.is_cuda else rates, non_blocking=True)
         for k, group in enumerate(self.param_groups):
             if isinstance(group["lr"], Tensor):
                 self._rates[k, COLUMN.lr].copy_(group["lr"].squeeze())
