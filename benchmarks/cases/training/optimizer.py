@@ -1,4 +1,5 @@
-"""The optimizer's update of DeiT-Ti and its projections: torch's three forms of AdamW; Muon, ours and torch's."""
+"""The optimizer's update of DeiT-Ti and its projections: torch's three forms of AdamW, on a GPU beside ours in one
+launch; Muon, ours and torch's."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from fastlg.engine.update.muon import Muon, flops_of, matrix_of, orthogonal_dtyp
 from fastlg.models.build import new_model
 from fastlg.models.param_groups import param_groups
 from fastlg.objective import GuidedStudent
+from fastlg_kernels import AdamW
 
 FORMS = {"for loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 MUON_BYTES = 5 * 4  # per parameter of a matrix: read weight, gradient and momentum, write weight and momentum, in fp32
@@ -39,6 +41,8 @@ def _adamw(bench: Bench, config: Config) -> None:
         unit = _unit(bench, config)
         parameters = sum(p.numel() for p in unit.parameters())
         runs[name] = torch.optim.AdamW(param_groups(unit, 0.05), lr=5e-4, **options).step
+    if bench.gpu:
+        runs["one launch"] = AdamW(param_groups(_unit(bench, config), 0.05), lr=5e-4).step
     times = bench.turns(runs, turns=30 if bench.gpu else 9, seconds=bench.seconds * 0.3, warm=2)
     for name, taken in times.items():
         work = Work(parameters * ADAMW_BYTES, 0)
