@@ -121,8 +121,8 @@ def _create(name: str, num_classes: int, drop: dict[str, float], model_args: dic
 def _refuse_long(model_args: Mapping[str, Any]) -> None:
     """Raises UserError for numbers with which no model is built in a lifetime, and for sizes that nothing has."""
     for key, value in model_args.items():
-        if key.startswith(SIZES) and min(_integers(value), default=1) < 1:
-            raise UserError(f"model.args.{key} is {brief(value)}; give at least 1")
+        if key.startswith(SIZES) and (isinstance(value, bool) or min(_integers(value), default=1) < 1):
+            raise UserError(f"model.args.{key} is {brief(value)}; give a whole number, at least 1")
         most = MOST_BLOCKS if key.startswith(COUNTS) else LARGEST_ARGUMENT
         if max(map(abs, _integers(value)), default=0) > most:
             raise UserError(f"model.args.{key} is {brief(value)}; give at most {most:,}")

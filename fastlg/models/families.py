@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
+from fastlg.errors import UserError
 from fastlg.models.vits.cvt import ConvolutionalTransformer
 from fastlg.models.vits.t2t import T2TViT
 from fastlg.models.vits.token_model import BlockShape, TokenModel, conv_side
@@ -84,9 +85,18 @@ def family_of(model: nn.Module) -> Family | None:
 
 
 def fill_relative_positions(model: nn.Module) -> None:
-    """ConViT: timm fills these buffers in the first forward, which torch.compile cannot trace; so fill them before."""
+    """ConViT: timm fills these buffers in the first forward, which torch.compile cannot trace; so fill them before.
+
+    Raises UserError for patches in a grid that is no square, which timm counts as one.
+    """
     for block in model.blocks if isinstance(model, ConVit) else ():
         if block.use_gpsa and "rel_indices" in dict(block.attn.named_buffers(recurse=False)):
+            high, wide = model.patch_embed.grid_size
+            if high != wide:
+                raise UserError(
+                    f"model.args.patch_size gives a grid of {high} x {wide}, but ConViT's local attention takes square "
+                    "grids; use square patches"
+                )
             block.attn.rel_indices = block.attn.get_rel_indices(model.num_patches)
 
 
