@@ -239,7 +239,7 @@ class PretrainConfig(Section):
 class OptimConfig(OfTimmOrOurs):
     """Optimizer and learning rate, which is one throughout an epoch (engine/schedule.py)."""
 
-    name: Literal["adamw", "sgd", "muon"] | OfTimm = "adamw"  # muon: Muon for hidden matrices, AdamW for the rest
+    name: Literal["adamw", "sgd", "muon"] | OfTimm = "adamw"  # muon: Muon for matrices, AdamW for the rest
     args: dict[str, Any] = {}  # arguments of a timm optimizer, besides lr and weight_decay
     lr: Positive | Auto = 5e-4  # peak learning rate; not scaled by the batch size
     min_lr: NotNegative = 5e-6  # learning rate at the end
@@ -255,7 +255,7 @@ class OptimConfig(OfTimmOrOurs):
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # of adamw
     momentum: Momentum = 0.9  # of sgd, Nesterov
     muon_momentum: Momentum = 0.95  # of muon's matrices, Nesterov
-    muon_also: tuple[Literal["stem", "head"], ...] = ()  # muon steps these layers' matrices too: patch embedding, head
+    muon_also: list[Literal["stem", "head"]] = ["stem"]  # what else muon steps: patch embedding, head
     clip_norm: NotNegative = 0.0  # largest L2 norm of the gradients; 0: no clipping
     label_smoothing: Momentum = 0.0  # fraction of each target spread over all classes
     ema: Momentum = 0.0  # decay per update of averaged weights, which are tested and exported; 0: off
