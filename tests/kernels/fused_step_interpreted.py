@@ -22,7 +22,7 @@ from fastlg.objective import GuidedStudent
 from fastlg.teacher.online import Guide
 from fastlg_kernels import blocks
 
-CPU, STEPS = torch.device("cpu"), 3
+CPU, STEPS = torch.device("cpu"), 20
 TINY = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 LOSSES, WEIGHTS = 1e-5, 1e-4  # relative; absolute: the steps are of 1e-3
 
@@ -49,7 +49,7 @@ def stepped(is_fused: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, unit.state_dict()
 
 
-def test_three_guided_steps_are_those_of_the_unfused_student(monkeypatch):
+def test_twenty_guided_steps_are_those_of_the_unfused_student(monkeypatch):
     for name in ("short_attention", "add_layer_norm"):
         monkeypatch.setattr(blocks, name, partial(getattr(blocks, name), impl="triton"))
     (found, weights), (truth, wanted) = stepped(True), stepped(False)
