@@ -69,6 +69,10 @@ LEVERS: dict[str, dict] = {
     "Muon steps the head too": {"optim.muon_also": ["head"]},
     "Muon steps the patches too": {"optim.muon_also": ["stem"]},
     "Muon steps patches and head too": {"optim.muon_also": ["stem", "head"]},
+    "patches, 24, 32, 48 px": {
+        "optim.muon_also": ["stem"],
+        "model.resolution": [[0.0, 24], [0.3, 32], [0.6, 48]],
+    },
     "teacher of 2 epochs": {**OWN_TEACHER, "teacher.overrides.optim.epochs": 2},
     "teacher of 2 epochs, Muon": {
         **OWN_TEACHER,
@@ -89,7 +93,12 @@ TEACHERS = {  # optimizer and epochs -> rates
     ("muon", 2): (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
 }
 TEACHER_LEVER = "teacher, "
-SETTINGS_OF = {"24, 32, 48 px": ("mini", "flowers17"), "24, 32, 40 px": ("slice",)}  # of a lever that not all can take
+AT_48_PX = ("mini", "flowers17")
+SETTINGS_OF = {  # of a lever that not all can take
+    "24, 32, 48 px": AT_48_PX,
+    "patches, 24, 32, 48 px": AT_48_PX,
+    "24, 32, 40 px": ("slice",),
+}
 GUIDED_ONLY = ("guidance.", "teacher.")  # levers of such keys have no unguided side
 
 
