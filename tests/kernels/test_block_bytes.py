@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils._triton
 from torch._subclasses import FakeTensorMode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,7 @@ def compiled_bytes(function, *shapes: tuple[int, ...]) -> tuple[int, list[set[st
 
 def test_what_a_compiler_fuses_is_read_and_written_once():
     pytest.importorskip("triton")
+    assert torch.utils._triton.has_triton() is torch.cuda.is_available()  # which torch remembers
     size = 4 * 512 * 1024  # bytes of a tensor; sums and what they leave are thousands of times less
     moved, kernels = compiled_bytes(lambda x, y: (F.gelu(x) * y).sum(), (512, 1024), (512, 1024))
     assert moved == pytest.approx((2 + 2 + 2) * size, rel=0.01)  # x, y; x, y again and their gradients
@@ -34,6 +36,7 @@ def test_what_a_compiler_fuses_is_read_and_written_once():
         (1 + 2 + 1) * size + size + 2 * size + (1 + 2 + 1) * size + (1 + 1 + 2) * size, rel=0.01
     )
     assert sum("mm" in names for names in kernels) == 3
+    assert torch.utils._triton.has_triton() is torch.cuda.is_available()
 
 
 def test_the_pages_repeat_the_table():

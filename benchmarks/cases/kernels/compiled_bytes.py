@@ -18,6 +18,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+import torch.utils._triton
 from functorch.compile import aot_function, min_cut_rematerialization_partition
 from torch import Tensor
 from torch._guards import detect_fake_mode
@@ -51,7 +52,10 @@ def attention_of_a_gpu():
 
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
-    """Inside, torch is told of an H100 by all that Inductor asks. Nothing may be computed."""
+    """Inside, torch is told of an H100 by all that Inductor asks. Nothing may be computed.
+
+    What torch remembers of the machine's Triton is forgotten on the way in and out.
+    """
     from torch._dynamo.device_interface import CudaInterface
 
     told = {
@@ -71,6 +75,10 @@ def pretended_gpu() -> Iterator[None]:
         ):
             for name, answer in answers.items():
                 stack.enter_context(mock.patch.object(owner, name, answer))
+        remembered = [own for own in vars(torch.utils._triton).values() if hasattr(own, "cache_clear")]
+        for forget in (own.cache_clear for own in remembered):
+            forget()
+            stack.callback(forget)
         yield
 
 

@@ -15,8 +15,8 @@ from fastlg.config import OptimConfig, load_config
 from fastlg.engine.protocol import share_batch
 from fastlg.engine.schedule import schedule_of
 from fastlg.models import resnet20
-from fastlg.run import trained as read_back
 from fastlg.run.plan import budget_advice, class_advice, teacher_advice
+from fastlg.run.trained import teachers as read_back
 
 
 @pytest.mark.parametrize(
