@@ -12,6 +12,7 @@ from fastlg.config.load import (
     read_saved_config,
     read_tree,
     save_config,
+    saved_config,
     shipped_configs,
 )
 from fastlg.config.overrides import parse_overrides
@@ -54,5 +55,6 @@ __all__ = [
     "read_saved_config",
     "read_tree",
     "save_config",
+    "saved_config",
     "shipped_configs",
 ]

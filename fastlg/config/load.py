@@ -198,8 +198,16 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def read_saved_config(path: Path) -> Config:
-    """A run's own config.yaml; fields that are newer than it take their defaults. Raises UserError."""
-    return config_from(_read(path), brief(path, PATH))
+    """A run's own config.yaml, as ``saved_config``. Raises UserError."""
+    return saved_config(_read(path), brief(path, PATH))
+
+
+def saved_config(tree: Any, where: str) -> Config:
+    """What a run has written; fields that are newer than it mean what it trained by. Raises UserError."""
+    optim = tree.get("optim") if isinstance(tree, dict) else None
+    if isinstance(optim, dict) and optim.get("name") == "muon":
+        tree = {**tree, "optim": {"muon_also": [], **optim}}
+    return config_from(tree, where)
 
 
 def config_from(tree: Any, where: str) -> Config:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastlg.config import Config, config_from, dotted, load_config, read_saved_config
+from fastlg.config import Config, dotted, load_config, read_saved_config, saved_config
 from fastlg.config.auto import AUTO, KEYS
 from fastlg.errors import UserError, brief
 from fastlg.files.atomic import PARTIAL
@@ -167,7 +167,7 @@ def resume_source(folder: Path, resume: str) -> Path | None:
 def read_resumable(path: Path, config: Config, fingerprints: list[str]) -> dict:
     """The state that a run saved in ``path``. Raises UserError for one of another config or other images."""
     state = load_checkpoint(path)
-    refuse_other(config_from(state.get("config"), str(path)), config, str(path))
+    refuse_other(saved_config(state.get("config"), str(path)), config, str(path))
     if state.get("data") != fingerprints:
         raise _on_other_images(f"checkpoint {path}", config)
     return state

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastlg.config import Config, config_from, read_saved_config
+from fastlg.config import Config, read_saved_config, saved_config
 from fastlg.engine.switches import takes_fused_attention
 from fastlg.errors import UserError
 from fastlg.models.build import new_model
@@ -41,7 +41,7 @@ def load_trained(folder: Path, which: str = "last", *, fix: str = "") -> tuple[C
     if not isinstance(unit, dict) or not isinstance(class_names, list) or not class_names:
         raise UserError(f"checkpoint {path} holds no weights and class names of a run; it was altered")
     if isinstance(state.get("config"), dict):
-        refuse_other(config_from(state["config"], str(path)), config, str(path), fix="put the run's own file back")
+        refuse_other(saved_config(state["config"], str(path)), config, str(path), fix="put the run's own file back")
     model = new_model(config.model, config.teacher, len(class_names))
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in unit.items() if str(k).startswith(prefix)}

@@ -7,7 +7,7 @@ import os
 import pytest
 import yaml
 
-from fastlg.config import config_folders, dotted, find_config, load_config, parse_overrides, save_config
+from fastlg.config import config_folders, dotted, find_config, load_config, parse_overrides, save_config, saved_config
 from fastlg.errors import UserError
 
 SMALL = {"data": {"source": "images"}, "model": {"name": "resnet20", "image_size": 32}}
@@ -122,3 +122,8 @@ def test_shipped_configs_are_found_by_every_form_of_their_name():
 
 def test_override_values_are_yaml():
     assert parse_overrides(["a.b=[1, 2]", "c=null", "d=x=y"]) == {"a.b": [1, 2], "c": None, "d": "x=y"}
+
+
+def test_a_run_that_was_saved_before_a_field_existed_means_what_it_trained_by():
+    for optim, meant in (({"name": "muon"}, []), ({"name": "muon", "muon_also": ["head"]}, ["head"]), ({}, ["stem"])):
+        assert saved_config({**SMALL, "optim": optim}, "it").optim.muon_also == meant
